@@ -1,0 +1,1 @@
+"""Whole-image prediction, metrics, tables and figures."""

@@ -1,0 +1,79 @@
+"""U-Net for slices, in the form semi-supervised methods on ACDC compare with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from semiseg.models.initialisation import initialise
+
+
+def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
+    # A bias ahead of batch normalisation has no effect.
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.LeakyReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.LeakyReLU(inplace=True),
+    )
+
+
+class UNet(nn.Module):
+    """U-Net: two convolutions a stage, batch normalisation, dropout in the encoder, concatenated skips.
+
+    `network(x)` returns the logits and the embedding z of every pixel, which is the input of the linear
+    classifier (MPER eq. 3). Random weights come from torch's global generator.
+    Source: O. Ronneberger et al., U-Net, MICCAI 2015, with the widths and dropout of SSL4MIS.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 4,
+        filters: Sequence[int] = (16, 32, 64, 128, 256),  # per stage; the first is the width of the embedding
+        dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),  # of single values, per stage of the encoder
+        classifier_dropout: float = 0.0,  # of whole channels, before the classifier
+        embedding_after_dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(dropout) != len(filters):
+            raise ValueError(
+                f"dropout has {len(dropout)} values, accepted are as many as filters, {len(filters)}"
+            )
+        self.encoder = nn.ModuleList(
+            _stage(before, width, probability)
+            for before, width, probability in zip((in_channels, *filters[:-1]), filters, dropout, strict=True)
+        )
+        self.down = nn.MaxPool2d(2)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(below, width, kernel_size=2, stride=2)
+            for below, width in zip(filters[:0:-1], filters[-2::-1], strict=True)
+        )
+        self.decoder = nn.ModuleList(_stage(2 * width, width, dropout=0.0) for width in filters[-2::-1])
+        self.dropout = nn.Dropout2d(classifier_dropout)
+        self.classifier = nn.Conv2d(filters[0], num_classes, kernel_size=1)
+        self.side_multiple = 2 ** (len(filters) - 1)
+        self.width = filters[0]  # of the embedding
+        self.embedding_after_dropout = embedding_after_dropout
+        initialise(self)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, H, W], sides multiples of 16 (2 per halving)
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, num_classes, H, W] and embedding [B, filters[0], H, W]. ValueError for other sides."""
+        if any(side % self.side_multiple for side in x.shape[2:]):
+            raise ValueError(
+                f"x has sides {tuple(x.shape[2:])}, accepted are multiples of {self.side_multiple}"
+            )
+        features = [self.encoder[0](x)]
+        for stage in self.encoder[1:]:
+            features.append(stage(self.down(features[-1])))
+        embedding = features.pop()
+        for up, stage in zip(self.up, self.decoder, strict=True):
+            embedding = stage(torch.cat((features.pop(), up(embedding)), dim=1))
+        dropped = self.dropout(embedding)
+        return self.classifier(dropped), dropped if self.embedding_after_dropout else embedding

@@ -1,0 +1,125 @@
+"""V-Net for volumes, in the form semi-supervised methods on the left atrium compare with."""
+
+from torch import Tensor, nn
+
+from semiseg.models.initialisation import initialise
+
+CONVOLUTIONS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per stage, from full resolution to the bottleneck
+SIDE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
+
+
+def _activated(convolution: nn.Module, channels: int, normalization: bool) -> list[nn.Module]:
+    normalizations = [nn.BatchNorm3d(channels)] if normalization else []
+    return [convolution, *normalizations, nn.ReLU(inplace=True)]
+
+
+def _stage(convolutions: int, in_channels: int, channels: int, normalization: bool) -> nn.Sequential:
+    layers = []
+    for width in (in_channels, *[channels] * (convolutions - 1)):
+        # A bias ahead of batch normalisation has no effect.
+        convolution = nn.Conv3d(width, channels, kernel_size=3, padding=1, bias=not normalization)
+        layers += _activated(convolution, channels, normalization)
+    return nn.Sequential(*layers)
+
+
+def _resample(
+    convolution: type[nn.Module], in_channels: int, channels: int, normalization: bool
+) -> nn.Sequential:
+    layer = convolution(in_channels, channels, kernel_size=2, stride=2, bias=not normalization)
+    return nn.Sequential(*_activated(layer, channels, normalization))
+
+
+class VNetEncoder(nn.Module):
+    """The contracting half: features at five resolutions, each half the side of the one before."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        filters: int = 16,
+        normalization: bool = True,
+        dropout: float = 0.5,  # probability that a whole channel of the bottleneck is dropped
+    ) -> None:
+        super().__init__()
+        widths = [filters * 2**stage for stage in range(len(CONVOLUTIONS))]
+        self.stages = nn.ModuleList(
+            _stage(convolutions, in_channels if stage == 0 else width, width, normalization)
+            for stage, (convolutions, width) in enumerate(zip(CONVOLUTIONS, widths, strict=True))
+        )
+        self.down = nn.ModuleList(
+            _resample(nn.Conv3d, width, 2 * width, normalization) for width in widths[:-1]
+        )
+        self.dropout = nn.Dropout3d(dropout)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, *S]
+    ) -> list[Tensor]:
+        """Features [B, filters * 2**i, *(S / 2**i)] for i = 0..4."""
+        if any(side % SIDE_MULTIPLE for side in x.shape[2:]):
+            raise ValueError(f"x has sides {tuple(x.shape[2:])}, accepted are multiples of {SIDE_MULTIPLE}")
+        features = [self.stages[0](x)]
+        for down, stage in zip(self.down, self.stages[1:], strict=True):
+            features.append(stage(down(features[-1])))
+        features[-1] = self.dropout(features[-1])
+        return features
+
+
+class VNetDecoder(nn.Module):
+    """The expanding half, with transposed convolutions and skip connections that are added."""
+
+    def __init__(self, filters: int = 16, normalization: bool = True) -> None:
+        super().__init__()
+        widths = [filters * 2**stage for stage in reversed(range(len(CONVOLUTIONS) - 1))]
+        self.up = nn.ModuleList(
+            _resample(nn.ConvTranspose3d, 2 * width, width, normalization) for width in widths
+        )
+        self.stages = nn.ModuleList(
+            _stage(convolutions, width, width, normalization)
+            for convolutions, width in zip(reversed(CONVOLUTIONS[:-1]), widths, strict=True)
+        )
+
+    def forward(
+        self,
+        features: list[Tensor],  # of the encoder, finest first
+    ) -> Tensor:
+        """Embedding [B, filters, *S]."""
+        x = features[-1]
+        for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
+            x = stage(up(x) + skip)
+        return x
+
+
+class VNet(nn.Module):
+    """V-Net: stages of 1, 2, 3, 3, 3 convolutions, batch normalisation, added skip connections, dropout.
+
+    `network(x)` returns the logits and the embedding z of every voxel, which is the input of the linear
+    classifier (MPER eq. 3). Random weights come from torch's global generator.
+    Source: F. Milletari et al., V-Net, 3DV 2016, as changed by L. Yu et al., UA-MT, MICCAI 2019.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        filters: int = 16,  # at full resolution, doubled at each halving; the width of the embedding
+        normalization: bool = True,  # batch normalisation after every convolution but the classifier
+        dropout: float = 0.5,  # of whole channels, after the bottleneck and before the classifier
+        embedding_after_dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = VNetEncoder(in_channels, filters, normalization, dropout)
+        self.decoder = VNetDecoder(filters, normalization)
+        self.dropout = nn.Dropout3d(dropout)
+        self.classifier = nn.Conv3d(filters, num_classes, kernel_size=1)
+        self.width = filters  # of the embedding
+        self.embedding_after_dropout = embedding_after_dropout
+        initialise(self)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, *S], sides multiples of 16
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, num_classes, *S] and embedding [B, filters, *S]. ValueError for other sides."""
+        embedding = self.decoder(self.encoder(x))
+        dropped = self.dropout(embedding)
+        return self.classifier(dropped), dropped if self.embedding_after_dropout else embedding
