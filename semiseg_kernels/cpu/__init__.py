@@ -1,0 +1,1 @@
+"""Launches of the C++ kernels: tensors in, tensors out, no autograd."""

@@ -1,0 +1,21 @@
+import torch
+from torch import Tensor
+
+from semiseg_kernels.cpu.extension import extension
+
+
+def forward(
+    prototypes: Tensor,  # [C, K, d], updated in place
+    cluster_sum: Tensor,  # [C, K, d]
+    cluster_count: Tensor,  # [C, K]
+    momentum: float,
+) -> None:
+    updated = prototypes.to(torch.float32).contiguous()
+    sums = cluster_sum.to(torch.float32).contiguous()
+    counts = cluster_count.to(torch.float64).contiguous()
+    d = prototypes.shape[-1]
+    extension().momentum_update(
+        updated.data_ptr(), sums.data_ptr(), counts.data_ptr(), counts.numel(), d, momentum
+    )
+    if updated is not prototypes:
+        prototypes.copy_(updated)
