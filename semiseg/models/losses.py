@@ -39,7 +39,7 @@ def sigmoid_ramp_up(
 ) -> float:
     """λ(t) = exp(-5 (1 - min(t / T, 1))²), from 0.0067 at t = 0 to 1 from t = T on.
 
-    Source: S. Laine and T. Aila, Temporal ensembling, ICLR 2017 (MPER eq. 6, VCLIPSeg eq. 11).
+    Source: S. Laine and T. Aila, Temporal ensembling, ICLR 2017 (λ of MPER eq. 6, λ_u of VCLIPSeg eq. 11).
     """
     progress = min(iteration / length, 1.0) if length > 0 else 1.0
     return math.exp(RAMP_UP_EXPONENT * (1.0 - progress) ** 2)

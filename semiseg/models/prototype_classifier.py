@@ -10,7 +10,7 @@ NORM_EPSILON = 1e-6  # smallest norm a prototype is divided by
 
 
 class PrototypeClassifier(nn.Module):
-    """K prototypes for each of C classes, moved by momentum instead of by gradients (MPER eqs. 1, 2, 4 and 5).
+    """K prototypes for each of C classes, moved by momentum, not by gradients (MPER eqs. 1, 2, 4 and 5).
 
     The prototypes start at zero; fill them in place, for example with `classifier.prototypes.copy_(centres)`.
     """

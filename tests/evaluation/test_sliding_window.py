@@ -1,0 +1,129 @@
+"""Sliding window prediction against a loop over the windows written out."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.evaluation.sliding_window import predict_slices, predict_volume, window_starts
+
+
+def probabilities_of(patches: torch.Tensor) -> torch.Tensor:
+    """Something that depends on the place in the window, so that a wrong or missing window shows."""
+    position = sum(
+        torch.linspace(-1, 1, side).reshape(-1, *[1] * axis) for axis, side in enumerate(patches.shape[:1:-1])
+    )
+    logits = torch.cat([patches * position, patches - position, position.expand_as(patches)], dim=1)
+    return logits.softmax(dim=1)
+
+
+def brute_force(image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+    missing = [max(p - side, 0) for side, p in zip(image.shape, patch, strict=True)]
+    padded = np.pad(image, [(pad // 2, pad - pad // 2) for pad in missing])
+    total, count = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
+    windows = [math.ceil((side - p) / s) + 1 for side, p, s in zip(padded.shape, patch, stride, strict=True)]
+    for index in itertools.product(*map(range, windows)):
+        corner = [
+            min(i * s, side - p) for i, s, side, p in zip(index, stride, padded.shape, patch, strict=True)
+        ]
+        window = tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))
+        total[(slice(None), *window)] += probabilities_of(torch.from_numpy(padded[window])[None, None])[
+            0
+        ].numpy()
+        count[window] += 1
+    crop = tuple(slice(pad // 2, pad // 2 + side) for pad, side in zip(missing, image.shape, strict=True))
+    return (total / count)[(slice(None), *crop)]
+
+
+@pytest.mark.parametrize(
+    "shape, patch, stride",
+    [
+        ((29, 23, 17), (16, 12, 8), (5, 7, 3)),
+        ((16, 12, 8), (16, 12, 8), (4, 4, 4)),  # one window
+        ((11, 23, 5), (16, 12, 8), (5, 6, 3)),  # smaller than the patch along two axes, by odd numbers
+        ((3, 4, 5), (8, 8, 8), (1, 2, 3)),
+        ((25, 31), (16, 8), (16, 8)),  # no overlap but at the end
+        ((40,), (16,), (30,)),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 4, 1000])
+def test_equals_loop(shape, patch, stride, batch_size):
+    image = torch.randn(shape)
+    probabilities = predict_volume(probabilities_of, image, patch, stride, batch_size)
+    assert probabilities.dtype == torch.float32
+    assert probabilities.shape == (3, *shape)
+    torch.testing.assert_close(
+        probabilities, torch.from_numpy(brute_force(image.numpy(), patch, stride)).float()
+    )
+
+
+@pytest.mark.parametrize(
+    "side, patch, stride", [(183, 112, 18), (140, 112, 18), (88, 80, 4), (212, 112, 18), (80, 80, 4)]
+)
+def test_windows_of_the_left_atrium(side, patch, stride):
+    starts = window_starts(side, patch, stride)
+    assert len(starts) == math.ceil((side - patch) / stride) + 1
+    assert starts == [min(i * stride, side - patch) for i in range(len(starts))]
+    assert starts[0] == 0 and starts[-1] == side - patch
+
+
+def test_no_more_windows_at_once_than_asked_for():
+    sizes = []
+
+    def probabilities(patches):
+        sizes.append(len(patches))
+        return probabilities_of(patches)
+
+    predict_volume(probabilities, torch.randn(20, 20), (8, 8), (4, 4), batch_size=3)
+    assert sizes == [3] * 5 + [1]
+    sizes.clear()
+    predict_slices(probabilities, torch.randn(7, 20, 20), (8, 8), batch_size=3)
+    assert sizes == [3, 3, 1]
+
+
+def test_half_precision_probabilities_are_averaged_in_float32():
+    image = torch.randn(20, 24)
+    half = predict_volume(lambda patches: probabilities_of(patches).bfloat16(), image, (8, 8), (1, 1), 16)
+    full = predict_volume(probabilities_of, image, (8, 8), (1, 1), 16)
+    assert half.dtype == torch.float32
+    assert (half - full).abs().max() < 2**-8
+
+
+def test_slices_of_the_patch_size_are_not_resized():
+    image = torch.randn(5, 24, 16)
+    expected = probabilities_of(image[:, None]).argmax(1).to(torch.uint8)
+    classes = predict_slices(probabilities_of, image, (24, 16), batch_size=2)
+    assert classes.dtype == torch.uint8
+    torch.testing.assert_close(classes, expected)
+
+
+@pytest.mark.parametrize("shape, patch", [((30, 20), (64, 64)), ((50, 77), (32, 48))])
+def test_slices_are_resized_there_and_back(shape, patch):
+    # A disc stays the disc but for the pixels at its rim, in its own slice and in no other.
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    distance = ((rows - shape[0] / 2 + 0.5) ** 2 + (columns - shape[1] / 2 + 0.5) ** 2).sqrt()
+    image = torch.zeros(3, *shape)
+    image[1] = (distance < 8).float()
+    seen = []
+
+    def probabilities(patches):
+        seen.append(tuple(patches.shape[2:]))
+        return torch.cat([1 - patches, patches], dim=1)
+
+    classes = predict_slices(probabilities, image, patch, batch_size=2)
+    assert seen == [patch, patch]
+    assert not classes[[0, 2]].any()
+    assert (classes[1][distance < 6.5] == 1).all() and (classes[1][distance > 9.5] == 0).all()
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="stride"):
+        predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2,))
+    with pytest.raises(ValueError, match="stride is 0"):
+        predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2, 0))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2, 2), batch_size=0)
+    with pytest.raises(ValueError, match="image has shape"):
+        predict_slices(probabilities_of, torch.randn(8, 8), (4, 4))
