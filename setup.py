@@ -45,7 +45,7 @@ def find_compiler() -> str:
 
 def accepts(compiler: str, flags: str) -> bool:
     command = [*shlex.split(compiler), *flags.split(), "-x", "c++", "-E", os.devnull]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def instruction_levels(compiler: str) -> dict[str, str]:
