@@ -1,0 +1,56 @@
+"""ACDC (Automated Cardiac Diagnosis Challenge) in the h5 form that semi-supervised work uses."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from semiseg.data.case import Case
+from semiseg.data.files import check_labelled, read_case, read_cases_lazily, read_list
+
+LISTS = {"validation": "val.list", "test": "test.list"}
+
+
+class ACDC:
+    """Cine MRI of 70 training, 10 validation and 20 test patients, trained on slices, evaluated on volumes.
+
+    `root` holds `data/slices/<name>.h5` for training, `data/<name>.h5` for evaluation ([slices, H, W], min-max
+    normalised per volume), and `train_slices.list`, `val.list`, `test.list`. The files carry no spacing.
+    """
+
+    class_names = ("background", "right ventricle", "myocardium", "left ventricle")
+    dimensions = 2
+    has_validation = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def training_cases(self, labelled: int) -> tuple[list[Case], list[Case]]:
+        """Read all training slices; those of the first `labelled` patients of the list are labelled.
+
+        With the field's list 3 patients are 68 slices and 7 patients 136.
+        """
+        source = self.root / "train_slices.list"
+        names = read_list(source)
+        patients = list(dict.fromkeys(_patient(name) for name in names))
+        check_labelled(labelled, len(patients), "patients", source)
+        cases = [
+            read_case(self.root / "data" / "slices" / f"{name}.h5", name, 2, len(self.class_names))
+            for name in names
+        ]
+        labelled_patients = set(patients[:labelled])
+        return (
+            [case for case in cases if _patient(case.name) in labelled_patients],
+            [case for case in cases if _patient(case.name) not in labelled_patients],
+        )
+
+    def evaluation_cases(self, split: str) -> Iterator[Case]:
+        """Yield the volumes [slices, H, W] of val.list or test.list one at a time."""
+        if split not in LISTS:
+            raise ValueError(f"split is {split!r}; ACDC has 'validation' and 'test'")
+        names = read_list(self.root / LISTS[split])
+        paths = [self.root / "data" / f"{name}.h5" for name in names]
+        return read_cases_lazily(paths, names, 3, len(self.class_names))
+
+
+def _patient(name: str) -> str:
+    """patient099_frame01_slice_15 -> patient099"""
+    return name.split("_frame")[0]

@@ -1,0 +1,86 @@
+"""What every dataset offers, and opening one by name."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from semiseg.data.acdc import ACDC
+from semiseg.data.case import Case
+from semiseg.data.left_atrium import LeftAtrium
+from semiseg.data.phantom import Phantom
+
+ENVIRONMENT = "SEMISEG_DATA"
+
+
+class Dataset(Protocol):
+    """Cases to train on and cases to evaluate on. Only evaluation_cases("test") touches the test set."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, background first."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """2 if trained and predicted slice by slice, 3 if volume by volume."""
+        ...
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether evaluation_cases accepts "validation"."""
+        ...
+
+    def training_cases(self, labelled: int) -> tuple[list[Case], list[Case]]:
+        """Return the labelled and the unlabelled training cases, all in memory.
+
+        `labelled` counts volumes, or patients where the cases are slices.
+        """
+        ...
+
+    def evaluation_cases(self, split: str) -> Iterator[Case]:
+        """Yield the volumes of "validation" or "test", one in memory at a time.
+
+        Missing or malformed files are found when this is called, not when their turn comes.
+        """
+        ...
+
+
+ON_DISK: dict[str, tuple[Callable[[Path], Dataset], str]] = {"la": (LeftAtrium, "LA"), "acdc": (ACDC, "ACDC")}
+
+
+def open_dataset(
+    name: str,  # "la", "acdc" or "phantom"
+    root: str | os.PathLike[str] | None = None,  # folder of the dataset; None: the environment says where
+    cohort_seed: int = 0,  # which phantom cohort; datasets on disk have only one
+) -> Dataset:
+    """Open a dataset by name.
+
+    Raises ValueError for an unknown name or when neither `root` nor SEMISEG_DATA says where the files are,
+    FileNotFoundError when that folder does not exist.
+    """
+    if name == "phantom":
+        if root is not None:
+            raise ValueError(f"root is {str(root)!r}; the phantom is generated and takes no root")
+        return Phantom(cohort_seed)
+    if name not in ON_DISK:
+        raise ValueError(f"dataset name is {name!r}; accepted are 'acdc', 'la' and 'phantom'")
+    dataset, folder = ON_DISK[name]
+    return dataset(_find_root(root, folder))
+
+
+def _find_root(root: str | os.PathLike[str] | None, folder: str) -> Path:
+    if root is not None:
+        path = Path(root)
+    elif os.environ.get(ENVIRONMENT):
+        path = Path(os.environ[ENVIRONMENT]) / folder
+    else:
+        raise ValueError(
+            f"no folder for {folder}: set the configuration's dataset.root to it, "
+            f"or the environment variable {ENVIRONMENT} to the folder that holds {folder}"
+        )
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such folder; dataset.root, or {ENVIRONMENT}/{folder}, must be the folder of {folder}"
+        )
+    return path

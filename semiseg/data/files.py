@@ -1,0 +1,109 @@
+"""Lists of case names and HDF5 files with `image` and `label`: reading, and saying what is wrong with them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from semiseg.data.case import Case
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the case names of a list file, one per line, in order.
+
+    Raises FileNotFoundError if the file is missing, ValueError if it is empty or names a case twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; expected a text file with one case name per line")
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path}: empty; expected one case name per line")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path}: names {twice!r} more than once; expected distinct case names")
+    return names
+
+
+def read_case(
+    path: Path,
+    name: str,
+    axes: int,  # of image and label
+    num_classes: int,
+    spacing: tuple[float, ...] | None = None,  # mm
+) -> Case:
+    """Read one HDF5 file into a Case.
+
+    Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is missing, their
+    shapes differ or are not `axes` long, the image holds NaN or infinity, or the label a value outside its classes.
+    """
+    try:
+        with _open(path) as file:
+            _check_shapes(path, file, axes)
+            image = np.asarray(file["image"][()], dtype=np.float32)
+            stored_label = np.asarray(file["label"][()])
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
+    if not np.isfinite(image).all():
+        raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
+    with np.errstate(invalid="ignore"):
+        label = stored_label.astype(np.uint8)
+    wrong = (label != stored_label) | (label >= num_classes)
+    if wrong.any():
+        raise ValueError(
+            f"{path}: 'label' holds {stored_label[wrong][0]}; expected whole numbers from 0 to {num_classes - 1}"
+        )
+    return Case(name, image, label, spacing)
+
+
+def read_cases_lazily(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    axes: int,
+    num_classes: int,
+    spacing: tuple[float, ...] | None = None,  # mm
+) -> Iterator[Case]:
+    """Check at once that every file opens and has the right shapes, then read one case at a time.
+
+    Raises as read_case does.
+    """
+    for path in paths:
+        with _open(path) as file:
+            _check_shapes(path, file, axes)
+    return (
+        read_case(path, name, axes, num_classes, spacing) for path, name in zip(paths, names, strict=True)
+    )
+
+
+def check_labelled(labelled: int, available: int, unit: str, source: Path | str) -> None:
+    """Raise ValueError unless 1 <= labelled <= available."""
+    if not 1 <= labelled <= available:
+        raise ValueError(
+            f"labelled is {labelled}; {source} holds {available} {unit}, so 1 to {available} is accepted"
+        )
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; expected an HDF5 file with 'image' and 'label'")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
+
+
+def _check_shapes(path: Path, file: h5py.File, axes: int) -> None:
+    for key in ("image", "label"):
+        if not isinstance(file.get(key), h5py.Dataset):
+            raise ValueError(
+                f"{path}: has no dataset {key!r}; it holds {sorted(file)}, expected 'image' and 'label'"
+            )
+    image_shape, label_shape = file["image"].shape, file["label"].shape
+    if image_shape != label_shape:
+        raise ValueError(
+            f"{path}: 'image' has shape {image_shape} and 'label' {label_shape}; expected the same shape"
+        )
+    if len(image_shape) != axes or 0 in image_shape:
+        raise ValueError(f"{path}: 'image' has shape {image_shape}; expected {axes} axes, none of them empty")

@@ -1,0 +1,105 @@
+"""Batches of labelled and unlabelled patches without end."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semiseg.data.augmentation import Augmentation
+from semiseg.data.case import Case
+
+
+class TrainingSampler:
+    """Draws labelled and unlabelled batches; each stream goes through shuffled permutations of its cases.
+
+    A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when it no
+    longer fills a batch is dropped. The whole course of batches follows from `seed`, and continues exactly after
+    load_state_dict. Raises ValueError for a negative batch or one drawn from no cases.
+    """
+
+    def __init__(
+        self,
+        labelled: Sequence[Case],
+        unlabelled: Sequence[Case],
+        augmentation: Augmentation,
+        labelled_batch: int,
+        unlabelled_batch: int,
+        seed: int,
+    ) -> None:
+        self._labelled = [(case.image, case.label) for case in labelled]
+        # Only the image is kept: the label of an unlabelled case must not reach the trainer.
+        self._unlabelled = [(case.image, None) for case in unlabelled]
+        self._augmentation = augmentation
+        self._generator = torch.Generator().manual_seed(seed)
+        self._labelled_stream = _Stream("labelled", len(labelled), labelled_batch)
+        self._unlabelled_stream = _Stream("unlabelled", len(unlabelled), unlabelled_batch)
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labelled image [Bl, 1, *P] float32, its label [Bl, *P] uint8, unlabelled image [Bu, 1, *P]."""
+        labelled = [self._augment(*self._labelled[i]) for i in self._labelled_stream.next(self._generator)]
+        unlabelled = [
+            self._augment(*self._unlabelled[i]) for i in self._unlabelled_stream.next(self._generator)
+        ]
+        return (
+            self._stack([image for image, _ in labelled], torch.float32)[:, None],
+            self._stack([label for _, label in labelled], torch.uint8),
+            self._stack([image for image, _ in unlabelled], torch.float32)[:, None],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to continue exactly: tensors and integers."""
+        return {
+            "generator": self._generator.get_state(),
+            "labelled": self._labelled_stream.state_dict(),
+            "unlabelled": self._unlabelled_stream.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from state_dict(); raises ValueError if it was taken with another number of cases."""
+        self._labelled_stream.load_state_dict(state["labelled"])
+        self._unlabelled_stream.load_state_dict(state["unlabelled"])
+        self._generator.set_state(state["generator"])
+
+    def _augment(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        return self._augmentation(image, label, self._generator)
+
+    def _stack(self, arrays: list[Any], dtype: torch.dtype) -> Tensor:
+        batch = torch.empty(len(arrays), *self._augmentation.patch, dtype=dtype)
+        for row, array in zip(batch, arrays, strict=True):
+            row.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        return batch
+
+
+class _Stream:
+    """Indices of `count` cases in shuffled permutations, `batch` at a time."""
+
+    def __init__(self, name: str, count: int, batch: int) -> None:
+        if batch < 0 or (batch and not count):
+            raise ValueError(
+                f"{name}_batch is {batch} and there are {count} {name} cases; accepted are "
+                f"{'0 or more' if count else 'only 0'}"
+            )
+        self._name, self._count, self._batch = name, count, batch
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._position = 0
+
+    def next(self, generator: torch.Generator) -> list[int]:
+        if self._position + self._batch > len(self._order):
+            permutations = math.ceil(self._batch / self._count)
+            self._order = torch.cat(
+                [torch.randperm(self._count, generator=generator) for _ in range(permutations)]
+            )
+            self._position = 0
+        start, self._position = self._position, self._position + self._batch
+        return self._order[start : self._position].tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self._count, "order": self._order.clone(), "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["count"] != self._count:
+            raise ValueError(f"state has {state['count']} {self._name} cases; this sampler has {self._count}")
+        self._order, self._position = state["order"].clone(), int(state["position"])
