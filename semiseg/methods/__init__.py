@@ -1,0 +1,9 @@
+"""Training methods: what a batch is, its losses and its update. One file a method."""
+
+from semiseg.methods.method import Method, Stage
+from semiseg.methods.mper import MPER
+from semiseg.methods.supervised import Supervised
+
+METHODS: dict[str, type[Method]] = {"supervised": Supervised, "mper": MPER}
+
+__all__ = ["METHODS", "MPER", "Method", "Stage", "Supervised"]

@@ -1,0 +1,96 @@
+"""What every method is to the training loop and to the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from semiseg.data import Case
+
+if TYPE_CHECKING:
+    from semiseg.config import Config
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images: labelled ones with their labels, unlabelled ones without."""
+
+    labelled_image: Tensor  # [Bl, 1, *P] float32
+    labelled_label: Tensor  # [Bl, *P] uint8
+    unlabelled_image: Tensor  # [Bu, 1, *P] float32, Bu = 0 in a stage without unlabelled images
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+class Stage:
+    """A part of a method's training with its own losses, optimiser and length."""
+
+    name: str
+    iterations: int
+    uses_unlabelled: bool = False
+    learning_rate_step: int | None = None  # iterations between tenfold cuts of the learning rate
+
+    def prepare(self, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> None:
+        """Called once before the first iteration."""
+
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        """Scalars of one step; the one called `total` is minimised, the others are logged."""
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Called after every optimiser step."""
+
+    def learning_rate(self, base: float, iteration: int) -> float:
+        """Learning rate of an iteration (counted from 0): the base, cut tenfold every `learning_rate_step`."""
+        return base if self.learning_rate_step is None else base * 0.1 ** (iteration // self.learning_rate_step)
+
+
+class Method(nn.Module):
+    """A network, whatever the method keeps beside it, and the stages that train it.
+
+    The state_dict is the checkpoint. `network(x [B, 1, *P])` returns (logits [B, C, *P], embedding [B, d, *P]).
+    """
+
+    Options: ClassVar[type]  # the dataclass of the configuration's section `method`
+    heads: ClassVar[tuple[str, ...]] = ("linear",)  # classifiers `probabilities` knows
+
+    def __init__(self, config: Any, network: nn.Module, num_classes: int):
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.num_classes = num_classes
+        self.register_buffer("one_region", torch.ones(1), persistent=False)  # the weights of an image that is no mix
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise ValueError where the method cannot work with the rest of the configuration."""
+        if config.evaluation.head not in cls.heads:
+            raise ValueError(f"evaluation.head is {config.evaluation.head!r}, accepted here are {', '.join(cls.heads)}")
+
+    def stages(self, generator: torch.Generator) -> list[Stage]:
+        """The stages in order; `generator` is where their random choices come from."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def probabilities(
+        self,
+        image: Tensor,  # [B, 1, *P]
+        head: str = "linear",
+    ) -> Tensor:  # [B, C, *P] float32
+        """Class probabilities of the trained network by one of `heads`."""
+        logits, embedding = self.network(image)
+        return self.head_probabilities(logits, embedding, head)
+
+    def head_probabilities(
+        self,
+        logits: Tensor,  # [B, C, *P]
+        embedding: Tensor,  # [B, d, *P]
+        head: str,
+    ) -> Tensor:  # [B, C, *P] float32
+        """Class probabilities of one of `heads` from what the network returned."""
+        return logits.float().softmax(1)

@@ -1,0 +1,300 @@
+"""Multi-Prototype-based Embedding Refinement (MPER, ICASSP 2025): mean teacher, copy-paste, several prototypes a class.
+
+Stage 1 pre-trains on labelled images pasted into each other. Then the embeddings of the labelled images are clustered
+into K prototypes a class, and stage 2 self-trains: the teacher labels the unlabelled images, both kinds are pasted into
+each other, and the student learns from a linear and a prototype classifier (eq. 6):
+
+    L = L_cons^l + λ(t) (L_cons^p + γ L_cont)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from semiseg.data import Case, copy_paste, largest_components, region_map, zero_box_mask
+from semiseg.methods.method import Batch, Method, Stage
+from semiseg.methods.prototype_initialisation import cluster_embeddings
+from semiseg.models import PrototypeClassifier
+from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
+from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce
+
+if TYPE_CHECKING:
+    from semiseg.config import Config
+
+LABELLED, PSEUDO_LABELLED = 0, 1  # the regions of a mix, as region_map gives them
+
+
+@dataclass(frozen=True)
+class MPERConfig:
+    """Every open point of the method; the presets `paper` and `released` set them all."""
+
+    name: str
+    pretraining_iterations: int
+    iterations: int  # of self-training
+    zero_box: tuple[int, ...]  # voxels, the part of a mix that comes from the other image
+    contrast_weight: float  # γ
+    ramp_up_iterations: int  # T of λ(t)
+    ramp_up_step: int = 1  # λ moves every so many iterations
+    ramp_up_weight: float = 1.0  # λ at the end of the ramp
+    learning_rate_step: int | None = None  # iterations of self-training between tenfold cuts
+    teacher_decay: float = 0.99  # EMA
+    teacher_buffers: bool = True  # BatchNorm statistics follow the student too
+    teacher_mode: str = "train"  # train: batch statistics and dropout; eval
+    num_prototypes: int = 3  # K
+    class_temperature: float = 0.1  # τ₁
+    temperature: float = 0.1  # τ₂
+    prototype_momentum: float = 0.999  # η
+    prototype_steps: str = "one"  # one from the union of both mixes; four: each mix, labelled then unlabelled
+    confidence: float = 0.9  # α
+    update_unit_length: bool = False  # cluster means of z / |z|, prototypes kept at unit length
+    update_classes: str = "all"  # or foreground
+    update_requires_agreement: bool = False  # only voxels whose prototype prediction is their label
+    contrast_normalize: bool = True  # eq. 5 on unit length z and p
+    contrast_positive: str = "nearest"  # nearest of all prototypes; label: nearest of the label's class
+    contrast_ignore_first: bool = False  # leave out voxels whose positive is prototype 0 of class 0
+    contrast_reduction: str = "mean"  # over all voxels of both mixes; sum: a mean per mix, summed
+    pseudo_label_weight: float = 0.5  # of the pseudo-labelled region in L_cons, the labelled one has 1
+    join_mixes: bool = False  # both mixes in one forward pass (joint BatchNorm statistics)
+    kmeans_batch: int = 262_144  # voxels per step of the clustering
+
+    def __post_init__(self) -> None:
+        accepted = {
+            "teacher_mode": ("train", "eval"),
+            "prototype_steps": ("one", "four"),
+            "update_classes": ("all", "foreground"),
+            "contrast_positive": ("nearest", "label"),
+            "contrast_reduction": ("mean", "sum"),
+        }
+        for key, values in accepted.items():
+            if getattr(self, key) not in values:
+                raise ValueError(f"method.{key} is {getattr(self, key)!r}, accepted are {', '.join(values)}")
+        if not 0 <= self.confidence < 1:
+            raise ValueError(f"method.confidence is {self.confidence}, accepted are values from 0 to below 1")
+        if self.num_prototypes < 1:
+            raise ValueError(f"method.num_prototypes is {self.num_prototypes}, accepted are values from 1")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Two images pasted together, with everything the losses need to know about each voxel."""
+
+    image: Tensor  # [B, 1, *P]
+    label: Tensor  # [B, *P] uint8, truth where labelled, pseudo-label elsewhere
+    region: Tensor  # [B, *P] uint8, LABELLED or PSEUDO_LABELLED
+    reliable: Tensor  # [B, *P] bool, voxels that may move a prototype
+
+
+def _halves(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Parts a and b of a batch."""
+    return list(zip(*(tensor.chunk(2) for tensor in tensors), strict=True))
+
+
+def _mix(mask: Tensor, outside: tuple[Tensor, ...], inside: tuple[Tensor, ...], labelled: str) -> Mix:
+    """Paste (image, label, reliable) of one batch into another's."""
+    image, label, reliable = (copy_paste(mask, *pair) for pair in zip(outside, inside, strict=True))
+    return Mix(image, label, region_map(mask, len(label), labelled), reliable)
+
+
+class MPER(Method):
+    """The student network, its teacher and the prototypes."""
+
+    Options = MPERConfig
+    heads = ("linear", "prototype", "mean")
+
+    def __init__(self, config: MPERConfig, network: nn.Module, num_classes: int):
+        super().__init__(config, network, num_classes)
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.register_buffer("region_weights", torch.tensor([1.0, config.pseudo_label_weight]), persistent=False)
+        self.classifier = PrototypeClassifier(
+            num_classes,
+            config.num_prototypes,
+            network.classifier.in_channels,
+            class_temperature=config.class_temperature,
+            temperature=config.temperature,
+            positive=config.contrast_positive,
+            normalize=config.contrast_normalize,
+            ignore_prototype=0 if config.contrast_ignore_first else None,
+            unit_length=config.update_unit_length,
+            require_agreement=config.update_requires_agreement,
+        )
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        super().check(config)
+        training, box = config.training, config.method.zero_box
+        if training.labelled_batch % 2 or training.labelled_batch != training.unlabelled_batch:
+            raise ValueError(
+                f"training.labelled_batch is {training.labelled_batch} and training.unlabelled_batch "
+                f"{training.unlabelled_batch}, accepted for mper are two equal even numbers"
+            )
+        sides = zip(box, training.patch_size, strict=False)
+        if len(box) != len(training.patch_size) or any(not 1 <= inner <= outer for inner, outer in sides):
+            raise ValueError(f"method.zero_box is {list(box)}, accepted is a box within the patch {training.patch_size}")
+
+    def stages(self, generator: torch.Generator) -> list[Stage]:
+        return [PreTraining(self, generator), SelfTraining(self, generator)]
+
+    def head_probabilities(self, logits: Tensor, embedding: Tensor, head: str) -> Tensor:
+        if head == "prototype":
+            return self.classifier.predict(embedding)
+        linear = super().head_probabilities(logits, embedding, head)
+        return linear if head == "linear" else (linear + self.classifier.predict(embedding)) / 2
+
+
+class CopyPasteStage(Stage):
+    """A stage whose images are pasted into each other with a random zero-box mask."""
+
+    def __init__(self, method: MPER, generator: torch.Generator):
+        self.method, self.generator = method, generator
+
+    def zero_box_mask(self, batch: Batch) -> Tensor:  # [*P] bool
+        image = batch.labelled_image
+        return zero_box_mask(tuple(image.shape[2:]), self.method.config.zero_box, self.generator, image.device)
+
+
+class PreTraining(CopyPasteStage):
+    """Stage 1: two halves of the labelled batch pasted into each other, (cross-entropy + Dice) / 2."""
+
+    name = "pre-training"
+
+    def __init__(self, method: MPER, generator: torch.Generator):
+        super().__init__(method, generator)
+        self.iterations = method.config.pretraining_iterations
+
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        mask = self.zero_box_mask(batch)
+        image, label = (
+            torch.cat([copy_paste(mask, a, b), copy_paste(mask, b, a)])
+            for a, b in (batch.labelled_image.chunk(2), batch.labelled_label.chunk(2))
+        )
+        logits, _ = self.method.network(image)
+        return {"total": region_weighted_loss(dice_ce(logits, label), self.method.one_region)}
+
+
+class SelfTraining(CopyPasteStage):
+    """Stage 2: eqs. 1 to 6 on two mixes of labelled and pseudo-labelled images."""
+
+    name = "self-training"
+    uses_unlabelled = True
+
+    def __init__(self, method: MPER, generator: torch.Generator):
+        super().__init__(method, generator)
+        self.iterations = method.config.iterations
+        self.learning_rate_step = method.config.learning_rate_step
+        self.cluster_updates: list[tuple[Tensor, Tensor]] = []  # (sum, count) of each prototype step to come
+
+    def prepare(self, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> None:
+        method = self.method
+        method.teacher.load_state_dict(method.network.state_dict())
+        method.teacher.train(method.config.teacher_mode == "train")
+        prototypes = cluster_embeddings(
+            method.network,
+            labelled,
+            method.num_classes,
+            method.config.num_prototypes,
+            patch_size,
+            method.config.kmeans_batch,
+            self.generator.initial_seed() % 2**32,
+        )
+        method.classifier.prototypes.copy_(prototypes)
+
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        config = self.method.config
+        mixes = self.mix(batch)
+        if config.join_mixes:
+            both = self.method.network(torch.cat([mix.image for mix in mixes]))
+            outputs = list(zip(*(output.chunk(2) for output in both), strict=True))
+        else:
+            outputs = [self.method.network(mix.image) for mix in mixes]
+
+        weights = self.method.region_weights
+        linear, prototype, contrast = [], [], []
+        self.cluster_updates = []
+        for mix, (logits, embedding) in zip(mixes, outputs, strict=True):
+            losses = dice_ce(logits, mix.label, regions=mix.region, num_regions=2)
+            linear.append(region_weighted_loss(losses, weights))
+            head = self.method.classifier(embedding, mix.label, mix.region, mix.reliable, num_regions=2)
+            prototype.append(region_weighted_loss(head, weights))
+            contrast.append(head.info_nce)
+            self.cluster_updates += self.prototype_steps(mix, embedding, head)
+        if config.prototype_steps == "one":
+            sums, counts = zip(*self.cluster_updates, strict=True)
+            self.cluster_updates = [(sum(sums), sum(counts))]
+
+        ramp = iteration // config.ramp_up_step * config.ramp_up_step
+        ramp_up = config.ramp_up_weight * sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        consistency_linear, consistency_prototype = sum(linear), sum(prototype)
+        contrastive = sum(contrast) / (len(contrast) if config.contrast_reduction == "mean" else 1)
+        total = consistency_linear + ramp_up * (consistency_prototype + config.contrast_weight * contrastive)
+        return {
+            "total": total,
+            "consistency_linear": consistency_linear,
+            "consistency_prototype": consistency_prototype,
+            "contrastive": contrastive,
+            "ramp_up": torch.tensor(ramp_up),
+        }
+
+    @torch.no_grad()
+    def mix(self, batch: Batch) -> tuple[Mix, Mix]:
+        """Bidirectional copy-paste of labelled and pseudo-labelled images, with one random zero-box mask M.
+
+        Mix 1 is labelled_a M + unlabelled_a (1 - M), mix 2 is unlabelled_b M + labelled_b (1 - M).
+        """
+        pseudo_label, reliable = self.pseudo_label(batch.unlabelled_image)
+        trusted = torch.ones_like(batch.labelled_label, dtype=torch.bool)
+        labelled_a, labelled_b = _halves(batch.labelled_image, batch.labelled_label, trusted)
+        unlabelled_a, unlabelled_b = _halves(batch.unlabelled_image, pseudo_label, reliable)
+        mask = self.zero_box_mask(batch)
+        return _mix(mask, labelled_a, unlabelled_a, "outside"), _mix(mask, unlabelled_b, labelled_b, "inside")
+
+    def pseudo_label(
+        self,
+        image: Tensor,  # [B, 1, *P]
+    ) -> tuple[Tensor, Tensor]:  # [B, *P] uint8, [B, *P] bool
+        """The teacher's largest component of each class, and where its confidence exceeds α and the filter kept it."""
+        logits, _ = self.method.teacher(image)
+        confidence, prediction = logits.float().softmax(1).max(1)
+        prediction = prediction.to(torch.uint8)
+        pseudo_label = largest_components(prediction, self.method.num_classes)
+        return pseudo_label, (confidence > self.method.config.confidence) & (pseudo_label == prediction)
+
+    def prototype_steps(self, mix: Mix, embedding: Tensor, head: PrototypeHead) -> list[tuple[Tensor, Tensor]]:
+        """Cluster sums and counts of one mix: one pair, or one of the labelled and one of the unlabelled voxels."""
+        config = self.method.config
+        if config.prototype_steps == "one":
+            return [(head.cluster_sum, head.cluster_count)]
+        return [
+            cluster_mean(
+                embedding.detach(),
+                self.method.classifier.prototypes,
+                mix.label,
+                weight=mix.reliable & (mix.region == region),
+                unit_length=config.update_unit_length,
+                require_agreement=config.update_requires_agreement,
+            )
+            for region in (LABELLED, PSEUDO_LABELLED)
+        ]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The prototypes' momentum step (eq. 2), then the teacher's exponential moving average."""
+        config, method = self.method.config, self.method
+        for cluster_sum, cluster_count in self.cluster_updates:
+            method.classifier.update_(
+                cluster_sum,
+                cluster_count,
+                config.prototype_momentum,
+                foreground_only=config.update_classes == "foreground",
+            )
+        pairs = [(list(method.teacher.parameters()), list(method.network.parameters()))]
+        if config.teacher_buffers:
+            pairs.append((list(method.teacher.buffers()), list(method.network.buffers())))
+        for teacher, student in pairs:
+            averaged = [(t, s) for t, s in zip(teacher, student, strict=True) if t.is_floating_point()]
+            torch._foreach_lerp_([t for t, _ in averaged], [s for _, s in averaged], 1 - config.teacher_decay)

@@ -1,0 +1,91 @@
+"""The first prototypes: mini-batch k-means over the embeddings of the labelled images, class by class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+
+from semiseg.data import Case, resize
+from semiseg.evaluation.sliding_window import predict_volume
+
+DUPLICATE_NOISE = 1e-2  # of the embedding's size, for a class with fewer voxels than prototypes
+
+
+def cluster_embeddings(
+    network: nn.Module,
+    labelled: Sequence[Case],
+    num_classes: int,
+    num_prototypes: int,
+    patch_size: tuple[int, ...],
+    batch: int,
+    seed: int,
+) -> Tensor:  # [C, K, d] float32
+    """Cluster the embeddings of every labelled voxel into K centres a class (MiniBatchKMeans, MPER §II-A).
+
+    The network runs in eval mode, one volume's embeddings are in memory at a time, and `batch` voxels of a class make
+    one mini-batch. Warns where a class has fewer voxels than prototypes and duplicates them with a little noise; raises
+    ValueError where a class has none.
+    """
+    clusterings = [_ClassClustering(num_prototypes, batch, seed) for _ in range(num_classes)]
+    training = network.training
+    network.eval()
+    for embedding, label in _embeddings(network, labelled, patch_size):
+        for c, clustering in enumerate(clusterings):
+            clustering.add(embedding[:, label == c].T)
+    network.train(training)
+    return torch.from_numpy(np.stack([clustering.centres(c) for c, clustering in enumerate(clusterings)]))
+
+
+@torch.no_grad()
+def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> Iterator[tuple]:
+    """(embedding [d, *S], label [*S]) of every case: whole volumes in 3D, slices at training size in 2D."""
+    device = next(network.parameters()).device
+    for case in labelled:
+        image, label = case.image, case.label
+        if image.ndim == 2:
+            image, label = resize(image, label, patch_size)
+        volume = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+        embedding = predict_volume(lambda x: network(x)[1], volume, patch_size, patch_size, batch_size=1)
+        yield embedding.cpu().numpy(), label
+
+
+class _ClassClustering:
+    """k-means of one class, fed volume by volume."""
+
+    def __init__(self, num_prototypes: int, batch: int, seed: int):
+        self.kmeans = MiniBatchKMeans(num_prototypes, random_state=seed)
+        self.batch = max(batch, num_prototypes)
+        self.pending: list[np.ndarray] = []  # [n, d], fewer than `batch` voxels together
+        self.seed = seed
+
+    def add(self, voxels: np.ndarray) -> None:  # [n, d]
+        self.pending.append(voxels)
+        if sum(map(len, self.pending)) < self.batch:
+            return
+        voxels = np.concatenate(self.pending)
+        whole = len(voxels) // self.batch * self.batch
+        for start in range(0, whole, self.batch):
+            self.kmeans.partial_fit(np.ascontiguousarray(voxels[start : start + self.batch]))
+        self.pending = [voxels[whole:].copy()]
+
+    def centres(self, class_index: int) -> np.ndarray:  # [K, d]
+        rest = np.concatenate(self.pending)
+        clusters, fitted = self.kmeans.n_clusters, hasattr(self.kmeans, "cluster_centers_")
+        if not fitted and not len(rest):
+            raise ValueError(f"the labelled images hold no voxel of class {class_index}, so it can have no prototype")
+        if not fitted and len(rest) < clusters:
+            warnings.warn(
+                f"class {class_index} has {len(rest)} labelled voxels for {clusters} prototypes: duplicated with noise",
+                stacklevel=2,
+            )
+            copies = rest[np.arange(clusters) % len(rest)]
+            noise = np.random.default_rng(self.seed).standard_normal(copies.shape).astype(np.float32)
+            return copies + DUPLICATE_NOISE * np.abs(copies).mean() * noise
+        if len(rest) and (not fitted or len(rest) >= clusters):
+            self.kmeans.partial_fit(rest)
+        return self.kmeans.cluster_centers_.astype(np.float32)

@@ -1,0 +1,41 @@
+"""The baseline: labelled images only, (cross-entropy + Dice) / 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semiseg.methods.method import Batch, Method, Stage
+from semiseg.models.losses import region_weighted_loss
+from semiseg_kernels import dice_ce
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    name: str
+    iterations: int
+    learning_rate_step: int | None = None
+
+
+class SupervisedStage(Stage):
+    name = "supervised"
+
+    def __init__(self, method: Supervised):
+        self.method = method
+        self.iterations = method.config.iterations
+        self.learning_rate_step = method.config.learning_rate_step
+
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        logits, _ = self.method.network(batch.labelled_image)
+        return {"total": region_weighted_loss(dice_ce(logits, batch.labelled_label), self.method.one_region)}
+
+
+class Supervised(Method):
+    """A segmentation network trained on the labelled images alone."""
+
+    Options = SupervisedConfig
+
+    def stages(self, generator: torch.Generator) -> list[Stage]:
+        return [SupervisedStage(self)]

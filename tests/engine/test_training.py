@@ -1,0 +1,164 @@
+"""`python -m semiseg.train` and `semiseg.evaluate` from end to end on a tiny phantom, and what a run leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from semiseg.config import load_config
+from semiseg.engine.checkpoint import load_checkpoint, save_checkpoint
+from semiseg.engine.run_directory import MetricsLog, RunDirectory
+from semiseg.engine.trainer import build_method, choose_device, train
+
+TINY = ["training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]", "network.filters=[2]"]
+TINY_MPER = [*TINY, "method.pretraining_iterations=2", "method.iterations=3", "method.zero_box=[20, 20, 10]"]
+TINY_SUPERVISED = [*TINY, "method.iterations=3"]
+
+
+def command(verb, *arguments, cwd):
+    return subprocess.run([sys.executable, "-m", f"semiseg.{verb}", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """The same command twice."""
+    folder = tmp_path_factory.mktemp("runs")
+    for _ in range(2):
+        result = command("train", *TINY_MPER, cwd=folder)
+        assert result.returncode == 0, result.stderr
+    return folder / "runs" / "phantom_mper", folder / "runs" / "phantom_mper-2"
+
+
+def test_a_run_leaves_everything_behind(two_runs):
+    run = RunDirectory(two_runs[0])
+    config = yaml.safe_load(run.config.read_text())
+    assert config["method"]["iterations"] == 3 and config["method"]["num_prototypes"] == 3
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    steps = [line for line in lines if "total" in line]
+    assert [line["iteration"] for line in steps] == [1, 2, 3, 4, 5]
+    assert [line["stage"] for line in steps] == ["pre-training"] * 2 + ["self-training"] * 3
+    assert "validation_dice" in lines[-1]
+    for path in (run.learning_curves, *(run.overlays / f"{name}.png" for name in ("best", "median", "worst"))):
+        assert path.read_bytes().startswith(b"\x89PNG"), path
+    assert list(run.tensorboard.iterdir()) and run.checkpoint().is_file() and run.checkpoint("validation").is_file()
+    assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]
+
+
+def test_results_hold_every_case_class_and_metric(two_runs):
+    results = json.loads(RunDirectory(two_runs[0]).results.read_text())
+    assert results["checkpoint"] == "last" and results["iteration"] == 5
+    assert "validation" in results["other_checkpoints"]
+    assert len(results["cases"]) == 12
+    metrics = {"dice", "jaccard", "hd95", "asd", "hd95_mm", "assd_mm"}
+    for case in results["cases"].values():
+        assert set(case["classes"]) == set(results["classes"][1:])
+        assert all(metrics <= set(values) for values in case["classes"].values())
+
+
+def test_the_same_seed_gives_the_same_results(two_runs):
+    first, second = (RunDirectory(path) for path in two_runs)
+    assert first.results.read_bytes() == second.results.read_bytes()
+    weights = [load_file(run.checkpoint()) for run in (first, second)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_evaluate_again_with_another_head(two_runs):
+    run = RunDirectory(two_runs[1])
+    result = command("evaluate", "--run", str(run.path), "evaluation.head=mean", cwd=run.path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(run.results.read_text())["evaluation"]["head"] == "mean"
+    refused = command("evaluate", "--run", str(run.path), "method.iterations=3", cwd=run.path)
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_supervised_and_its_only_head(tmp_path):
+    config = load_config("phantom_supervised", [*TINY_SUPERVISED, f"output={tmp_path / 'run'}"])
+    assert train(config).checkpoint().is_file()
+    with pytest.raises(ValueError, match="accepted here are linear"):
+        load_config("phantom_supervised", ["evaluation.head=mean"])
+
+
+def test_selecting_on_the_test_set_warns_and_says_so(tmp_path):
+    result = command("train", "--config", "phantom_supervised", *TINY_SUPERVISED, "evaluation.select=test", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "WARNING: the checkpoint is selected on the test set" in result.stdout + result.stderr
+    results = json.loads((tmp_path / "runs" / "phantom_supervised" / "results.json").read_text())
+    assert results["checkpoint"] == "test" and "selected on the test set" in results["warning"]
+
+
+def test_output_that_exists_is_refused_before_training(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("keep")
+    result = command("train", "output=run", *TINY_MPER, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: output is run, which exists already; accepted is a new or an empty folder"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.labelled_batch=3"], "two equal even numbers"),
+        (["method.zero_box=[99, 1, 1]"], "within the patch"),
+        (["training.device=abacus"], "training.device is 'abacus'"),
+        (["training.patch_size=[40, 40, 24]"], "multiples of 16"),
+        (["dataset.labelled=4000"], "4000"),
+        (["--config", "la_mper", "dataset.root=nowhere"], "nowhere"),
+        (["--config", "phantom_supervised", "training.labelled_batch=500"], "500"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
+    result = command("train", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_iteration(tmp_path):
+    run = RunDirectory(tmp_path)
+    log = MetricsLog(run, interval=2)
+    log.add(1, "supervised", {"total": torch.tensor(1.0)})
+    with pytest.raises(FloatingPointError, match="nan at iteration 2"):
+        log.add(2, "supervised", {"total": torch.tensor(float("nan"))})
+    log.close()
+
+
+def test_checkpoints_refuse_damage_and_other_configurations(tmp_path):
+    device = choose_device("cpu")
+    method = build_method(load_config("phantom_mper", TINY_MPER), 3, device)
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, method, iteration=5)
+    other = build_method(load_config("phantom_mper", TINY_MPER), 3, device)
+    assert load_checkpoint(path, other) == {"iteration": "5"}
+    for name, tensor in method.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    with pytest.raises(ValueError, match="does not fit the configuration"):
+        load_checkpoint(path, build_method(load_config("phantom_mper", TINY_MPER), 2, device))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_checkpoint(path, other)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_checkpoint(tmp_path / "other.safetensors", other)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    from semiseg.engine import checkpoint
+
+    path = tmp_path / "last.safetensors"
+    method = build_method(load_config("phantom_mper", TINY_MPER), 3, choose_device("cpu"))
+    save_checkpoint(path, method, iteration=1)
+    before = path.read_bytes()
+
+    def half_written(state, temporary, metadata):
+        Path(temporary).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, method, iteration=2)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,292 @@
+"""MPER: mixes, pseudo-labels, losses, the prototypes' step and the teacher's, against formulas written out here."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from semiseg.data import Case, largest_components
+from semiseg.methods.method import Batch
+from semiseg.methods.mper import MPER, MPERConfig
+from semiseg.methods.prototype_initialisation import cluster_embeddings
+
+CLASSES, WIDTH, PATCH = 3, 4, (6, 5, 4)
+
+
+class SmallNetwork(nn.Module):
+    """One convolution and a classifier, with the two things that make teacher and student differ: BatchNorm, dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv3d(1, WIDTH, 3, padding=1), nn.BatchNorm3d(WIDTH))
+        self.classifier = nn.Conv3d(WIDTH, CLASSES, 1)
+
+    def forward(self, x):
+        embedding = self.body(x)
+        return self.classifier(embedding), embedding
+
+
+def build(**options):
+    torch.manual_seed(options.pop("seed", 0))
+    settings = {
+        "name": "mper",
+        "pretraining_iterations": 1,
+        "iterations": 1,
+        "zero_box": (4, 3, 2),
+        "contrast_weight": 0.3,
+        "ramp_up_iterations": 10,
+        "confidence": 0.4,
+    }
+    method = MPER(MPERConfig(**{**settings, **options}), SmallNetwork(), CLASSES)
+    method.classifier.prototypes.normal_()
+    pretraining, self_training = method.stages(torch.Generator().manual_seed(1))
+    return method, pretraining, self_training
+
+
+def batch():
+    return Batch(
+        torch.randn(2, 1, *PATCH), torch.randint(CLASSES, (2, *PATCH), dtype=torch.uint8), torch.randn(2, 1, *PATCH)
+    )
+
+
+def consistency(probabilities, label, region, weights=(1.0, 0.5)):
+    """(CE + Dice) / 2 of eq. 4, region by region, written out."""
+    truth = F.one_hot(label.long(), CLASSES).movedim(-1, 1).to(probabilities.dtype)
+    total = 0.0
+    for r, weight in enumerate(weights):
+        inside = (region == r)[:, None]
+        entropy = -(truth * probabilities.log() * inside).sum() / inside.sum()
+        overlap = (truth * probabilities * inside).sum((0, 2, 3, 4))
+        sizes = ((truth**2 + probabilities**2) * inside).sum((0, 2, 3, 4))
+        total = total + weight * (entropy + 1 - ((2 * overlap + 1e-5) / (sizes + 1e-5)).mean()) / 2
+    return total
+
+
+def similarities(embedding, prototypes):
+    z, p = F.normalize(embedding.double(), dim=1), F.normalize(prototypes.double(), dim=-1)
+    return torch.einsum("bdxyz,ckd->bckxyz", z, p)
+
+
+def test_mixes_are_bidirectional_copy_paste():
+    method, _, stage = build()
+    data = batch()
+    stage.generator.manual_seed(3)
+    mix_1, mix_2 = stage.mix(data)
+    pseudo = mix_1.region.bool()  # inside the zero box, the same in both mixes but for the direction
+    assert pseudo.sum() == 4 * 3 * 2
+    assert torch.equal(mix_2.region.bool(), ~pseudo)
+    labelled_a, labelled_b = data.labelled_image.chunk(2)
+    unlabelled_a, unlabelled_b = data.unlabelled_image.chunk(2)
+    assert torch.equal(mix_1.image, torch.where(pseudo[:, None], unlabelled_a, labelled_a))
+    assert torch.equal(mix_2.image, torch.where(pseudo[:, None], labelled_b, unlabelled_b))
+    label_a, label_b = data.labelled_label.chunk(2)
+    assert torch.equal(mix_1.label[~pseudo], label_a[~pseudo])
+    assert torch.equal(mix_2.label[pseudo], label_b[pseudo])
+    assert mix_1.reliable[~pseudo].all() and mix_2.reliable[pseudo].all()
+    assert mix_1.label.dtype == torch.uint8
+
+
+def test_pseudo_label_is_the_largest_component_and_reliable_where_confident():
+    method, _, stage = build()
+    image = torch.randn(2, 1, *PATCH)
+    method.teacher.train()
+    reference = copy.deepcopy(method.teacher)
+    pseudo_label, reliable = stage.pseudo_label(image)
+    confidence, prediction = reference(image)[0].softmax(1).max(1)
+    expected = largest_components(prediction.byte(), CLASSES)
+    assert torch.equal(pseudo_label, expected)
+    assert torch.equal(reliable, (confidence > 0.4) & (prediction == expected))
+    assert 0 < reliable.sum() < reliable.numel()
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_losses_are_equations_4_to_6(join):
+    method, _, stage = build(join_mixes=join)
+    data, iteration = batch(), 4
+    twin = copy.deepcopy(method.network)
+    stage.generator.manual_seed(5)
+    mixes = stage.mix(data)
+    stage.generator.manual_seed(5)
+    method.teacher.load_state_dict(build()[0].teacher.state_dict())  # its running statistics moved
+    losses = stage.losses(data, iteration)
+
+    if join:
+        outputs = list(zip(*(o.chunk(2) for o in twin(torch.cat([m.image for m in mixes]))), strict=True))
+    else:
+        outputs = [twin(mix.image) for mix in mixes]
+    linear = prototype = contrastive = 0.0
+    for mix, (logits, embedding) in zip(mixes, outputs, strict=True):
+        linear += consistency(logits.double().softmax(1), mix.label, mix.region)
+        similarity = similarities(embedding, method.classifier.prototypes)
+        prototype += consistency((similarity.amax(2) / 0.1).softmax(1), mix.label, mix.region)
+        flat = similarity.flatten(1, 2) / 0.1
+        contrastive += (flat.logsumexp(1) - flat.amax(1)).mean() / 2
+    ramp_up = math.exp(-5 * (1 - iteration / 10) ** 2)
+    total = linear + ramp_up * (prototype + 0.3 * contrastive)
+    expected = {"consistency_linear": linear, "consistency_prototype": prototype, "contrastive": contrastive, "total": total}
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    losses["total"].backward()
+    total.backward()
+    for ours, theirs in zip(method.network.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+    assert method.classifier.prototypes.grad is None
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+
+def clusters(embedding, label, weight, prototypes):
+    """Sums and counts of eq. 2, one voxel at a time."""
+    sums, counts = torch.zeros(prototypes.shape, dtype=torch.float64), torch.zeros(prototypes.shape[:2], dtype=torch.float64)
+    z = embedding.detach().double().movedim(1, -1).reshape(-1, WIDTH)
+    nearest = similarities(embedding.detach(), prototypes).argmax(2).movedim(1, -1).reshape(-1, CLASSES)
+    for i, (c, kept) in enumerate(zip(label.flatten().tolist(), weight.flatten().tolist(), strict=True)):
+        if kept:
+            sums[c, nearest[i, c]] += z[i]
+            counts[c, nearest[i, c]] += 1
+    return sums, counts
+
+
+@pytest.mark.parametrize(("steps", "classes"), [("one", "all"), ("four", "foreground")])
+def test_update_moves_prototypes_then_teacher(steps, classes):
+    method, _, stage = build(prototype_steps=steps, update_classes=classes, prototype_momentum=0.8, teacher_decay=0.9)
+    data = batch()
+    prototypes = method.classifier.prototypes.double().clone()
+    start = prototypes.clone()
+    twin = copy.deepcopy(method.network)
+    stage.generator.manual_seed(6)
+    mixes = stage.mix(data)
+    stage.generator.manual_seed(6)
+    method.teacher.load_state_dict(build()[0].teacher.state_dict())
+    stage.losses(data, 0)
+    teacher, student = copy.deepcopy(method.teacher.state_dict()), method.network.state_dict()
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter += 0.5  # what an optimiser step would do
+    stage.update()
+
+    parts = []
+    for mix in mixes:
+        embedding = twin(mix.image)[1]
+        for region in (0, 1):
+            parts.append(clusters(embedding, mix.label, mix.reliable & (mix.region == region), start))
+    if steps == "one":
+        parts = [tuple(sum(part) for part in zip(*parts, strict=True))]
+    for sums, counts in parts:
+        moved = (counts > 0) & ((classes == "all") | (torch.arange(CLASSES)[:, None] > 0))
+        mean = sums / counts.clamp_min(1)[..., None]
+        prototypes = torch.where(moved[..., None], 0.8 * prototypes + 0.2 * mean, prototypes)
+    assert torch.allclose(method.classifier.prototypes.double(), prototypes, atol=1e-5)
+    assert not torch.allclose(method.classifier.prototypes.double(), start, atol=1e-3)
+    for name, value in method.teacher.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, 0.9 * teacher[name] + 0.1 * student[name], atol=1e-6), name
+
+
+def test_teacher_buffers_stay_its_own_by_option():
+    method, _, stage = build(teacher_buffers=False)
+    stage.losses(batch(), 0)
+    before = copy.deepcopy(dict(method.teacher.named_buffers()))
+    method.network.body[1].running_mean += 1
+    stage.update()
+    for name, value in method.teacher.named_buffers():
+        assert torch.equal(value, before[name])
+
+
+def test_pretraining_uses_labelled_images_in_both_directions():
+    method, stage, _ = build()
+    seen = []
+    method.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    data = batch()
+    stage.losses(data, 0)["total"].backward()
+    (image,) = seen
+    assert image.shape == data.labelled_image.shape
+    from_other = (image[0] != data.labelled_image[0])
+    assert from_other.sum() == 4 * 3 * 2
+    assert torch.equal(image[0][from_other], data.labelled_image[1][from_other])
+    assert torch.equal(image[1][from_other], data.labelled_image[0][from_other])
+
+
+def test_ramp_up_steps_and_weight():
+    method, _, stage = build(ramp_up_step=4, ramp_up_weight=0.5)
+    values = [stage.losses(batch(), iteration)["ramp_up"].item() for iteration in (0, 3, 4, 7, 20)]
+    expected = [0.5 * math.exp(-5 * (1 - min(t / 10, 1)) ** 2) for t in (0, 0, 4, 4, 20)]
+    assert values == pytest.approx(expected)
+
+
+def test_teacher_starts_as_the_student_in_the_configured_mode():
+    cases = [Case("a", np.random.default_rng(0).normal(size=PATCH).astype(np.float32),
+                  np.random.default_rng(1).integers(0, CLASSES, PATCH).astype(np.uint8), None)]  # fmt: skip
+    for mode in ("train", "eval"):
+        method, _, stage = build(teacher_mode=mode)
+        with torch.no_grad():
+            method.network.classifier.weight += 1
+        stage.prepare(cases, PATCH)
+        assert torch.equal(method.teacher.classifier.weight, method.network.classifier.weight)
+        assert method.teacher.training == (mode == "train") and method.network.training
+
+
+def test_mixed_heads_average():
+    method, _, _ = build()
+    image = torch.randn(1, 1, *PATCH)
+    method.eval()
+    linear, prototype, mean = (method.probabilities(image, head) for head in ("linear", "prototype", "mean"))
+    assert torch.allclose(mean, (linear + prototype) / 2)
+    logits, embedding = method.network(image)
+    assert torch.allclose(linear, logits.softmax(1))
+    expected = (similarities(embedding, method.classifier.prototypes).amax(2) / 0.1).softmax(1)
+    assert torch.allclose(prototype.double(), expected, atol=1e-5)
+
+
+class Identity(nn.Module):
+    """A network whose embedding is the image, so that its clusters are known."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x, torch.cat([x, -x], 1)
+
+
+def intensity_case(values, label, seed):
+    generator = np.random.default_rng(seed)
+    label = np.asarray(label, dtype=np.uint8)
+    image = np.choose(generator.integers(0, 2, label.shape), [np.choose(label, [v[i] for v in values]) for i in (0, 1)])
+    return Case(f"case{seed}", (image + 0.01 * generator.normal(size=label.shape)).astype(np.float32), label, None)
+
+
+def test_clustering_finds_the_groups_of_every_class():
+    label = np.zeros((20, 11, 9))
+    label[5:] = 1
+    values = [(-3.0, 5.0), (1.0, 9.0)]
+    cases = [intensity_case(values, label, seed) for seed in range(3)]
+    network = Identity().train()
+    prototypes = cluster_embeddings(network, cases, 2, 2, (8, 8, 8), batch=500, seed=0)
+    assert network.training
+    assert prototypes.shape == (2, 2, 2) and prototypes.dtype == torch.float32
+    for c in (0, 1):
+        assert prototypes[c, :, 0].sort().values.tolist() == pytest.approx(values[c], abs=0.05)
+    assert torch.allclose(prototypes[..., 0], -prototypes[..., 1])
+    again = cluster_embeddings(network, cases, 2, 2, (8, 8, 8), batch=500, seed=0)
+    assert torch.equal(prototypes, again)
+
+
+def test_clustering_duplicates_few_voxels_and_names_a_missing_class():
+    label = np.zeros((8, 8, 8))
+    label[0, 0, :2] = 1
+    case = intensity_case([(-3.0, 5.0), (1.0, 9.0)], label, 0)
+    with pytest.warns(UserWarning, match="class 1 has 2 labelled voxels for 3 prototypes"):
+        prototypes = cluster_embeddings(Identity(), [case], 2, 3, (8, 8, 8), batch=500, seed=0)
+    assert torch.isfinite(prototypes).all() and len(torch.unique(prototypes[1, :, 0])) == 3
+    with pytest.raises(ValueError, match="no voxel of class 2"):
+        cluster_embeddings(Identity(), [case], 3, 1, (8, 8, 8), batch=500, seed=0)
+
+
+def test_clustering_resizes_slices_to_the_patch():
+    case = Case("slice", np.full((10, 14), 2.0, dtype=np.float32), np.zeros((10, 14), dtype=np.uint8), None)
+    prototypes = cluster_embeddings(Identity(), [case], 1, 1, (8, 8), batch=16, seed=0)
+    assert prototypes.flatten().tolist() == pytest.approx([2.0, -2.0])
