@@ -1,0 +1,99 @@
+"""Validation of the public operations' arguments: a ValueError names what was given and what is accepted."""
+
+import torch
+from torch import Tensor
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)  # float64 on the reference only
+INTEGER_DTYPES = (
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+WEIGHT_DTYPES = (torch.bool, torch.uint8, *KERNEL_DTYPES)
+REGION_DTYPES = (torch.uint8, torch.bool)
+
+
+def check_voxels(
+    name: str,
+    x: Tensor,  # [B, channels, *S]
+) -> None:
+    check_dtype(name, x, FLOAT_DTYPES)
+    if not 3 <= x.dim() <= 5:
+        raise ValueError(f"{name} has shape {list(x.shape)}, accepted is [B, channels, *S], *S of 1 to 3 axes")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} has shape {list(x.shape)}, accepted is at least one channel")
+
+
+def check_prototypes(
+    z: Tensor,  # [B, d, *S]
+    prototypes: Tensor,  # [C, K, d]
+) -> None:
+    check_voxels("z", z)
+    check_dtype("prototypes", prototypes, (torch.float32, z.dtype))
+    if prototypes.dim() != 3 or prototypes.shape[2] != z.shape[1] or prototypes.numel() == 0:
+        accepted = f"[C, K, {z.shape[1]}] with C, K >= 1"
+        raise ValueError(f"prototypes has shape {list(prototypes.shape)}, accepted is {accepted}")
+    check_device("prototypes", prototypes, z)
+
+
+def check_per_voxel(
+    name: str,
+    values: Tensor | None,  # [B, *S]
+    x: Tensor,  # [B, channels, *S]
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    if values is None:
+        return
+    check_dtype(name, values, dtypes)
+    check_shape(name, values, (x.shape[0], *x.shape[2:]))
+    check_device(name, values, x)
+
+
+def check_regions(
+    regions: Tensor | None,  # [B, *S]
+    num_regions: int | None,
+    x: Tensor,  # [B, channels, *S]
+) -> None:
+    check_per_voxel("regions", regions, x, REGION_DTYPES)
+    if num_regions is not None and not 1 <= num_regions <= 256:
+        raise ValueError(f"num_regions is {num_regions}, accepted are 1..256")
+
+
+def check_ignore_prototype(
+    ignore_prototype: int | None,
+    prototypes: Tensor,  # [C, K, d]
+) -> None:
+    count = prototypes.shape[0] * prototypes.shape[1]
+    if ignore_prototype is not None and not 0 <= ignore_prototype < count:
+        raise ValueError(f"ignore_prototype is {ignore_prototype}, accepted are None and 0..{count - 1}")
+
+
+def check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}, accepted are finite numbers above 0")
+
+
+def check_dtype(name: str, x: Tensor, accepted: tuple[torch.dtype, ...]) -> None:
+    if x.dtype not in accepted:
+        names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in accepted))
+        raise ValueError(f"{name} has dtype {str(x.dtype).removeprefix('torch.')}, accepted are {names}")
+
+
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {list(x.shape)}, accepted is {list(shape)}")
+
+
+def check_device(name: str, x: Tensor, like: Tensor) -> None:
+    if x.device != like.device:
+        raise ValueError(f"{name} is on {x.device}, accepted is {like.device}")
+
+
+def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}, accepted are {', '.join(map(repr, accepted))}")
+
+
+def check_absent_without_labels(**given: bool) -> None:
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{name} is given without labels, accepted with labels only")

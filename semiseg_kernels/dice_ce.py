@@ -1,0 +1,121 @@
+"""Dice and cross-entropy per region, from logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import backends, checks, reference
+from .reference.dice_ce import DiceCE, count_regions
+
+
+def dice_ce(
+    logits: Tensor,  # [B, C, *S]
+    target: Tensor,  # [B, *S] integer labels, or [B, C, *S] probabilities
+    *,
+    regions: Tensor | None = None,  # [B, *S]
+    num_regions: int | None = None,
+    temperature: float = 1.0,
+) -> DiceCE:  # ce [R], dice [R]
+    """Cross-entropy and Dice loss of softmax(logits / temperature) per region (MPER eq. 4, VCLIPSeg eq. 6, 10).
+
+        ce[r]   = mean over the voxels of region r of -sum_c y_c log p_c
+        dice[r] = 1 - mean_c (2 sum p_c y_c + s) / (sum p_c^2 + sum y_c^2 + s),  s = 1e-5,
+                  with sums over the region's voxels of the whole batch
+
+    logits: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are read in
+        place, other strides are copied first.
+    target: labels of any integer dtype, negative ones are left out; or probabilities y in floating point.
+    regions: uint8 in 0..R-1, or bool; one region by default.
+    num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a synchronisation:
+        pass it in training.
+
+    ce and dice are float32 [R], 0 for a region without voxels, differentiable in the logits. Dice has V-Net's
+    squared denominator. Raises ValueError on wrong shapes or dtypes, and on a CPU for labels >= C or regions >= R.
+    """
+    checks.check_voxels("logits", logits)
+    if target.is_floating_point():
+        checks.check_dtype("target", target, (*checks.KERNEL_DTYPES, logits.dtype))
+        checks.check_shape("target", target, tuple(logits.shape))
+        checks.check_device("target", target, logits)
+    else:
+        checks.check_per_voxel("target", target, logits, checks.INTEGER_DTYPES)
+    checks.check_regions(regions, num_regions, logits)
+    checks.check_positive("temperature", temperature)
+    backend = backends.select("dice_ce", logits, logits.shape[1], logits.shape[1])
+    if backend == "reference":
+        return reference.dice_ce(
+            logits, target, regions=regions, num_regions=num_regions, temperature=temperature
+        )
+    ce, dice = _DiceCE.apply(
+        logits,
+        target.detach() if target.is_floating_point() else backends.as_kernel_input(target),
+        backends.as_kernel_input(regions),
+        count_regions(regions, num_regions),
+        float(temperature),
+        backend,
+    )
+    return DiceCE(ce, dice)
+
+
+def statistics_size(num_regions: int, num_classes: int) -> int:
+    """Per region a voxel count, and per class the sums of p * y, p^2 and y^2."""
+    return num_regions * (1 + 3 * num_classes)
+
+
+class _DiceCE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        regions: Tensor | None,
+        num_regions: int,
+        temperature: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        options = (num_regions, temperature, backend)
+        ce, dice, statistics = torch.ops.semiseg_kernels.dice_ce_forward(logits, target, regions, *options)
+        ctx.save_for_backward(logits, target, regions, statistics)
+        ctx.options = options
+        return ce, dice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ce: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logits = torch.ops.semiseg_kernels.dice_ce_backward(
+            grad_ce.contiguous(), grad_dice.contiguous(), *ctx.saved_tensors, *ctx.options
+        )
+        return grad_logits, *[None] * 5
+
+
+def _fake_forward(
+    logits: Tensor,
+    target: Tensor,
+    regions: Tensor | None,
+    num_regions: int,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        logits.new_empty((num_regions,), dtype=torch.float32),
+        logits.new_empty((num_regions,), dtype=torch.float32),
+        logits.new_empty((statistics_size(num_regions, logits.shape[1]),), dtype=torch.float64),
+    )
+
+
+def _fake_backward(grad_ce: Tensor, grad_dice: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+_OPTIONS = "SymInt num_regions, float temperature, str backend"
+backends.register(
+    f"dice_ce_forward(Tensor logits, Tensor target, Tensor? regions, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    _fake_forward,
+)
+backends.register(
+    "dice_ce_backward(Tensor grad_ce, Tensor grad_dice, Tensor logits, Tensor target, Tensor? regions, "
+    f"Tensor statistics, {_OPTIONS}) -> Tensor",
+    _fake_backward,
+)

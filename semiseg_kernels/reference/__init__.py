@@ -1,0 +1,19 @@
+"""The operations in plain PyTorch: their definition, and what runs where no kernel does."""
+
+from .cluster_mean import cluster_mean
+from .dice_ce import DiceCE, dice_ce
+from .momentum_update import momentum_update_
+from .prototype_head import PrototypeHead, prototype_head
+from .prototype_info_nce import prototype_info_nce
+from .prototype_similarity import prototype_similarity
+
+__all__ = [
+    "DiceCE",
+    "PrototypeHead",
+    "cluster_mean",
+    "dice_ce",
+    "momentum_update_",
+    "prototype_head",
+    "prototype_info_nce",
+    "prototype_similarity",
+]

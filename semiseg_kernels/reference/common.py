@@ -1,0 +1,85 @@
+"""What the reference operations share: accumulation dtype, norms, cosines, and the reading of labels."""
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6  # norms are clamped here, so a zero vector has cosine 0 with everything
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 input, float32 for everything narrower."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def flatten(
+    x: Tensor,  # [B, channels, *S]
+) -> Tensor:  # [B, channels, N] in the accumulation dtype
+    return x.flatten(2).to(accumulation_dtype(x))
+
+
+def clamped_norm(
+    v: Tensor,
+    dim: int,
+) -> Tensor:
+    """max(|v|, EPSILON) along `dim`, kept; its gradient is 0 where |v| < EPSILON."""
+    # Clamping before the root keeps the gradient of sqrt finite at zero vectors.
+    return v.square().sum(dim, keepdim=True).clamp_min(EPSILON**2).sqrt()
+
+
+def dot(
+    z: Tensor,  # [B, d, N]
+    prototypes: Tensor,  # [C, K, d]
+) -> Tensor:  # [B, C, K, N]
+    """Dot product of every voxel with every prototype; no gradient to the prototypes."""
+    # A batched product leaves z where it lies; einsum and matmul would fold the batch and copy it.
+    flat = prototypes.detach().flatten(0, 1).to(z.dtype).expand(z.shape[0], -1, -1)
+    with torch.autocast(z.device.type, enabled=False):
+        return torch.bmm(flat, z).unflatten(1, prototypes.shape[:2])
+
+
+def cosine(
+    z: Tensor,  # [B, d, N]
+    prototypes: Tensor,  # [C, K, d]
+) -> Tensor:  # [B, C, K, N]
+    """unit(z) . unit(p) with unit(v) = v / max(|v|, EPSILON); gradient 0 to voxels with |z| < EPSILON."""
+    prototypes = prototypes.detach().to(z.dtype)
+    norm = clamped_norm(z, dim=1).unsqueeze(1)  # [B, 1, 1, N]
+    cosines = dot(z, prototypes / clamped_norm(prototypes, dim=2)) / norm
+    return torch.where(norm > EPSILON, cosines, cosines.detach())
+
+
+def class_labels(
+    labels: Tensor,  # [B, *S] any integer dtype, negative = ignored
+    num_classes: int,
+    name: str = "labels",
+) -> Tensor:  # [B, N] int64
+    """The labels as int64; ValueError on one >= num_classes (on the CPU, outside torch.compile)."""
+    flat = labels.flatten(1).long()
+    if _values_can_be_read(labels):
+        # A uint64 beyond the range of int64 turns negative; it is out of range, not ignored.
+        invalid = flat >= num_classes if labels.dtype.is_signed else (flat >= num_classes) | (flat < 0)
+        if invalid.any():
+            raise ValueError(
+                f"{name} holds {labels.flatten(1)[invalid][0].item()}, "
+                f"accepted are 0..{num_classes - 1} and negative values (ignored)"
+            )
+    return flat
+
+
+def region_indices(
+    regions: Tensor | None,  # [B, *S] uint8 or bool
+    num_regions: int,
+    like: Tensor,  # [B, N]
+) -> Tensor:  # [B, N]
+    """Every voxel's region, all 0 without a region map; ValueError as for labels."""
+    if regions is None:
+        return torch.zeros_like(like, dtype=torch.uint8)
+    flat = regions.flatten(1).to(torch.uint8)
+    if _values_can_be_read(regions) and flat.numel() and flat.max() >= num_regions:
+        raise ValueError(f"regions holds {flat.max().item()}, accepted are 0..{num_regions - 1}")
+    return flat
+
+
+def _values_can_be_read(x: Tensor) -> bool:
+    # Elsewhere the check would synchronise, or break the graph.
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
