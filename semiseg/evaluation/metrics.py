@@ -28,8 +28,8 @@ def case_metrics(
         directions pooled; asd is the mean distance from the prediction's surface to the truth's, not back.
     hd95_mm, assd_mm: mm; the 95th percentile and the mean of both directions pooled. Without spacing they are
         in voxels, and `unit` is "voxel" instead of "mm".
-    empty_prediction, empty_truth: whether the class is missing there. If from one of the two, Dice and Jaccard
-        are 0 and the distances the diagonal of the image; if from both, 1 and 0.
+    empty_prediction, empty_truth: whether the class is missing there. If from one of the two, Dice and
+        Jaccard are 0 and the distances the diagonal of the image; if from both, 1 and 0.
     A structure's surface is its voxels with a face neighbour outside of it; beyond the image is outside.
     ValueError for unequal shapes or a spacing of another length.
     """

@@ -15,8 +15,8 @@ def window_starts(side: int, patch: int, stride: int) -> list[int]:
 
     ceil((side - patch) / stride) + 1 windows, as UA-MT's evaluation on LA; `side` must be at least `patch`.
     """
-    if stride < 1:
-        raise ValueError(f"stride is {stride}, accepted are positive integers")
+    if not 1 <= stride <= patch:
+        raise ValueError(f"stride is {stride}, accepted are 1 to the side of the patch, {patch}")
     windows = -(-(side - patch) // stride) + 1
     return [min(window * stride, side - patch) for window in range(windows)]
 
@@ -40,7 +40,7 @@ def predict_volume(
 
     An axis shorter than the patch is padded with zeros on both sides, and the result cropped back. Every
     window counts the same. The mode of the network (training, evaluation) and autocast are the caller's.
-    ValueError if `patch_size` or `stride` has another number of axes than the image.
+    ValueError if `patch_size` or `stride` has another number of axes than the image, or a stride leaves gaps.
     """
     if not image.ndim == len(patch_size) == len(stride):
         raise ValueError(

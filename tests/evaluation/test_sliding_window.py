@@ -45,7 +45,7 @@ def brute_force(image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ..
         ((11, 23, 5), (16, 12, 8), (5, 6, 3)),  # smaller than the patch along two axes, by odd numbers
         ((3, 4, 5), (8, 8, 8), (1, 2, 3)),
         ((25, 31), (16, 8), (16, 8)),  # no overlap but at the end
-        ((40,), (16,), (30,)),
+        ((40,), (16,), (13,)),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
@@ -123,6 +123,8 @@ def test_errors():
         predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2,))
     with pytest.raises(ValueError, match="stride is 0"):
         predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2, 0))
+    with pytest.raises(ValueError, match="stride is 5"):  # would leave voxels out
+        predict_volume(probabilities_of, torch.randn(9, 9), (4, 4), (5, 4))
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2, 2), batch_size=0)
     with pytest.raises(ValueError, match="image has shape"):

@@ -1,0 +1,46 @@
+"""Weights per region, and the ramp-up."""
+
+import math
+
+import pytest
+import torch
+
+from semiseg.models import region_weighted_loss, sigmoid_ramp_up
+from semiseg_kernels import dice_ce
+
+
+def test_region_weights():
+    logits = torch.randn(2, 3, 6, 5, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 6, 5), dtype=torch.uint8)
+    regions = torch.randint(0, 2, (2, 6, 5), dtype=torch.uint8)
+    losses = dice_ce(logits, labels, regions=regions, num_regions=2)
+    loss = region_weighted_loss(losses, (1.0, 0.5))
+    assert loss.shape == ()
+    expected = (losses.ce[0] + losses.dice[0]) / 2 + 0.5 * (losses.ce[1] + losses.dice[1]) / 2
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (without_second,) = torch.autograd.grad(
+        region_weighted_loss(dice_ce(logits, labels, regions=regions, num_regions=2), (1.0, 0.0)), logits
+    )
+    second = (regions == 1)[:, None].expand_as(logits)
+    assert gradient[second].any() and not without_second[second].any()
+
+
+def test_one_region():
+    losses = dice_ce(torch.randn(1, 2, 4), torch.randint(0, 2, (1, 4)))
+    torch.testing.assert_close(region_weighted_loss(losses, (1.0,)), (losses.ce[0] + losses.dice[0]) / 2)
+
+
+def test_one_weight_per_region():
+    losses = dice_ce(torch.randn(1, 2, 4), torch.randint(0, 2, (1, 4)))
+    with pytest.raises(ValueError, match="region_weights has 2 values, accepted is one per region, 1"):
+        region_weighted_loss(losses, (1.0, 0.5))
+
+
+def test_ramp_up():
+    assert sigmoid_ramp_up(0, 6000) == math.exp(-5)
+    assert sigmoid_ramp_up(3000, 6000) == pytest.approx(math.exp(-1.25))
+    assert sigmoid_ramp_up(6000, 6000) == sigmoid_ramp_up(20000, 6000) == 1.0
+    assert sigmoid_ramp_up(0, 0) == 1.0
+    values = [sigmoid_ramp_up(t, 100) for t in range(101)]
+    assert values == sorted(set(values))
