@@ -12,8 +12,9 @@ LISTS = {"validation": "val.list", "test": "test.list"}
 class ACDC:
     """Cine MRI of 70 training, 10 validation and 20 test patients, trained on slices, evaluated on volumes.
 
-    `root` holds `data/slices/<name>.h5` for training, `data/<name>.h5` for evaluation ([slices, H, W], min-max
-    normalised per volume), and `train_slices.list`, `val.list`, `test.list`. The files carry no spacing.
+    `root` holds `data/slices/<name>.h5` ([H, W]) for training, `data/<name>.h5` ([slices, H, W]) for
+    evaluation, both min-max normalised per volume, and `train_slices.list`, `val.list`, `test.list`. No file
+    carries its spacing.
     """
 
     class_names = ("background", "right ventricle", "myocardium", "left ventricle")

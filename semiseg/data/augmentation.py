@@ -17,8 +17,8 @@ class Augmentation:
     """What happens to a training case before it enters a batch.
 
     crop_rotate_flip: rot90 + flip in plane, then a random crop (left atrium, phantom).
-    rotate_flip_resize: with probability 1/2 rot90 + flip, else with probability 1/2 a rotation by up to 20 degrees;
-    then a resize to the patch (ACDC slices).
+    rotate_flip_resize: with probability 1/2 rot90 + flip, else with probability 1/2 a rotation by up to 20
+    degrees; then a resize to the patch (ACDC slices).
     crop: a random crop only (pancreas).
     """
 
@@ -63,7 +63,7 @@ def random_crop(
     patch: tuple[int, ...],
     generator: torch.Generator,
 ) -> Pair:
-    """Crop a patch at a uniform corner; where the image is smaller it is first padded on both sides with zeros."""
+    """Crop a patch at a uniform corner, after padding an image that is smaller with zeros on both sides."""
     missing = [max(size - available, 0) for size, available in zip(patch, image.shape, strict=True)]
     padding = [(count // 2, count - count // 2) for count in missing]
     corner = [
@@ -83,7 +83,7 @@ def random_rotate_flip(
     label: np.ndarray | None,  # [H, W, ...] uint8
     generator: torch.Generator,
 ) -> Pair:
-    """Rotate by a random multiple of 90 degrees in the plane of the first two axes and flip along one of them."""
+    """Rotate by a random multiple of 90 degrees in the plane of the first two axes, then flip one of them."""
     quarters, axis = _integer(4, generator), _integer(2, generator)
 
     def rotate_flip(array: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def random_rotate(
     label: np.ndarray | None,  # [H, W] uint8
     generator: torch.Generator,
 ) -> Pair:
-    """Rotate by an angle uniform in ±20 degrees about the centre, image linear, label nearest, zeros outside."""
+    """Rotate about the centre by an angle uniform in ±20°, image linear, label nearest, zeros outside."""
     angle = math.radians(ROTATION_DEGREES) * (2 * torch.rand((), generator=generator).item() - 1)
     height, width = image.shape
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -105,14 +105,10 @@ def random_rotate(
     matrix = torch.tensor([[[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]])
     grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=False)
 
-    def rotate(array: np.ndarray, mode: str) -> torch.Tensor:
-        return F.grid_sample(
-            _planes(array).float(), grid, mode=mode, padding_mode="zeros", align_corners=False
-        )[0, 0]
+    def rotate(array: np.ndarray, mode: str) -> np.ndarray:
+        return F.grid_sample(_planes(array).float(), grid, mode, align_corners=False)[0, 0].numpy()
 
-    return rotate(image, "bilinear").numpy(), None if label is None else rotate(
-        label, "nearest"
-    ).byte().numpy()
+    return rotate(image, "bilinear"), None if label is None else rotate(label, "nearest").astype(np.uint8)
 
 
 def resize(

@@ -12,8 +12,8 @@ def largest_components(
 ) -> Tensor:  # [B, *S] uint8, on the same device
     """Keep the largest connected component of every foreground class; all else becomes background.
 
-    Neighbours touch by a face, an edge or a corner (26 in 3D, 8 in 2D). Of equal components the first in scan order
-    stays. The work is done on the CPU.
+    Neighbours touch by a face, an edge or a corner (26 in 3D, 8 in 2D). Of components of one size the first
+    in scan order stays. The work is done on the CPU.
     """
     kept = np.stack([_largest_components(one, num_classes) for one in label.cpu().numpy()])
     return torch.from_numpy(kept).to(label.device)

@@ -10,7 +10,7 @@ def zero_box_mask(
     generator: torch.Generator,  # on the CPU
     device: torch.device | str | None = None,
 ) -> Tensor:  # [*P] bool
-    """Return a mask that is True outside and False inside a box whose corner is uniform over all places it fits.
+    """Return a mask, True outside and False inside a box whose corner is uniform over all places it fits.
 
     Raises ValueError if the box has another number of axes than the patch or does not fit into it.
     """

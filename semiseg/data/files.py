@@ -1,4 +1,4 @@
-"""Lists of case names and HDF5 files with `image` and `label`: reading, and saying what is wrong with them."""
+"""Reading lists of case names and HDF5 files with `image` and `label`, and saying what is wrong with them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,18 +34,17 @@ def read_case(
 ) -> Case:
     """Read one HDF5 file into a Case.
 
-    Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is missing, their
-    shapes differ or are not `axes` long, the image holds NaN or infinity, or the label a value outside its classes.
+    Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is not in
+    it, their shapes differ or are not `axes` long, the image holds NaN or infinity, or the label a value that
+    is no class.
     """
-    try:
-        with _open(path) as file:
-            _check_shapes(path, file, axes)
-            image = np.asarray(file["image"][()], dtype=np.float32)
-            stored_label = np.asarray(file["label"][()])
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
+    with _open(path) as file:
+        _check_shapes(path, file, axes)
+        try:
+            image = file["image"][()].astype(np.float32)
+            stored_label = file["label"][()]
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
     if not np.isfinite(image).all():
         raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
     with np.errstate(invalid="ignore"):
@@ -53,7 +52,7 @@ def read_case(
     wrong = (label != stored_label) | (label >= num_classes)
     if wrong.any():
         raise ValueError(
-            f"{path}: 'label' holds {stored_label[wrong][0]}; expected whole numbers from 0 to {num_classes - 1}"
+            f"{path}: 'label' holds {stored_label[wrong][0]}; expected integers from 0 to {num_classes - 1}"
         )
     return Case(name, image, label, spacing)
 
@@ -96,7 +95,7 @@ def _open(path: Path) -> h5py.File:
 
 def _check_shapes(path: Path, file: h5py.File, axes: int) -> None:
     for key in ("image", "label"):
-        if not isinstance(file.get(key), h5py.Dataset):
+        if file.get(key, getclass=True) is not h5py.Dataset:
             raise ValueError(
                 f"{path}: has no dataset {key!r}; it holds {sorted(file)}, expected 'image' and 'label'"
             )

@@ -24,7 +24,7 @@ class LeftAtrium:
         self.root = root
 
     def training_cases(self, labelled: int) -> tuple[list[Case], list[Case]]:
-        """Read all training volumes; the first `labelled` of train.list are labelled, the others unlabelled."""
+        """Read all training volumes; the first `labelled` of train.list are labelled."""
         source = self.root / "train.list"
         names = read_list(source)
         check_labelled(labelled, len(names), "volumes", source)

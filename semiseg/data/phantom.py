@@ -12,18 +12,16 @@ from semiseg.data.files import check_labelled
 
 SPLITS = ("training", "validation", "test")
 WAVES = 6  # of a smooth random field
-CONTRASTS = (
-    1.2  # chamber and wall are at most this far from the tissue around them, whose own texture is about 0.3
-)
 
 
 class Phantom:
     """A chamber with an appendage, half enclosed by a muscular wall, among look-alikes; 3D, 1 mm voxels.
 
-    What varies from case to case, and makes the cohort hard: pose, size and shape (a smooth random deformation), the
-    contrast of chamber and wall against tissue and its sign, a second chamber, a vessel and blobs that have the
-    intensities of chamber and wall but belong to the background, a bias field, blur and Rician noise. Each case has a
-    random stream of its own, SeedSequence(seed, (split, index)), so only evaluation ever generates a test case.
+    What varies from case to case, and makes the cohort hard: pose, size and shape (a smooth random
+    deformation), the contrast of chamber and wall against tissue and its sign, a second chamber, a vessel and
+    blobs that have the intensities of chamber and wall but belong to the background, a bias field, blur and
+    Rician noise. Each case has a random stream of its own, SeedSequence(seed, (split, index)), so only
+    evaluation ever generates a test case.
     """
 
     class_names = ("background", "chamber", "wall")
@@ -65,8 +63,8 @@ class Phantom:
 class _Anatomy:
     """The shapes of one case: distances to surfaces, in anatomical coordinates.
 
-    The first anatomical axis is the chamber's long axis, from apex (negative) to base (positive). The unit of length is
-    half the volume's shortest side.
+    The first anatomical axis is the chamber's long axis, from apex (negative) to base (positive). The unit of
+    length is half the volume's shortest side.
     """
 
     def __init__(self, shape: tuple[int, int, int], random: Generator) -> None:
@@ -77,15 +75,15 @@ class _Anatomy:
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:  # [*S] float32 with mean 0 and variance 1, [*S] uint8
         random = self.random
-        radii = np.array([0.56, 0.4, 0.4]) * np.exp(random.uniform(-0.15, 0.15, 3))
+        radii = np.array([0.7, 0.54, 0.54]) * np.exp(random.uniform(-0.15, 0.15, 3))
         body = self._ellipsoid(np.zeros(3), radii)
         # The appendage sits near the base, anywhere around it.
         angle = random.uniform(0, 2 * np.pi)
-        appendage_centre = np.array([0.35, 0.42 * np.cos(angle), 0.42 * np.sin(angle)])
-        appendage = self._ellipsoid(appendage_centre, random.uniform(0.15, 0.26, 3))
+        appendage_centre = np.array([0.42, 0.55 * np.cos(angle), 0.55 * np.sin(angle)])
+        appendage = self._ellipsoid(appendage_centre, random.uniform(0.2, 0.34, 3))
         chamber = _smooth_minimum(body, appendage, 0.08) + 0.015 * self._field(12) < 0
         # The wall encloses the apex and leaves the base open.
-        thickness = random.uniform(0.12, 0.22) * (1 + 0.25 * self._field(4))
+        thickness = random.uniform(0.18, 0.3) * (1 + 0.25 * self._field(4))
         wall = (body < thickness) & (self.point[0] < random.uniform(0.05, 0.3)) & ~chamber
 
         chamber_value, wall_value = _contrasts(random)
@@ -102,14 +100,14 @@ class _Anatomy:
         tissue = 0.25 * self._field(5) + 0.15 * self._field(14)
         value = np.where(self._field(3) > random.uniform(0.8, 1.4), -random.uniform(0.6, 1.3), tissue)
         for blob_value in (chamber_value, wall_value, wall_value, chamber_value):
-            blob = self._ellipsoid(random.uniform(-1.3, 1.3, 3), random.uniform(0.12, 0.28, 3))
+            blob = self._ellipsoid(random.uniform(-1.3, 1.3, 3), random.uniform(0.15, 0.35, 3))
             value[blob + 0.04 * self._field(8) < 0] = blob_value
         # A second chamber with a thin wall lies opposite the appendage; a vessel leaves the base.
         opposite = np.array([0.0, np.cos(angle + 2.4), np.sin(angle + 2.4)])
-        second_centre = np.array([0.1, 0.0, 0.0]) + random.uniform(0.8, 0.95) * opposite
-        second = self._ellipsoid(second_centre, random.uniform(0.2, 0.34, 3))
+        second_centre = np.array([0.1, 0.0, 0.0]) + random.uniform(1.05, 1.2) * opposite
+        second = self._ellipsoid(second_centre, random.uniform(0.25, 0.4, 3))
         vessel_axis = np.array([1.0, *random.uniform(-0.5, 0.5, 2)])
-        vessel = self._vessel(np.array([0.9 * radii[0], 0.0, 0.0]), vessel_axis, random.uniform(0.11, 0.18))
+        vessel = self._vessel(np.array([0.9 * radii[0], 0.0, 0.0]), vessel_axis, random.uniform(0.14, 0.22))
         value[second < 0.08] = wall_value
         value[(second < 0) | (vessel < 0)] = chamber_value
         return value.astype(np.float32)
@@ -119,25 +117,22 @@ class _Anatomy:
         random = self.random
         blurred = ndimage.gaussian_filter(value + 0.08 * self._field(16), random.uniform(0.5, 1.1))
         signal = (blurred - blurred.min() + 0.3) * np.exp(0.3 * self._field(2))
-        real, imaginary = random.uniform(0.1, 0.3) * random.standard_normal(
-            (2, *self.shape), dtype=np.float32
-        )
-        image = np.hypot(signal + real, imaginary)
+        noise = random.uniform(0.1, 0.25) * random.standard_normal((2, *self.shape), dtype=np.float32)
+        image = np.hypot(signal + noise[0], noise[1])
         return ((image - image.mean()) / image.std()).astype(np.float32)
 
     def _anatomical_coordinates(self) -> np.ndarray:  # [3, *S] float32
         """Place, rotation, size, and a smooth deformation."""
         random = self.random
         position = np.stack(np.meshgrid(*self.axes, indexing="ij"))
-        centre = random.uniform(-0.22, 0.22, 3)
-        rotation = Rotation.from_rotvec(random.normal(0, 0.45, 3)).as_matrix() / np.exp(
-            random.uniform(-0.22, 0.22)
-        )
-        point = np.tensordot(rotation.astype(np.float32), position - _vector(centre), 1)
+        centre = random.uniform(-0.18, 0.18, 3)
+        size = np.exp(random.uniform(-0.22, 0.22))
+        rotation = Rotation.from_rotvec(random.normal(0, 0.45, 3)).as_matrix()
+        point = np.tensordot((rotation / size).astype(np.float32), position - _vector(centre), 1)
         return point + 0.05 * np.stack([self._field(3) for _ in range(3)])
 
     def _field(self, frequency: float) -> np.ndarray:  # [*S] float32
-        """A smooth random field of about zero mean and unit variance: plane waves of random direction and phase.
+        """A smooth random field of mean 0 and variance 1: plane waves of random direction and phase.
 
         `frequency` is their root mean square angular frequency per unit of length.
         """
@@ -154,7 +149,7 @@ class _Anatomy:
         return (np.sqrt((scaled**2).sum(0)) - 1) * np.float32(radii.mean())
 
     def _vessel(self, start: np.ndarray, axis: np.ndarray, radius: float) -> np.ndarray:
-        """Distance to the surface of a tube that runs from `start` along `axis` without end, negative inside."""
+        """Distance to the surface of a tube that runs from `start` along `axis`, negative inside."""
         axis = (axis / np.linalg.norm(axis)).astype(np.float32)
         offset = self.point - _vector(start)
         along = np.maximum(np.tensordot(axis, offset, 1), 0)
@@ -162,11 +157,9 @@ class _Anatomy:
 
 
 def _contrasts(random: Generator) -> tuple[float, float]:
-    """Values of chamber and wall against tissue, either sign, told apart from each other and from it."""
-    while True:
-        chamber, wall = random.uniform(-CONTRASTS, CONTRASTS, 2)
-        if abs(chamber) > 0.5 and abs(wall) > 0.2 and abs(chamber - wall) > 0.5:
-            return chamber, wall
+    """Values of chamber and wall against tissue: of opposite sign more often than not, always told apart."""
+    sign = random.choice([1, -1], p=[0.85, 0.15])
+    return sign * random.uniform(0.5, 1.3), -sign * random.uniform(-0.1, 0.9)
 
 
 def _smooth_minimum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:

@@ -15,9 +15,9 @@ from semiseg.data.case import Case
 class TrainingSampler:
     """Draws labelled and unlabelled batches; each stream goes through shuffled permutations of its cases.
 
-    A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when it no
-    longer fills a batch is dropped. The whole course of batches follows from `seed`, and continues exactly after
-    load_state_dict. Raises ValueError for a negative batch or one drawn from no cases.
+    A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when
+    it no longer fills a batch is dropped. All batches follow from `seed`; load_state_dict continues exactly.
+    Raises ValueError for a negative batch or one drawn from no cases.
     """
 
     def __init__(
@@ -31,17 +31,21 @@ class TrainingSampler:
     ) -> None:
         self._labelled = [(case.image, case.label) for case in labelled]
         # Only the image is kept: the label of an unlabelled case must not reach the trainer.
-        self._unlabelled = [(case.image, None) for case in unlabelled]
+        self._unlabelled = [case.image for case in unlabelled]
         self._augmentation = augmentation
         self._generator = torch.Generator().manual_seed(seed)
         self._labelled_stream = _Stream("labelled", len(labelled), labelled_batch)
         self._unlabelled_stream = _Stream("unlabelled", len(unlabelled), unlabelled_batch)
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return labelled image [Bl, 1, *P] float32, its label [Bl, *P] uint8, unlabelled image [Bu, 1, *P]."""
-        labelled = [self._augment(*self._labelled[i]) for i in self._labelled_stream.next(self._generator)]
+        """Return labelled image [Bl, 1, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, 1, *P]."""
+        generator = self._generator
+        labelled = [
+            self._augmentation(*self._labelled[i], generator) for i in self._labelled_stream.next(generator)
+        ]
         unlabelled = [
-            self._augment(*self._unlabelled[i]) for i in self._unlabelled_stream.next(self._generator)
+            self._augmentation(self._unlabelled[i], None, generator)
+            for i in self._unlabelled_stream.next(generator)
         ]
         return (
             self._stack([image for image, _ in labelled], torch.float32)[:, None],
@@ -62,9 +66,6 @@ class TrainingSampler:
         self._labelled_stream.load_state_dict(state["labelled"])
         self._unlabelled_stream.load_state_dict(state["unlabelled"])
         self._generator.set_state(state["generator"])
-
-    def _augment(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._augmentation(image, label, self._generator)
 
     def _stack(self, arrays: list[Any], dtype: torch.dtype) -> Tensor:
         batch = torch.empty(len(arrays), *self._augmentation.patch, dtype=dtype)
@@ -89,10 +90,8 @@ class _Stream:
     def next(self, generator: torch.Generator) -> list[int]:
         if self._position + self._batch > len(self._order):
             permutations = math.ceil(self._batch / self._count)
-            self._order = torch.cat(
-                [torch.randperm(self._count, generator=generator) for _ in range(permutations)]
-            )
-            self._position = 0
+            shuffled = [torch.randperm(self._count, generator=generator) for _ in range(permutations)]
+            self._order, self._position = torch.cat(shuffled), 0
         start, self._position = self._position, self._position + self._batch
         return self._order[start : self._position].tolist()
 

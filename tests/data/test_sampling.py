@@ -1,0 +1,149 @@
+import gc
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.data import Augmentation, Case, TrainingSampler
+
+PATCH = (3, 4, 2)
+
+
+def constant_cases(values: range, label: int = 0) -> list[Case]:
+    """Cases whose image holds their number everywhere."""
+    shape = (5, 4, 3)
+    return [
+        Case(str(v), np.full(shape, v, np.float32), np.full(shape, label + v % 2, np.uint8), None)
+        for v in values
+    ]
+
+
+def sampler(
+    labelled: int = 5, unlabelled: int = 7, batches: tuple[int, int] = (2, 3), seed: int = 0
+) -> TrainingSampler:
+    return TrainingSampler(
+        constant_cases(range(labelled)),
+        constant_cases(range(100, 100 + unlabelled)),
+        Augmentation("crop_rotate_flip", PATCH),
+        *batches,
+        seed,
+    )
+
+
+def numbers(image: torch.Tensor) -> list[int]:
+    return image[:, 0, 0, 0, 0].int().tolist()
+
+
+def assert_same(one: tuple, other: tuple) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_shapes_types_and_streams():
+    image, label, unlabelled = sampler().next()
+    assert (image.shape, image.dtype) == ((2, 1, *PATCH), torch.float32)
+    assert (label.shape, label.dtype) == ((2, *PATCH), torch.uint8)
+    assert (unlabelled.shape, unlabelled.dtype) == ((3, 1, *PATCH), torch.float32)
+    assert max(numbers(image)) < 100 <= min(numbers(unlabelled))
+    assert label[:, 0, 0, 0].tolist() == [number % 2 for number in numbers(image)]
+
+
+def test_image_and_label_get_the_same_augmentation():
+    random = np.random.default_rng(0)
+    image = random.integers(0, 200, (9, 9, 9)).astype(np.float32)
+    cases = [Case("one", image, image.astype(np.uint8), None)]
+    image, label, _ = TrainingSampler(cases, [], Augmentation("crop_rotate_flip", (5, 5, 5)), 1, 0, 0).next()
+    torch.testing.assert_close(image[:, 0], label.float(), rtol=0, atol=0)
+
+
+def test_an_epoch_visits_every_case_once_and_is_shuffled():
+    batches = sampler(6, 6, (2, 3))
+    epochs = []
+    for _ in range(20):
+        drawn = [batches.next() for _ in range(3)]
+        epochs.append(tuple(n for image, _, _ in drawn for n in numbers(image)))
+        assert sorted(epochs[-1]) == list(range(6))
+    assert len(set(epochs)) > 15
+
+
+@pytest.mark.parametrize(("count", "batch"), [(5, 2), (5, 4), (5, 5), (7, 3)])
+def test_no_case_twice_in_a_batch_and_all_are_used(count, batch):
+    batches, seen = sampler(count, 1, (batch, 0)), Counter()
+    for _ in range(60):
+        drawn = numbers(batches.next()[0])
+        assert len(set(drawn)) == batch
+        seen.update(drawn)
+    assert len(seen) == count and min(seen.values()) > 60 * batch / count / 2
+
+
+def test_fewer_cases_than_the_batch_repeat_evenly():
+    batches = sampler(3, 1, (7, 0))
+    for _ in range(10):
+        assert sorted(Counter(numbers(batches.next()[0])).values()) == [2, 2, 3]
+
+
+def test_a_stream_of_no_cases():
+    batches = TrainingSampler(constant_cases(range(2)), [], Augmentation("crop", PATCH), 2, 0, 0)
+    assert batches.next()[2].shape == (0, 1, *PATCH)
+
+
+def test_the_seed_decides_everything():
+    one, other, third = sampler(seed=3), sampler(seed=3), sampler(seed=4)
+    drawn = [one.next() for _ in range(8)]
+    for batch in drawn:
+        assert_same(batch, other.next())
+    assert any(numbers(batch[2]) != numbers(third.next()[2]) for batch in drawn)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_a_saved_state_continues_exactly(steps):
+    one = sampler()
+    for _ in range(steps):
+        one.next()
+    stored = io.BytesIO()
+    torch.save(one.state_dict(), stored)
+    expected = [one.next() for _ in range(7)]
+    stored.seek(0)
+    other = sampler(seed=99)
+    other.next()
+    other.load_state_dict(torch.load(stored, weights_only=True))
+    for batch in expected:
+        assert_same(batch, other.next())
+
+
+def test_a_state_is_not_changed_by_drawing_on():
+    one, other = sampler(), sampler(seed=1)
+    one.next()
+    state = one.state_dict()
+    expected = [one.next() for _ in range(6)]
+    other.load_state_dict(state)
+    for batch in expected:
+        assert_same(batch, other.next())
+
+
+def test_a_state_of_other_cases_is_refused():
+    with pytest.raises(ValueError, match="state has 7 unlabelled cases; this sampler has 6"):
+        sampler(unlabelled=6).load_state_dict(sampler().state_dict())
+
+
+def test_unlabelled_labels_are_not_kept():
+    unlabelled = constant_cases(range(3), label=7)
+    batches = TrainingSampler(constant_cases(range(3)), unlabelled, Augmentation("crop", PATCH), 1, 1, 0)
+    labels = [case.label for case in unlabelled]
+    holders = [
+        holder for label in labels for holder in gc.get_referrers(label) if isinstance(holder, dict | tuple)
+    ]
+    assert all(any(holder is vars(case) for case in unlabelled) for holder in holders)
+    assert all((batches.next()[1] < 7).all() for _ in range(6))
+
+
+@pytest.mark.parametrize(("unlabelled", "batches", "message"), [
+    (0, (1, 2), "unlabelled_batch is 2 and there are 0 unlabelled cases; accepted are only 0"),
+    (3, (-1, 2), "labelled_batch is -1"),
+    (3, (1, -2), "unlabelled_batch is -2"),
+])  # fmt: skip
+def test_impossible_batches_are_refused(unlabelled, batches, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(3, unlabelled, batches)
