@@ -1,0 +1,209 @@
+"""Pictures of a run: learning curves, and predictions over the images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy.ndimage import gaussian_filter1d
+
+from semiseg.data import Case
+from semiseg.engine.atomic import replace_atomically
+from semiseg.evaluation.metrics import case_metrics
+
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")  # Okabe and Ito's
+RATES = ("learning_rate", "ramp_up")
+VALIDATION = "validation_dice"
+SMOOTHING = 0.02  # of a stage's length, the standard deviation of the Gaussian that smooths a loss
+MAX_POINTS = 2000  # drawn per line
+SLICES = 3  # of a stack shown; for a volume, the planes through the truth's centre
+STACK_RATIO = (
+    3.0  # a volume whose first axis is this many times coarser or shorter than the others is a stack
+)
+MARGIN = 0.15  # around the structures shown, of their extent
+LEGEND_COLUMN = 2.4  # inches
+FILL = 0.22  # opacity of a prediction
+
+
+def learning_curves(
+    metrics: Path,  # metrics.jsonl: one object a line, with iteration, stage and scalars
+    picture: Path,  # .png
+) -> None:
+    """Draw losses (also smoothed), rates and validation Dice over the iterations, stages set apart.
+
+    ValueError where there is no iteration yet.
+    """
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    if not records:
+        raise ValueError(f"{metrics} holds no iteration")
+    scalars = sorted({key for record in records for key in record} - {"iteration", "stage"})
+    losses = [key for key in scalars if key not in (*RATES, VALIDATION)]
+    panels = [("loss", losses)] + [
+        (key.replace("_", " "), [key]) for key in (*RATES, VALIDATION) if key in scalars
+    ]
+    panels = [panel for panel in panels if panel[1]]
+
+    figure = Figure(figsize=(9, 2.2 + 1.5 * len(panels)), layout="constrained")
+    heights = [2.5 if name == "loss" else 1 for name, _ in panels]
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    stages = _stages(records)
+    for axis, (name, keys) in zip(axes, panels, strict=True):
+        for colour, key in zip(_colours(len(keys)), keys, strict=True):
+            for stage in stages:
+                _draw_scalar(axis, [record for record in stage if key in record], key, colour, name == "loss")
+        for stage in stages[1:]:
+            axis.axvline(stage[0]["iteration"], color="0.6", linewidth=0.8, linestyle="--")
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.25)
+    if len(losses) > 1:
+        handles = [
+            Line2D([], [], color=colour, label=key.replace("_", " "))
+            for colour, key in zip(_colours(len(losses)), losses, strict=True)
+        ]
+        axes[0].legend(handles=handles, loc="best", framealpha=0.9)
+    for stage in stages:
+        middle = (stage[0]["iteration"] + stage[-1]["iteration"]) / 2
+        axes[0].annotate(
+            stage[0]["stage"], (middle, 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom"
+        )
+    axes[-1].set_xlabel("iteration")
+    _save(figure, picture)
+
+
+def _stages(records: Sequence[dict]) -> list[list[dict]]:
+    """The records of each stage, in the order they came."""
+    stages: dict[str, list[dict]] = {}
+    for record in records:
+        stages.setdefault(record["stage"], []).append(record)
+    return list(stages.values())
+
+
+def _draw_scalar(axis: Axes, records: Sequence[dict], key: str, colour: str, smooth: bool) -> None:
+    if not records:
+        return
+    iterations = np.array([record["iteration"] for record in records])
+    values = np.array([record[key] for record in records])
+    step = -(-len(values) // MAX_POINTS)
+    if not smooth:
+        marker = "o" if len(values) < 50 else None
+        axis.plot(iterations[::step], values[::step], color=colour, marker=marker, markersize=3)
+        return
+    axis.plot(iterations[::step], values[::step], color=colour, alpha=0.25, linewidth=0.8)
+    axis.plot(
+        iterations[::step], _smoothed(values, SMOOTHING * len(values))[::step], color=colour, linewidth=1.6
+    )
+
+
+def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
+    """Gaussian average whose weights are renormalised at the ends, so that it does not bend there."""
+    weights = gaussian_filter1d(np.ones(len(values)), deviation, mode="constant")
+    return gaussian_filter1d(values, deviation, mode="constant") / weights
+
+
+def overlay(
+    case: Case,
+    prediction: np.ndarray,  # [*S] integer
+    picture: Path,  # .png
+    title: str,
+    class_names: Sequence[str],  # the background first
+) -> None:
+    """Draw truth (solid line) and prediction (filled, dashed line) over planes of the image.
+
+    A volume is shown in its three planes through the centre of the truth, a stack of slices in three slices
+    spread over the truth, a 2D image as it is; each cropped to the structures. The legend says every class's
+    Dice.
+    """
+    dice = {
+        name: metrics["dice"] for name, metrics in case_metrics(prediction, case.label, class_names).items()
+    }
+    planes = _planes(case)
+    width = max(4.2 * len(planes), 7.5)  # inches
+    figure = Figure(figsize=(width, 5.2), layout="constrained")
+    axes = figure.subplots(1, len(planes), squeeze=False)[0]
+    colours = _colours(len(dice))
+    for axis, (name, plane, aspect) in zip(axes, planes, strict=True):
+        _draw_plane(axis, case.image[plane], case.label[plane], prediction[plane], colours, aspect)
+        axis.set_title(name, fontsize="medium")
+    handles: list[Artist] = [
+        Patch(color=colour, label=f"{name}, Dice {value:.3f}")
+        for colour, (name, value) in zip(colours, dice.items(), strict=True)
+    ]
+    handles += [
+        Line2D([], [], color="0.3", linewidth=1.8, label="truth"),
+        Line2D([], [], color="0.3", linewidth=1.2, linestyle="--", label="prediction"),
+    ]
+    figure.suptitle(title)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=int(width / LEGEND_COLUMN), frameon=False
+    )
+    _save(figure, picture)
+
+
+def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
+    """Name, index and aspect (height of a pixel over its width) of the planes to show."""
+    spacing = np.ones(case.image.ndim) if case.spacing is None else np.asarray(case.spacing)
+    whole = slice(None)
+    if case.image.ndim == 2:
+        return [("", (whole, whole), spacing[0] / spacing[1])]
+    structures = np.argwhere(case.label)
+    if not len(structures):
+        structures = np.array([np.zeros(3, int), np.array(case.image.shape) - 1])
+    if _is_stack(case.image.shape, spacing):
+        positions = np.linspace(structures[:, 0].min(), structures[:, 0].max(), SLICES + 2)[1:-1].round()
+        return [(f"slice {k:.0f}", (int(k), whole, whole), spacing[1] / spacing[2]) for k in positions]
+    centre = structures.mean(axis=0).round().astype(int)
+    planes = []
+    for axis in (2, 1, 0):
+        index = tuple(int(centre[axis]) if other == axis else whole for other in range(3))
+        rows, columns = np.delete(spacing, axis)
+        planes.append((f"axis {axis} at {centre[axis]}", index, rows / columns))
+    return planes
+
+
+def _is_stack(shape: Sequence[int], spacing: np.ndarray) -> bool:
+    return spacing[0] > STACK_RATIO * max(spacing[1:]) or STACK_RATIO * shape[0] < min(shape[1:])
+
+
+def _draw_plane(
+    axis: Axes,
+    image: np.ndarray,  # [H, W]
+    truth: np.ndarray,  # [H, W]
+    prediction: np.ndarray,  # [H, W]
+    colours: Sequence[str],  # of the foreground classes
+    aspect: float,
+) -> None:
+    rows, columns = (_extent((truth > 0) | (prediction > 0), axis=a) for a in (1, 0))
+    window = image[rows, columns]
+    low, high = np.percentile(window, (1, 99))
+    axis.imshow(window, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    for label, colour in enumerate(colours, start=1):
+        predicted, true = ((array[rows, columns] == label).astype(float) for array in (prediction, truth))
+        if predicted.any():
+            axis.contourf(predicted, levels=[0.5, 1.5], colors=colour, alpha=FILL)
+            axis.contour(predicted, levels=[0.5], colors=colour, linewidths=1.2, linestyles="--")
+        if true.any():
+            axis.contour(true, levels=[0.5], colors=colour, linewidths=1.8)
+    axis.set_axis_off()
+
+
+def _extent(structures: np.ndarray, axis: int) -> slice:
+    """Rows (axis 1) or columns (axis 0) that hold structures, with a margin; all where none does."""
+    present = np.flatnonzero(structures.any(axis=axis))
+    if len(present) == 0:
+        return slice(None)
+    margin = 2 + round(MARGIN * (present[-1] - present[0]))
+    return slice(max(present[0] - margin, 0), present[-1] + margin + 1)
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _save(figure: Figure, picture: Path) -> None:
+    with replace_atomically(picture) as temporary:
+        figure.savefig(temporary, dpi=130)

@@ -1,0 +1,83 @@
+"""Results as a Markdown table, legible on a console too."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HEADINGS = {
+    "dice": "Dice [%]",
+    "jaccard": "Jaccard [%]",
+    "hd95": "95HD [voxel]",
+    "asd": "ASD [voxel]",
+    "hd95_mm": "95HD [{unit}]",
+    "assd_mm": "ASSD [{unit}]",
+}
+PERCENTAGES = ("dice", "jaccard")
+
+
+def results_table(
+    results: Mapping[str, Any],  # results.json
+) -> str:
+    """The reported checkpoint's table, then those of others, each under a line that says what it is.
+
+    Entries are mean ± population standard deviation over the cases.
+    """
+    evaluation = results["evaluation"]
+    components = (
+        "only the largest component of each class" if evaluation["largest_component"] else "all components"
+    )
+    heading = (
+        f"{results['name']}: {results['method']} ({results['preset']} preset) on {results['dataset']}, "
+        f"{results['labelled']} labelled, seed {results['seed']}; {evaluation['head']} head, {components}"
+    )
+    parts = [heading, _checkpoint_table(results["checkpoint"], results)]
+    if "warning" in results:
+        parts.insert(1, f"WARNING: {results['warning']}")
+    parts += [_checkpoint_table(name, result) for name, result in results["other_checkpoints"].items()]
+    return "\n\n".join(parts)
+
+
+def _checkpoint_table(name: str, result: Mapping[str, Any]) -> str:
+    summary = result["summary"]
+    cases = f"{summary['num_cases']} {'case' if summary['num_cases'] == 1 else 'cases'}"
+    heading = f"checkpoint {name}, iteration {result['iteration']}, {cases}, mean ± standard deviation"
+    empties = [f"{summary[f'empty_{what}']} empty {what}s" for what in ("prediction", "truth")]
+    return f"{heading}\n\n{summary_table(summary)}\n\n{', '.join(empties)} among all cases and classes"
+
+
+def summary_table(
+    summary: Mapping[str, Any],  # as `summarise` returns it
+) -> str:
+    """A row per class and one for their mean, a column per metric; Markdown with aligned columns."""
+    headings = {metric: text.format(unit=summary["unit"]) for metric, text in HEADINGS.items()}
+    if summary["unit"] == "voxel":
+        del headings["hd95_mm"]  # the same as hd95
+    rows = {**summary["classes"], **({"mean": summary["mean"]} if len(summary["classes"]) > 1 else {})}
+    return _markdown(
+        [
+            ["class", *headings.values()],
+            *([name, *(_entry(metric, row[metric]) for metric in headings)] for name, row in rows.items()),
+        ]
+    )
+
+
+def _entry(metric: str, statistics: Mapping[str, float]) -> str:
+    factor = 100 if metric in PERCENTAGES else 1
+    return f"{factor * statistics['mean']:.2f} ± {factor * statistics['sd']:.2f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in rows
+    ]
+    rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        print(results_table(json.loads(Path(path).read_text())), end="\n\n")
