@@ -1,10 +1,8 @@
 """What methods share about losses: weights per region and the ramp-up of an unsupervised term."""
 
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 RAMP_UP_EXPONENT = -5.0
@@ -13,24 +11,24 @@ RAMP_UP_EXPONENT = -5.0
 class RegionLosses(Protocol):
     """Cross-entropy and Dice loss per region, as `dice_ce` and `prototype_head` return them."""
 
-    ce: Tensor  # [R]
-    dice: Tensor  # [R]
+    @property
+    def ce(self) -> Tensor: ...  # [R]
+
+    @property
+    def dice(self) -> Tensor: ...  # [R]
 
 
 def region_weighted_loss(
     losses: RegionLosses,
-    region_weights: Sequence[float],  # one per region
+    region_weights: Tensor,  # [R], on the device of the losses
 ) -> Tensor:
     """Σ_r w_r (CE_r + Dice_r) / 2, a scalar (MPER eq. 4, halved, with one weight for each pasted region)."""
-    if len(region_weights) != len(losses.ce):
+    if region_weights.shape != losses.ce.shape:
         raise ValueError(
-            f"region_weights has {len(region_weights)} values, accepted is one per region, {len(losses.ce)}"
+            f"region_weights has shape {tuple(region_weights.shape)}, accepted is one weight per region, "
+            f"{tuple(losses.ce.shape)}"
         )
-    per_region = (losses.ce + losses.dice).unbind()
-    return (
-        torch.stack([weight * loss for weight, loss in zip(region_weights, per_region, strict=True)]).sum()
-        / 2
-    )
+    return (region_weights * (losses.ce + losses.dice)).sum() / 2
 
 
 def sigmoid_ramp_up(

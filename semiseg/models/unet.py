@@ -56,7 +56,6 @@ class UNet(nn.Module):
         self.dropout = nn.Dropout2d(classifier_dropout)
         self.classifier = nn.Conv2d(filters[0], num_classes, kernel_size=1)
         self.side_multiple = 2 ** (len(filters) - 1)
-        self.width = filters[0]  # of the embedding
         self.embedding_after_dropout = embedding_after_dropout
         initialise(self)
 

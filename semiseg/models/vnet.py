@@ -111,7 +111,6 @@ class VNet(nn.Module):
         self.decoder = VNetDecoder(filters, normalization)
         self.dropout = nn.Dropout3d(dropout)
         self.classifier = nn.Conv3d(filters, num_classes, kernel_size=1)
-        self.width = filters  # of the embedding
         self.embedding_after_dropout = embedding_after_dropout
         initialise(self)
 

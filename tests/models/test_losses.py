@@ -14,13 +14,16 @@ def test_region_weights():
     labels = torch.randint(0, 3, (2, 6, 5), dtype=torch.uint8)
     regions = torch.randint(0, 2, (2, 6, 5), dtype=torch.uint8)
     losses = dice_ce(logits, labels, regions=regions, num_regions=2)
-    loss = region_weighted_loss(losses, (1.0, 0.5))
+    loss = region_weighted_loss(losses, torch.tensor([1.0, 0.5]))
     assert loss.shape == ()
     expected = (losses.ce[0] + losses.dice[0]) / 2 + 0.5 * (losses.ce[1] + losses.dice[1]) / 2
     torch.testing.assert_close(loss, expected)
     (gradient,) = torch.autograd.grad(loss, logits)
     (without_second,) = torch.autograd.grad(
-        region_weighted_loss(dice_ce(logits, labels, regions=regions, num_regions=2), (1.0, 0.0)), logits
+        region_weighted_loss(
+            dice_ce(logits, labels, regions=regions, num_regions=2), torch.tensor([1.0, 0.0])
+        ),
+        logits,
     )
     second = (regions == 1)[:, None].expand_as(logits)
     assert gradient[second].any() and not without_second[second].any()
@@ -28,13 +31,15 @@ def test_region_weights():
 
 def test_one_region():
     losses = dice_ce(torch.randn(1, 2, 4), torch.randint(0, 2, (1, 4)))
-    torch.testing.assert_close(region_weighted_loss(losses, (1.0,)), (losses.ce[0] + losses.dice[0]) / 2)
+    torch.testing.assert_close(
+        region_weighted_loss(losses, torch.ones(1)), (losses.ce[0] + losses.dice[0]) / 2
+    )
 
 
 def test_one_weight_per_region():
     losses = dice_ce(torch.randn(1, 2, 4), torch.randint(0, 2, (1, 4)))
-    with pytest.raises(ValueError, match="region_weights has 2 values, accepted is one per region, 1"):
-        region_weighted_loss(losses, (1.0, 0.5))
+    with pytest.raises(ValueError, match="region_weights has shape"):
+        region_weighted_loss(losses, torch.ones(2))
 
 
 def test_ramp_up():

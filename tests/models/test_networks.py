@@ -38,7 +38,7 @@ def test_sizes_of_the_published_networks():
     assert parameters(VNet(num_classes=2)) == 9_446_066
     assert parameters(UNet(num_classes=4)) == 1_942_340
     for network, width in ((VNet(), 16), (UNet(), 16)):
-        assert network.width == network.classifier.in_channels == width
+        assert network.classifier.in_channels == width
         assert set(network.classifier.kernel_size) == {1}
 
 
@@ -48,7 +48,7 @@ def test_shapes(name):
     x = images(name)
     logits, embedding = network(x)
     assert logits.shape == (2, 3, *x.shape[2:])
-    assert embedding.shape == (2, network.width, *x.shape[2:])
+    assert embedding.shape == (2, network.classifier.in_channels, *x.shape[2:])
 
 
 @pytest.mark.parametrize("name", ["vnet", "unet"])
