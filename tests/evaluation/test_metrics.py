@@ -67,9 +67,7 @@ def test_medpy_with_spacing():
         assert metrics["hd95"] == binary.hd95(prediction == 1, truth == 1)
 
 
-@pytest.mark.skipif(
-    "SEMISEG_DATA" not in os.environ, reason="SEMISEG_DATA is not set: real labels are missing"
-)
+@pytest.mark.data
 @pytest.mark.parametrize(
     "pattern, names", [("LA/*/*/mri_norm2.h5", ("background", "atrium")), ("ACDC/data/*.h5", NAMES)]
 )
