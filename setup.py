@@ -148,7 +148,6 @@ setup(
         "tensorboard",
         "safetensors",
         "matplotlib",
-        "monai",
     ],
     extras_require={"test": ["pytest", "pytest-benchmark", "medpy", "ruff", "mypy"]},
 )

@@ -14,6 +14,7 @@ import yaml
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIDE_MULTIPLE = 16  # both networks halve the resolution four times
+UNET_STAGES = 5
 PRESETS = ("paper", "released")
 
 
@@ -33,8 +34,8 @@ class NetworkConfig:
     """The segmentation network."""
 
     name: str  # vnet (3D) or unet (2D)
-    filters: tuple[int, ...]  # channels of the stages, full resolution first; vnet: the first alone
-    dropout: float | None = None  # vnet: before and after the decoder; default the network's own
+    filters: tuple[int, ...]  # channels; vnet: one number, at full resolution; unet: one a stage, finest first
+    dropout: tuple[float, ...]  # vnet: one probability, before and after the decoder; unet: one a stage
     embedding_after_dropout: bool = False  # z is the classifier's input before (paper) or after its dropout
 
 
@@ -128,7 +129,11 @@ def _check(config: Config) -> None:
     dimensions = len(config.training.patch_size)
     if config.network.name not in ("vnet", "unet"):
         raise ValueError(f"network.name is {config.network.name!r}, accepted are vnet, unet")
-    expected = 3 if config.network.name == "vnet" else 2
+    expected, stages = (3, 1) if config.network.name == "vnet" else (2, UNET_STAGES)
+    for key in ("filters", "dropout"):
+        if len(getattr(config.network, key)) != stages:
+            raise ValueError(f"network.{key} has {len(getattr(config.network, key))} values, accepted for network.name="
+                             f"{config.network.name} are {stages}")  # fmt: skip
     if dimensions != expected:
         raise ValueError(
             f"training.patch_size has {dimensions} sides, but network.name={config.network.name} takes {expected}"

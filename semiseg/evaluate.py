@@ -87,7 +87,7 @@ def evaluate_checkpoint(
 
 def draw_overlays(dataset: Dataset, cases: dict[str, Any], maps: dict[str, np.ndarray], run: RunDirectory) -> None:
     """Truth and prediction on the best, median and worst case by mean Dice."""
-    dice = {name: float(np.mean([c["dice"] for c in metrics["classes"].values()])) for name, metrics in cases.items()}
+    dice = {name: float(np.mean([values["dice"] for values in metrics.values()])) for name, metrics in cases.items()}
     ranked = sorted(dice, key=dice.__getitem__)
     chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
     run.overlays.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def draw_overlays(dataset: Dataset, cases: dict[str, Any], maps: dict[str, np.nd
         for label, name in chosen.items():
             if name == case.name:
                 title = f"{label}: {name}, mean Dice {dice[name]:.3f}"
-                overlay(case, maps[name], run.overlays / f"{label}.png", title)
+                overlay(case, maps[name], run.overlays / f"{label}.png", title, dataset.class_names)
 
 
 if __name__ == "__main__":

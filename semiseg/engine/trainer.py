@@ -34,25 +34,22 @@ def choose_device(name: str) -> torch.device:
 
 def open_configured_dataset(config: Config) -> Dataset:
     """The dataset of a configuration."""
-    options = {"seed": config.dataset.cohort_seed} if config.dataset.name == "phantom" else {}
-    return open_dataset(config.dataset.name, config.dataset.root, **options)
+    return open_dataset(config.dataset.name, config.dataset.root, config.dataset.cohort_seed)
 
 
 def build_method(config: Config, num_classes: int, device: torch.device) -> Method:
     """The method of a configuration around a freshly initialised network (from torch's global generator)."""
-    network_config = config.network
-    filters = network_config.filters[0] if network_config.name == "vnet" else network_config.filters
-    options = {} if network_config.dropout is None else {"dropout": network_config.dropout}
+    vnet = config.network.name == "vnet"
     network = build_network(
-        network_config.name,
+        config.network.name,
         num_classes=num_classes,
-        filters=filters,
-        embedding_after_dropout=network_config.embedding_after_dropout,
-        **options,
+        filters=config.network.filters[0] if vnet else config.network.filters,
+        dropout=config.network.dropout[0] if vnet else config.network.dropout,
+        embedding_after_dropout=config.network.embedding_after_dropout,
     )
     method = METHODS[config.method.name](config.method, network, num_classes).to(device)
     if config.training.channels_last:
-        method.to(memory_format=torch.channels_last_3d if network_config.name == "vnet" else torch.channels_last)
+        method.to(memory_format=torch.channels_last_3d if vnet else torch.channels_last)
     return method
 
 

@@ -58,13 +58,14 @@ class Method(nn.Module):
 
     Options: ClassVar[type]  # the dataclass of the configuration's section `method`
     heads: ClassVar[tuple[str, ...]] = ("linear",)  # classifiers `probabilities` knows
+    one_region: Tensor  # [1], the weights of an image that is no mix
 
     def __init__(self, config: Any, network: nn.Module, num_classes: int):
         super().__init__()
         self.config = config
         self.network = network
         self.num_classes = num_classes
-        self.register_buffer("one_region", torch.ones(1), persistent=False)  # the weights of an image that is no mix
+        self.register_buffer("one_region", torch.ones(1), persistent=False)
 
     @classmethod
     def check(cls, config: Config) -> None:

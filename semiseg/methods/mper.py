@@ -106,6 +106,7 @@ class MPER(Method):
 
     Options = MPERConfig
     heads = ("linear", "prototype", "mean")
+    region_weights: Tensor  # [2], of labelled and pseudo-labelled voxels
 
     def __init__(self, config: MPERConfig, network: nn.Module, num_classes: int):
         super().__init__(config, network, num_classes)
