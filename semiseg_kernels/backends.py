@@ -143,8 +143,8 @@ _library = torch.library.Library("semiseg_kernels", "DEF")
 def register(schema: str, fake: Callable[..., Any]) -> None:
     """Register a raw operation, `<operation>_<direction>(..., str backend) -> ...`, and its fake.
 
-    It hands its arguments to the function <direction> of semiseg_kernels/<backend>/<operation>.py. Raw operations
-    have no autograd key and would drop gradients silently: only autograd functions call them.
+    It hands its arguments to the function <direction> of semiseg_kernels/<backend>/<operation>.py. Raw
+    operations have no autograd key and would drop gradients silently: only autograd functions call them.
     """
     name = schema.partition("(")[0]
     operation, _, direction = name.rpartition("_")

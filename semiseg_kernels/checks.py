@@ -18,7 +18,7 @@ def check_voxels(
 ) -> None:
     check_dtype(name, x, FLOAT_DTYPES)
     if not 3 <= x.dim() <= 5:
-        raise ValueError(f"{name} has shape {list(x.shape)}, accepted is [B, channels, *S], *S of 1 to 3 axes")
+        raise ValueError(f"{name} has shape {list(x.shape)}, accepted is [B, channels, *S], *S 1 to 3 axes")
     if x.shape[1] == 0:
         raise ValueError(f"{name} has shape {list(x.shape)}, accepted is at least one channel")
 

@@ -28,9 +28,9 @@ def cluster_mean(
     unit_length: sum z / max(|z|, 1e-6) instead of z.
     require_agreement: take only voxels whose label is also the class of greatest similarity (lowest on ties).
 
-    cluster_sum is float32 (float64 for float64 input), cluster_count float64. They come apart so that they can be
-    reduced over processes before dividing. Not differentiable. Raises ValueError on wrong shapes or dtypes, and on
-    a CPU for labels >= C.
+    cluster_sum is float32 (float64 for float64 input), cluster_count float64. They come apart so that they
+    can be reduced over processes before dividing. Not differentiable. Raises ValueError on wrong shapes or
+    dtypes, and on a CPU for labels >= C.
     """
     checks.check_prototypes(z, prototypes)
     checks.check_per_voxel("labels", labels, z, checks.INTEGER_DTYPES)

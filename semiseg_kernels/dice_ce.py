@@ -18,21 +18,22 @@ def dice_ce(
     num_regions: int | None = None,
     temperature: float = 1.0,
 ) -> DiceCE:  # ce [R], dice [R]
-    """Cross-entropy and Dice loss of softmax(logits / temperature) per region (MPER eq. 4, VCLIPSeg eq. 6, 10).
+    """Cross-entropy and Dice loss of softmax(logits / temperature) per region (MPER eq. 4, VCLIPSeg eq. 6).
 
         ce[r]   = mean over the voxels of region r of -sum_c y_c log p_c
         dice[r] = 1 - mean_c (2 sum p_c y_c + s) / (sum p_c^2 + sum y_c^2 + s),  s = 1e-5,
                   with sums over the region's voxels of the whole batch
 
-    logits: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are read in
-        place, other strides are copied first.
+    logits: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are
+        read in place, other strides are copied first.
     target: labels of any integer dtype, negative ones are left out; or probabilities y in floating point.
     regions: uint8 in 0..R-1, or bool; one region by default.
-    num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a synchronisation:
-        pass it in training.
+    num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
+        synchronisation: pass it in training.
 
     ce and dice are float32 [R], 0 for a region without voxels, differentiable in the logits. Dice has V-Net's
-    squared denominator. Raises ValueError on wrong shapes or dtypes, and on a CPU for labels >= C or regions >= R.
+    squared denominator. Raises ValueError on wrong shapes or dtypes, and on a CPU for labels >= C or regions
+    >= R.
     """
     checks.check_voxels("logits", logits)
     if target.is_floating_point():

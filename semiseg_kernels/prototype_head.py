@@ -35,27 +35,27 @@ def prototype_head(
     MPER eq. 1, 2, 4 and 5.
 
     similarity, index: as `prototype_similarity`.
-    ce, dice: cross-entropy and Dice loss of softmax_c(similarity_c / class_temperature) against the labels, per
-        region, as `dice_ce`.
+    ce, dice: cross-entropy and Dice loss of softmax_c(similarity_c / class_temperature) against the labels,
+        per region, as `dice_ce`.
     info_nce: as `prototype_info_nce` without weights, over the voxels whose label is not negative.
     cluster_sum, cluster_count: as `cluster_mean` with `weight`, `unit_length` and `require_agreement`.
 
     z: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are read in
         place, other strides are copied first.
     prototypes: float32 or z's dtype; no gradient flows to them.
-    labels: any integer dtype, negative ones are left out. Without labels ce, dice, cluster_sum and cluster_count
-        are None, and regions and weight must be None.
+    labels: any integer dtype, negative ones are left out. Without labels ce, dice, cluster_sum and
+        cluster_count are None, and regions and weight must be None.
     regions: uint8 in 0..R-1, or bool; one region by default.
-    num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a synchronisation:
-        pass it in training.
+    num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
+        synchronisation: pass it in training.
     weight: bool, uint8 or floating point; of the cluster sums only.
     class_temperature, temperature: of ce and dice, and of info_nce.
     return_similarity: False leaves similarity and index None and saves writing them.
     positive: "nearest" of all C * K prototypes is info_nce's positive, or the nearest of the voxel's "label".
     normalize, ignore_prototype: as in `prototype_info_nce`.
 
-    similarity, ce, dice and info_nce are differentiable in z. Raises ValueError on wrong shapes or dtypes, and on
-    a CPU for labels >= C or regions >= R.
+    similarity, ce, dice and info_nce are differentiable in z. Raises ValueError on wrong shapes or dtypes,
+    and on a CPU for labels >= C or regions >= R.
     """
     checks.check_prototypes(z, prototypes)
     checks.check_per_voxel("labels", labels, z, checks.INTEGER_DTYPES)

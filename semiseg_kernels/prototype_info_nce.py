@@ -28,13 +28,14 @@ def prototype_info_nce(
         place, other strides are copied first.
     prototypes: float32 or z's dtype; no gradient flows to them.
     labels: any integer dtype. Given, the positive p* is the nearest prototype of the voxel's class, and
-        negative labels are left out; else p* is the nearest of all. Nearest is by cosine, lowest index on ties.
+        negative labels are left out; else p* is the nearest of all. Nearest is by cosine, the lowest index
+        on ties.
     weight: bool, uint8 or floating point; voxels of weight 0 are left out.
     normalize: s is the cosine (the default), or the plain dot product.
     ignore_prototype: voxels whose p* is this flat index c * K + k are left out.
 
-    Returns a float32 scalar, 0 when no voxel is kept. Differentiable in z. Raises ValueError on wrong shapes or
-    dtypes, and on a CPU for labels >= C.
+    Returns a float32 scalar, 0 when no voxel is kept. Differentiable in z. Raises ValueError on wrong shapes
+    or dtypes, and on a CPU for labels >= C.
     """
     checks.check_prototypes(z, prototypes)
     checks.check_per_voxel("labels", labels, z, checks.INTEGER_DTYPES)

@@ -22,9 +22,9 @@ def prototype_similarity(
         place, other strides are copied first.
     prototypes: float32 or z's dtype; no gradient flows to them.
 
-    similarity has z's dtype and is differentiable in z, with gradient 0 where |z| < 1e-6. index is uint8 (int16
-    when K > 256), the lowest k on ties. NaN in a voxel gives similarity NaN. Raises ValueError on wrong shapes or
-    dtypes.
+    similarity has z's dtype and is differentiable in z, with gradient 0 where |z| < 1e-6. index is uint8
+    (int16 when K > 256), the lowest k on ties. NaN in a voxel gives similarity NaN. Raises ValueError on
+    wrong shapes or dtypes.
     """
     checks.check_prototypes(z, prototypes)
     backend = backends.select("prototype_similarity", z, prototypes.shape[:2].numel(), z.shape[1])

@@ -54,7 +54,7 @@ def contrast(
     temperature: float,
     weight: Tensor | None = None,  # [B, *S]
 ) -> Tensor:  # scalar
-    """Weighted mean over the voxels kept of -log softmax(scores / temperature) at the positive; 0 without any."""
+    """Weighted mean of -log softmax(scores / temperature) at the positive over the voxels kept, or 0."""
     logits = scores.flatten(1, 2) / temperature
     loss = logits.logsumexp(dim=1) - logits.gather(1, positive.unsqueeze(1)).squeeze(1)
     if weight is None:

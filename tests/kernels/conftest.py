@@ -1,0 +1,42 @@
+"""Backends to test, and memory that is never silently right."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from semiseg_kernels import available_backends, use_backend
+from semiseg_kernels.backends import BACKENDS
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN, or the largest integer, so that an unwritten output cannot pass."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(hash(request.node.nodeid) % 2**32)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend, forced; skips those that cannot run here."""
+    yield from _forced(request.param)
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend that is compared with the reference, forced; skips those that cannot run here."""
+    yield from _forced(request.param)
+
+
+def _forced(name: str) -> Iterator[str]:
+    if name not in available_backends():
+        pytest.skip(f"backend {name!r} is not available here")
+    with use_backend(name):
+        yield name

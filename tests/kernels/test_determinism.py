@@ -1,0 +1,135 @@
+"""The same bits from any number of threads and on every run, and no copy of the embeddings on the way."""
+
+import importlib
+
+import pytest
+import torch
+from comparison import DTYPES, LAYOUTS, in_layout
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from semiseg_kernels import backends, cluster_mean, dice_ce, prototype_head, prototype_info_nce, prototype_similarity
+
+NUM_VOXELS = 65537 + 4096
+
+
+def make_inputs(layout, dtype=torch.float32):
+    z = in_layout(torch.randn(2, 16, NUM_VOXELS), layout).to(dtype)
+    labels = torch.randint(-1, 3, (2, NUM_VOXELS), dtype=torch.int8)
+    regions = torch.randint(0, 2, (2, NUM_VOXELS), dtype=torch.uint8)
+    return z, torch.randn(3, 2, 16), labels, regions, torch.rand(2, NUM_VOXELS)
+
+
+OPERATIONS = {
+    "prototype_similarity": lambda z, p, labels, regions, weight: prototype_similarity(z, p),
+    "prototype_info_nce": lambda z, p, labels, regions, weight: (
+        prototype_info_nce(z, p, labels=labels, weight=weight),
+        prototype_info_nce(z, p, normalize=False),
+    ),
+    "prototype_head": lambda z, p, labels, regions, weight: prototype_head(
+        z, p, labels=labels, regions=regions, num_regions=2, weight=weight
+    ),
+    "cluster_mean": lambda z, p, labels, regions, weight: cluster_mean(z, p, labels, weight=weight),
+    "dice_ce": lambda z, p, labels, regions, weight: dice_ce(z, labels.abs(), regions=regions, num_regions=2),
+}
+
+
+def everything(operation, inputs):
+    z = inputs[0].detach().requires_grad_()
+    results = OPERATIONS[operation](z, *inputs[1:])
+    losses = [result.float().square().mean() for result in results if result.requires_grad]
+    gradient = [torch.autograd.grad(sum(losses), z)[0]] if losses else []
+    return [result.detach() for result in results] + gradient
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_same_bits_on_every_run_and_number_of_threads(kernel, operation, layout, threads):
+    inputs = make_inputs(layout)
+    runs = []
+    for number in (1, 2, 3, 2):
+        threads(number)
+        runs.append(everything(operation, inputs))
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=0, atol=0)
+
+
+class Allocations(TorchDispatchMode):
+    """The sizes in bytes of all tensors that operations return inside, views excepted."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        if not function.is_view:
+            self.sizes += [x.untyped_storage().nbytes() for x in torch.utils._pytree.tree_leaves(result)
+                           if isinstance(x, torch.Tensor)]  # fmt: skip
+        return result
+
+
+def launched(kernel, operation, direction, monkeypatch, sizes):
+    """Record what the launch function allocates; a raw operation hides its inside from dispatch modes."""
+    module = importlib.import_module(f"semiseg_kernels.{kernel}.{operation}")
+    launch = getattr(module, direction)
+
+    def recorded(*arguments):
+        with Allocations() as allocations:
+            result = launch(*arguments)
+        sizes[direction] = allocations.sizes
+        return result
+
+    monkeypatch.setattr(module, direction, recorded)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_embeddings_are_never_copied(kernel, operation, dtype, layout, monkeypatch):
+    """Nothing of the size of z is allocated but its gradient, neither by the wrapper nor by the launch."""
+    inputs = make_inputs(layout, dtype)
+    z = inputs[0].requires_grad_()
+    sizes = {}
+    launched(kernel, operation, "forward", monkeypatch, sizes)
+    differentiable = operation != "cluster_mean"
+    if differentiable:
+        launched(kernel, operation, "backward", monkeypatch, sizes)
+    with Allocations() as outside:
+        results = OPERATIONS[operation](z, *inputs[1:])
+    z_size = z.untyped_storage().nbytes()
+    outputs = sum(result.untyped_storage().nbytes() for result in results)
+    assert sizes["forward"], "the launch was not recorded"
+    assert max(sizes["forward"] + outside.sizes) < max(z_size // 2, outputs + 1)
+    if differentiable:
+        torch.autograd.grad(sum(r.float().square().mean() for r in results if r.requires_grad), z)
+        large = [size for size in sizes["backward"] if size >= z_size // 2]
+        assert large == [z_size], "backward allocates more than the gradient"
+
+
+def test_saved_for_backward_is_small(kernel):
+    """What backward keeps beyond the inputs is at most a few bytes a voxel."""
+    z, prototypes, labels, regions, weight = make_inputs("contiguous")
+    z.requires_grad_()
+    saved = []
+    inputs = {x.untyped_storage().data_ptr() for x in (z, prototypes, labels, regions, weight)}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in inputs:
+            saved.append(x.untyped_storage().nbytes())
+        return x
+
+    for operation in OPERATIONS:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            OPERATIONS[operation](z, prototypes, labels, regions, weight)
+    assert saved and sum(saved) < 8 * 2 * NUM_VOXELS
+
+
+def test_every_operation_of_a_backend_is_tested():
+    assert backends.CPU_OPERATIONS - {"extension", "momentum_update"} <= OPERATIONS.keys()
