@@ -140,7 +140,7 @@ def test_slice_policy_frequencies():
 
 
 @pytest.mark.parametrize(("name", "patch", "message"), [
-    ("mirror", (4, 4), "augmentation name is 'mirror'; accepted are crop, crop_rotate_flip, rotate_flip_resize"),
+    ("mirror", (4, 4), "name is 'mirror'; accepted are crop, crop_rotate_flip, rotate_flip_resize"),
     ("rotate_flip_resize", (4, 4, 4), r"patch is \(4, 4, 4\); rotate_flip_resize accepts 2"),
     ("crop", (4, 0), r"patch is \(4, 0\)"),
     ("crop", (4,), r"patch is \(4,\); crop accepts 2 or 3"),
