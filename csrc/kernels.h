@@ -1,22 +1,53 @@
 // The kernels of one x86-64 level as a table, so that the level is chosen once, when the extension is imported.
 #pragma once
 
+#include "cluster_mean.h"
+#include "dice_ce.h"
 #include "momentum_update.h"
+#include "prototype_head.h"
+#include "prototype_info_nce.h"
+#include "prototype_similarity.h"
 
 namespace semiseg {
 
 struct Kernels {
+  void (*prototype_similarity_forward)(const PrototypeSimilarity&);
+  void (*prototype_similarity_backward)(const PrototypeSimilarity&);
+  void (*prototype_info_nce_forward)(PrototypeInfoNCE&);
+  void (*prototype_info_nce_backward)(const PrototypeInfoNCE&);
+  void (*prototype_head_forward)(PrototypeHeadForward&);
+  void (*prototype_head_backward)(const PrototypeHeadBackward&);
+  void (*cluster_mean)(ClusterMean&);
   void (*momentum_update)(const MomentumUpdate&);
+  void (*dice_ce_forward)(DiceCE&);
+  void (*dice_ce_backward)(const DiceCE&);
 };
 
-#define SEMISEG_DECLARE_LEVEL(level)                  \
-  namespace level {                                   \
-  void momentum_update(const MomentumUpdate&);        \
-  inline constexpr Kernels kernels{momentum_update};  \
+#define SEMISEG_DECLARE_LEVEL(level)                                                   \
+  namespace level {                                                                    \
+  void prototype_similarity_forward(const PrototypeSimilarity&);                       \
+  void prototype_similarity_backward(const PrototypeSimilarity&);                      \
+  void prototype_info_nce_forward(PrototypeInfoNCE&);                                  \
+  void prototype_info_nce_backward(const PrototypeInfoNCE&);                           \
+  void prototype_head_forward(PrototypeHeadForward&);                                  \
+  void prototype_head_backward(const PrototypeHeadBackward&);                          \
+  void cluster_mean(ClusterMean&);                                                     \
+  void momentum_update(const MomentumUpdate&);                                         \
+  void dice_ce_forward(DiceCE&);                                                       \
+  void dice_ce_backward(const DiceCE&);                                                \
+  inline constexpr Kernels kernels{                                                    \
+      prototype_similarity_forward, prototype_similarity_backward,                     \
+      prototype_info_nce_forward,   prototype_info_nce_backward,                       \
+      prototype_head_forward,       prototype_head_backward,                           \
+      cluster_mean,                 momentum_update,                                   \
+      dice_ce_forward,              dice_ce_backward,                                  \
+  };                                                                                   \
   }
 
 SEMISEG_DECLARE_LEVEL(baseline)
 SEMISEG_DECLARE_LEVEL(v3)
 SEMISEG_DECLARE_LEVEL(v4)
+
+#undef SEMISEG_DECLARE_LEVEL
 
 }  // namespace semiseg

@@ -11,7 +11,8 @@ enum class DataType : int {
 };
 
 struct Voxels {
-  void* data = nullptr;  // null where an optional tensor is absent
+  bool present = false;  // an optional tensor may be absent
+  void* data = nullptr;
   DataType type = DataType::float32;
   int64_t batch = 0, channels = 0, voxels = 0;  // voxels: of one image
   int64_t batch_stride = 0, channel_stride = 0, voxel_stride = 0;  // in elements; one of the last two is 1

@@ -1,14 +1,99 @@
-"""The compiled module. It is imported after torch, so that both share the OpenMP runtime torch brings."""
+"""What the launches share: the compiled module, and tensors as it sees them."""
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
-import torch  # noqa: F401
+import torch
+from torch import Tensor
+
+_TYPE_NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.bool: "bool8",
+    torch.uint8: "uint8",
+    torch.int8: "int8",
+    torch.uint16: "uint16",
+    torch.int16: "int16",
+    torch.uint32: "uint32",
+    torch.int32: "int32",
+    torch.uint64: "uint64",
+    torch.int64: "int64",
+}
 
 
 @cache
 def extension() -> ModuleType:
-    """The module `semiseg_kernels._C`; raises ImportError where it was not built."""
+    """The module `semiseg_kernels._C`; raises ImportError where it was not built.
+
+    It is imported after torch, so that both share the OpenMP runtime torch brings.
+    """
     from semiseg_kernels import _C  # type: ignore[attr-defined]
 
     return _C
+
+
+@cache
+def _data_type(dtype: torch.dtype) -> Any:
+    return getattr(extension().DataType, _TYPE_NAMES[dtype])
+
+
+def _has_kernel_layout(x: Tensor) -> bool:  # x [B, channels, voxels]
+    return x.stride(2) == 1 or x.stride(1) == 1 or x.shape[1] <= 1 or x.shape[2] <= 1
+
+
+def readable(x: Tensor) -> Tensor:
+    """`x` [B, channels, *S] as [B, channels, voxels] with channels or voxels adjacent in memory; copies only if neither is."""
+    flat = x.flatten(2)
+    return flat if _has_kernel_layout(flat) else flat.contiguous()
+
+
+def voxels(x: Tensor | None) -> Any:
+    """The address and layout of `x` [B, channels, voxels] (see `readable`), or of nothing."""
+    if x is None:
+        return extension().Voxels()
+    batch_stride, channel_stride, voxel_stride = x.stride()
+    if x.shape[1] <= 1:
+        channel_stride = 1
+    if x.shape[2] <= 1:
+        voxel_stride = 1
+    return extension().Voxels(
+        x.data_ptr(), _data_type(x.dtype), *x.shape, batch_stride, channel_stride, voxel_stride
+    )
+
+
+def voxel_map(x: Tensor | None) -> Tensor | None:
+    """Labels, regions or weights [B, *S] as [B, 1, voxels], contiguous."""
+    return None if x is None else x.contiguous().flatten(1).unsqueeze(1)
+
+
+def empty_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+    """An uninitialised gradient of `x` [B, channels, *S] in its memory format, and what the kernel writes.
+
+    The second shares the first's memory, unless `x` lies in neither memory format.
+    """
+    gradient = torch.empty_like(x)
+    flat = readable(gradient)
+    return gradient, flat
+
+
+def finish_gradient(gradient: Tensor, written: Tensor) -> Tensor:
+    if written.data_ptr() != gradient.data_ptr():
+        gradient.copy_(written.view(gradient.shape))
+    return gradient
+
+
+def float_prototypes(prototypes: Tensor) -> Tensor:
+    return prototypes.detach().to(torch.float32).contiguous()
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def check_highest(name: str, highest: int, limit: int) -> None:
+    """Raise ValueError if a kernel met a value of `name` beyond `limit` - 1."""
+    if highest >= limit:
+        negative = " and negative values (ignored)" if name == "labels" or name == "target" else ""
+        raise ValueError(f"{name} holds {highest}, accepted are 0..{limit - 1}{negative}")

@@ -13,9 +13,13 @@ def forward(
     updated = prototypes.to(torch.float32).contiguous()
     sums = cluster_sum.to(torch.float32).contiguous()
     counts = cluster_count.to(torch.float64).contiguous()
-    d = prototypes.shape[-1]
     extension().momentum_update(
-        updated.data_ptr(), sums.data_ptr(), counts.data_ptr(), counts.numel(), d, momentum
+        prototypes=updated.data_ptr(),
+        cluster_sum=sums.data_ptr(),
+        cluster_count=counts.data_ptr(),
+        clusters=counts.numel(),
+        d=prototypes.shape[-1],
+        momentum=momentum,
     )
     if updated is not prototypes:
         prototypes.copy_(updated)

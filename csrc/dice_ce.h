@@ -1,0 +1,21 @@
+#pragma once
+
+#include "voxels.h"
+
+namespace semiseg {
+
+struct DiceCE {
+  Voxels logits;       // [B, C, *S]
+  Voxels labels;       // [B, *S]; absent where the target is soft
+  Voxels soft_target;  // [B, C, *S]; absent where the target is labels
+  Voxels regions;      // [B, *S], may be absent
+  int64_t num_regions;
+  float temperature;
+  int threads;
+  double* statistics;  // [num_regions, 1 + 3 C], see class_losses.h, written forward
+  float *ce, *dice;    // [num_regions]; in backward their gradients
+  Voxels grad_logits;  // [B, C, *S], backward only
+  int64_t highest_label, highest_region;
+};
+
+}  // namespace semiseg

@@ -1,0 +1,81 @@
+// Small matrix products over the voxels of a tile: out[m, v] = sum_k a[m, k] in[k, v], voxels along the vector.
+//
+// `a` is packed into panels of a few rows, so that one panel's sums for two vectors of voxels stay in registers.
+#pragma once
+
+#include "tile.h"
+
+namespace semiseg::SEMISEG_LEVEL {
+
+struct Panels {
+  static constexpr int MOST_ROWS = WIDTH == 16 ? 12 : 6;
+
+  int64_t rows, depth, block;
+  Buffer<float> packed;  // [ceil(rows / block)][depth][block], the last block narrower
+
+  // a[m * row_stride + k * depth_stride]
+  Panels(const float* a, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride)
+      : rows(rows), depth(depth), packed(rows * depth) {
+    const int64_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    block = (rows + blocks - 1) / blocks;
+    float* p = packed;
+    for (int64_t m = 0; m < rows; m += block)
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t i = m; i < minimum(m + block, rows); ++i) *p++ = a[i * row_stride + k * depth_stride];
+  }
+};
+
+// What becomes of a sum before it is stored.
+struct Plain {
+  INLINE vfloat start(int64_t, const float*) const { return vfloat{}; }
+  INLINE vfloat finish(int64_t, vfloat sum) const { return sum; }
+};
+struct Affine {  // out = (addend[v] out + sum) factor[v]
+  const float *addend, *factor;
+  INLINE vfloat start(int64_t v, const float* out) const { return load(addend + v) * load(out); }
+  INLINE vfloat finish(int64_t v, vfloat sum) const { return sum * load(factor + v); }
+};
+
+template <int ROWS, class Ends>
+void multiply_panel(const float* panel, int64_t depth, const float* in, float* out, const Ends& ends, int64_t pitch,
+                    int64_t voxels) {
+  for (int64_t v = 0; v < voxels; v += STEP) {
+    vfloat sum[ROWS][2];
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m) {
+      sum[m][0] = ends.start(v, out + m * pitch + v);
+      sum[m][1] = ends.start(v + WIDTH, out + m * pitch + v + WIDTH);
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      const vfloat low = load(in + k * pitch + v), high = load(in + k * pitch + v + WIDTH);
+#pragma GCC unroll 12
+      for (int m = 0; m < ROWS; ++m) {
+        const vfloat a = broadcast(panel[k * ROWS + m]);
+        sum[m][0] += a * low;
+        sum[m][1] += a * high;
+      }
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m) {
+      store(out + m * pitch + v, ends.finish(v, sum[m][0]));
+      store(out + m * pitch + v + WIDTH, ends.finish(v + WIDTH, sum[m][1]));
+    }
+  }
+}
+
+template <int ROWS = Panels::MOST_ROWS, class Ends>
+void multiply_rows(int64_t rows, const float* panel, int64_t depth, const float* in, float* out, const Ends& ends,
+                   int64_t pitch, int64_t voxels) {
+  if (rows == ROWS) return multiply_panel<ROWS>(panel, depth, in, out, ends, pitch, voxels);
+  if constexpr (ROWS > 1) multiply_rows<ROWS - 1>(rows, panel, depth, in, out, ends, pitch, voxels);
+}
+
+template <class Ends>
+void multiply(const Panels& a, const float* in, float* out, const Ends& ends, int64_t pitch, int64_t voxels) {
+  for (int64_t m = 0; m < a.rows; m += a.block) {
+    const int64_t rows = minimum(a.block, a.rows - m);
+    multiply_rows(rows, a.packed + m * a.depth, a.depth, in, out + m * pitch, ends, pitch, voxels);
+  }
+}
+
+}  // namespace semiseg::SEMISEG_LEVEL

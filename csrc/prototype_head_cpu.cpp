@@ -1,0 +1,198 @@
+// Everything the prototypes do in a training step, in one read of the embeddings each way.
+//
+//   similarity[c] = max_k unit(z) . unit(p[c, k])
+//   ce, dice      of softmax_c(similarity[c] / class_temperature) against the labels, per region
+//   info_nce      = mean of logsumexp_ck(logit / temperature) - logit[positive] / temperature
+//   cluster sums  of the embeddings, each voxel in the nearest cluster of its label's class
+#include "class_losses.h"
+#include "clusters.h"
+#include "kernels.h"
+
+namespace semiseg::SEMISEG_LEVEL {
+
+namespace {
+
+struct Common {
+  InfoNCE info_nce;
+  float inverse_class_temperature;
+  bool shared;  // a class's exponential is the largest of its prototypes' in InfoNCE
+
+  explicit Common(const PrototypeHead& a)
+      : info_nce{1 / a.temperature, a.normalize, a.positive_of_label, a.ignore_prototype},
+        inverse_class_temperature(1 / a.class_temperature),
+        shared(a.normalize && a.temperature == a.class_temperature) {}
+};
+
+// exponentials[c] = exp((best[c] - max) / class_temperature)
+template <class Shape>
+INLINE void class_exponentials(const Shape& shape, const Common& common, bool have_info_nce, const PrototypeTile& tile,
+                               float* exponentials, int64_t v) {
+  const int64_t pitch = tile.pitch;
+  if (!common.shared || !have_info_nce) {
+    softmax_exponentials(shape, tile.best + v, exponentials, pitch, common.inverse_class_temperature);
+    return;
+  }
+  for (int64_t c = 0; c < shape.C; ++c) {
+    const float* rows = tile.exponential + c * shape.K * pitch + v;
+    vfloat largest = load(rows);
+    for (int64_t k = 1; k < shape.K; ++k) largest = maximum(load(rows + k * pitch), largest);
+    store(exponentials + c * pitch, largest);
+  }
+}
+
+struct ForwardScratch {
+  PrototypeTile tile;
+  ClusterSums clusters;
+  RunningSums sums;
+  Buffer<float> exponentials;  // [C, pitch]
+  int64_t highest_label = -1, highest_region = -1;
+};
+
+template <class Shape>
+void forward(const Shape& shape, PrototypeHeadForward& a) {
+  const Common common(a);
+  const Prototypes prototypes(a.prototypes, a.C, a.K, a.z.channels);
+  const Panels panels = prototypes.for_cosines();
+  const bool labelled = a.labels.present;
+  const int64_t regions = labelled ? a.num_regions : 0, count = a.C * a.K, d = a.z.channels;
+  // The sums over voxels: statistics, InfoNCE's voxels, InfoNCE, cross-entropy per region; then the clusters.
+  const int64_t kept = regions * statistics_per_region(a.C), info_nce = kept + 1, ce = kept + 2, losses = ce + regions;
+  const int64_t partial_sums = losses + (labelled ? count * (d + 1) : 0);
+  const Tiling tiling(a.z.batch, a.z.voxels, d + 2 * count, partial_sums);
+  Buffer<double> total(partial_sums);
+  int64_t highest_label = -1, highest_region = -1;
+
+  for_chunks<ForwardScratch>(
+      tiling, a.threads, total, partial_sums,
+      [&] {
+        return ForwardScratch{PrototypeTile(prototypes, tiling.pitch),
+                              ClusterSums(prototypes, tiling.pitch, a.unit_length, a.require_agreement),
+                              RunningSums(losses), Buffer<float>(a.C * tiling.pitch)};
+      },
+      [&](ForwardScratch& scratch, int64_t chunk, double* partial) {
+        PrototypeTile& tile = scratch.tile;
+        int64_t seen_label = -1, seen_region = -1;
+        for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
+          const Span span = tiling.span(t);
+          tile.read_embeddings(a.z, span, panels);
+          seen_label = maximum(seen_label, load_labels(a.labels, span, tile.label));
+          if (labelled) {
+            seen_region = maximum(seen_region, load_labels(a.regions, span, tile.region));
+            load_weights(a.weight, span, tile.weight);
+          }
+          for (int64_t v = 0; v < span.padded; v += WIDTH) {
+            class_maxima(shape, tile, v, a.normalize ? nullptr : prototypes.length.data);
+            const Winner nearest = best_of_all(shape, tile, v);
+            const InfoNCEVoxels x = info_nce_voxels(shape, common.info_nce, tile, nearest, v);
+            scratch.sums.add(kept, x.kept ? broadcast(1.f) : vfloat{});
+            scratch.sums.add(info_nce, x.kept ? x.loss : vfloat{});
+            if (labelled) {
+              const vint label = read<vint>(tile.label + v);
+              float* exponentials = scratch.exponentials + v;
+              class_exponentials(shape, common, true, tile, exponentials, v);
+              add_class_statistics(shape, HardTarget{label}, tile.best + v, exponentials, tile.pitch, nearest.cosine,
+                                   common.inverse_class_temperature, label >= 0, read<vint>(tile.region + v), regions, ce,
+                                   scratch.sums);
+              scratch.clusters.assign(shape, tile, nearest, v);
+            }
+            scratch.sums.next_vector();
+          }
+          if (labelled) scratch.clusters.add(tile, span);
+          if (a.similarity.present) store_tile(a.similarity, span, tile.best, tile.pitch, false);
+          if (a.index.present) store_integers(a.index, span, tile.winner, tile.pitch);
+        }
+        scratch.sums.finish(partial);
+        double* cluster_sums = partial + losses;
+        if (labelled) scratch.clusters.finish(cluster_sums, cluster_sums + count * d);
+#pragma omp critical(semiseg_highest)
+        {
+          highest_label = maximum(highest_label, seen_label);
+          highest_region = maximum(highest_region, seen_region);
+        }
+      });
+
+  a.highest_label = highest_label;
+  a.highest_region = highest_region;
+  for (int64_t i = 0; i <= kept; ++i) a.statistics[i] = total[i];
+  *a.info_nce = total[kept] == 0 ? 0 : float(total[info_nce] / total[kept]);
+  if (!labelled) return;
+  class_losses(total, total + ce, regions, a.C, a.ce, a.dice);
+  for (int64_t i = 0; i < count * d; ++i) a.cluster_sum[i] = float(total[losses + i]);
+  for (int64_t i = 0; i < count; ++i) a.cluster_count[i] = total[losses + count * d + i];
+}
+
+struct BackwardScratch {
+  PrototypeTile tile;
+  Buffer<float> by_class;         // [C, pitch]
+  Buffer<float> grad_similarity;  // [C, pitch]
+};
+
+template <class Shape>
+void backward(const Shape& shape, const PrototypeHeadBackward& a) {
+  const Common common(a);
+  const Prototypes prototypes(a.prototypes, a.C, a.K, a.z.channels);
+  const Panels panels = prototypes.for_cosines(), gradient_panels = prototypes.for_gradient();
+  const int64_t regions = a.labels.present ? a.num_regions : 0, count = a.C * a.K, d = a.z.channels;
+  const bool labelled = a.labels.present && (a.grad_ce != nullptr || a.grad_dice != nullptr);
+  const double kept = a.statistics[regions * statistics_per_region(a.C)];
+  const bool have_info_nce = a.grad_info_nce != nullptr && kept != 0;
+  const float info_nce_scale = have_info_nce ? float(*a.grad_info_nce / kept) : 0;
+  const ClassGradient by_statistics(a.statistics, regions, a.C, a.grad_ce, a.grad_dice);
+  const bool streaming = streams(a.grad_z);
+  const Tiling tiling(a.z.batch, a.z.voxels, d + 2 * count, 0);
+
+  for_chunks<BackwardScratch>(
+      tiling, a.threads, nullptr, 0,
+      [&] {
+        return BackwardScratch{PrototypeTile(prototypes, tiling.pitch), Buffer<float>(a.C * tiling.pitch),
+                               Buffer<float>(a.C * tiling.pitch)};
+      },
+      [&](BackwardScratch& scratch, int64_t chunk, double*) {
+        PrototypeTile& tile = scratch.tile;
+        const int64_t pitch = tile.pitch;
+        for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
+          const Span span = tiling.span(t);
+          tile.read_embeddings(a.z, span, panels);
+          load_labels(a.labels, span, tile.label);
+          if (labelled) load_labels(a.regions, span, tile.region);
+          if (a.grad_similarity.present) load_tile(a.grad_similarity, span, scratch.grad_similarity, pitch);
+          for (int64_t v = 0; v < span.padded; v += WIDTH) {
+            class_maxima(shape, tile, v, a.normalize ? nullptr : prototypes.length.data);
+            InfoNCEVoxels x{};
+            if (have_info_nce) {
+              const Winner nearest = best_of_all(shape, tile, v);
+              x = info_nce_voxels(shape, common.info_nce, tile, nearest, v);
+            }
+            if (labelled) {
+              const vint label = read<vint>(tile.label + v);
+              class_exponentials(shape, common, have_info_nce, tile, scratch.by_class + v, v);
+              class_gradient(shape, by_statistics, HardTarget{label}, scratch.by_class + v, pitch,
+                             common.inverse_class_temperature, label >= 0, read<vint>(tile.region + v));
+            }
+            if (have_info_nce) {
+              info_nce_gradient(shape, common.info_nce, tile, x, broadcast(info_nce_scale), v);
+            } else {
+              for (int64_t i = 0; i < count; ++i) store(tile.exponential + i * pitch + v, vfloat{});
+            }
+            const auto by_class = [&](int64_t c) {
+              const vfloat of_losses = labelled ? load(scratch.by_class + c * pitch + v) : vfloat{};
+              return of_losses + load(scratch.grad_similarity + c * pitch + v);
+            };
+            gradient_coefficients(shape, !a.normalize, prototypes, tile, by_class, v);
+          }
+          write_gradient(gradient_panels, tile, a.grad_z, span, streaming);
+        }
+      });
+}
+
+}  // namespace
+
+void prototype_head_forward(PrototypeHeadForward& a) {
+  with_shape(a.C, a.K, [&](const auto& shape) { forward(shape, a); });
+}
+
+void prototype_head_backward(const PrototypeHeadBackward& a) {
+  with_shape(a.C, a.K, [&](const auto& shape) { backward(shape, a); });
+}
+
+}  // namespace semiseg::SEMISEG_LEVEL

@@ -1,0 +1,305 @@
+// Tiles: a few hundred voxels of one image as float32 rows [channels, pitch], whatever their dtype and memory format.
+//
+// Tiles are grouped into chunks whose boundaries depend on sizes alone. A thread works on whole chunks and every chunk
+// leaves its own float64 partial sums, added in order at the end: any number of threads gives the same result.
+#pragma once
+
+#include <cstdlib>
+
+#include "simd.h"
+
+namespace semiseg::SEMISEG_LEVEL {
+
+constexpr int64_t STEP = 2 * WIDTH;  // rows are padded to a multiple of it
+
+// Zeroed memory aligned to a cache line.
+template <class T>
+struct Buffer {
+  T* data;
+  explicit Buffer(int64_t n) {
+    const int64_t bytes = round_up(maximum(n, int64_t(1)) * int64_t(sizeof(T)), 64);
+    data = static_cast<T*>(aligned_alloc(64, bytes));
+    memset(data, 0, bytes);
+  }
+  ~Buffer() { free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator T*() const { return data; }
+};
+
+struct Span {  // the voxels of one tile
+  int64_t image, first, n;
+  int64_t padded;  // n rounded up to a multiple of STEP
+};
+
+struct Tiling {
+  static constexpr int64_t SHORTEST = 64, LONGEST = 512;
+  static constexpr int64_t FLOATS = 16384;           // a tile's rows together stay within the second-level cache
+  static constexpr int64_t MOST_CHUNKS = 256;
+  static constexpr int64_t PARTIAL_BYTES = 1 << 19;  // of all chunks together, where eight chunks need no more
+
+  int64_t batch, voxels, length, pitch, tiles_per_image, tiles, tiles_per_chunk, chunks;
+
+  Tiling(int64_t batch, int64_t voxels, int64_t rows, int64_t partial_sums) : batch(batch), voxels(voxels) {
+    length = LONGEST;
+    while (length > SHORTEST && length * rows > FLOATS) length /= 2;
+    pitch = length + 16;  // rows a power of two apart would share few cache sets
+    tiles_per_image = (voxels + length - 1) / length;
+    tiles = batch * tiles_per_image;
+    const int64_t affordable = PARTIAL_BYTES / (8 * (partial_sums + 1));
+    const int64_t most = maximum(int64_t(8), minimum(MOST_CHUNKS, affordable));
+    tiles_per_chunk = maximum(int64_t(1), (tiles + most - 1) / most);
+    chunks = (tiles + tiles_per_chunk - 1) / tiles_per_chunk;
+  }
+
+  Span span(int64_t tile) const {
+    const int64_t image = tile / tiles_per_image, first = (tile - image * tiles_per_image) * length;
+    const int64_t n = minimum(length, voxels - first);
+    return {image, first, n, round_up(n, STEP)};
+  }
+
+  int64_t first_tile(int64_t chunk) const { return chunk * tiles_per_chunk; }
+  int64_t last_tile(int64_t chunk) const { return minimum(tiles, (chunk + 1) * tiles_per_chunk); }
+};
+
+// Runs work(scratch, chunk, partial) on every chunk and adds the chunks' partial sums into total.
+template <class Scratch, class MakeScratch, class Work>
+void for_chunks(const Tiling& tiling, int threads, double* total, int64_t sums, const MakeScratch& make_scratch,
+                const Work& work) {
+  Buffer<double> partials(tiling.chunks * sums);
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch = make_scratch();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t chunk = 0; chunk < tiling.chunks; ++chunk) work(scratch, chunk, partials + chunk * sums);
+  }
+  for (int64_t i = 0; i < sums; ++i) total[i] = 0;
+  for (int64_t chunk = 0; chunk < tiling.chunks; ++chunk)
+    for (int64_t i = 0; i < sums; ++i) total[i] += partials[chunk * sums + i];
+}
+
+template <class T>
+INLINE T* address(const Voxels& x, const Span& span) {
+  return static_cast<T*>(x.data) + span.image * x.batch_stride + span.first * x.voxel_stride;
+}
+
+// A vector of which only the first n elements are in memory; the others are 0.
+template <class T>
+INLINE vfloat load_first(const T* p, int64_t n) {
+  T padded[WIDTH] = {};
+  memcpy(padded, p, n * sizeof(T));
+  return load(padded);
+}
+
+template <class T>
+INLINE void store_first(T* p, vfloat v, int64_t n) {
+  T padded[WIDTH];
+  store(padded, v);
+  memcpy(p, padded, n * sizeof(T));
+}
+
+template <class T>
+INLINE void load_row(const T* p, const Span& span, float* row) {
+  int64_t v = 0;
+  for (; v + WIDTH <= span.n; v += WIDTH) store(row + v, load(p + v));
+  for (; v < span.padded; v += WIDTH) store(row + v, load_first(p + v, maximum(int64_t(0), span.n - v)));
+}
+
+template <class T>
+void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
+  const T* p = address<const T>(x, span);
+  if (x.voxel_stride == 1) {
+    for (int64_t c = 0; c < x.channels; ++c) load_row(p + c * x.channel_stride, span, tile + c * pitch);
+    return;
+  }
+  for (int64_t v = 0; v < span.padded; v += WIDTH) {
+    for (int64_t c = 0; c < x.channels; c += WIDTH) {
+      const int64_t channels = minimum(WIDTH, x.channels - c), voxels = span.n - v;
+      vfloat rows[WIDTH];
+      if (channels == WIDTH && voxels >= WIDTH) {
+        for (int i = 0; i < WIDTH; ++i) rows[i] = load(p + (v + i) * x.voxel_stride + c);
+      } else {
+        for (int i = 0; i < WIDTH; ++i)
+          rows[i] = i < voxels ? load_first(p + (v + i) * x.voxel_stride + c, channels) : vfloat{};
+      }
+      transpose(rows);
+      for (int64_t i = 0; i < channels; ++i) store(tile + (c + i) * pitch + v, rows[i]);
+    }
+  }
+}
+
+INLINE void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
+  if (x.type == DataType::float32) return load_tile<float>(x, span, tile, pitch);
+  if (x.type == DataType::bfloat16) return load_tile<bfloat16>(x, span, tile, pitch);
+  load_tile<float16>(x, span, tile, pitch);
+}
+
+// Streaming stores spare the read of a line that is wholly written; they pay once the result exceeds the caches.
+constexpr int64_t STREAMING_BYTES = 32 << 20;
+
+INLINE bool streams(const Voxels& x) {
+  const int64_t bytes = bytes_per_element(x.type);
+  return x.batch * x.channels * x.voxels * bytes >= STREAMING_BYTES && reinterpret_cast<uintptr_t>(x.data) % 64 == 0;
+}
+
+INLINE void stream(float* p, vfloat v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+template <class T>
+INLINE void stream(T* p, vfloat v) {
+  store(p, v);
+}
+
+template <class T>
+void store_tile(const Voxels& x, const Span& span, const float* tile, int64_t pitch, bool streaming) {
+  T* p = address<T>(x, span);
+  if (x.voxel_stride == 1) {
+    for (int64_t c = 0; c < x.channels; ++c) {
+      T* row = p + c * x.channel_stride;
+      const bool aligned = streaming && reinterpret_cast<uintptr_t>(row) % 64 == 0;
+      int64_t v = 0;
+      for (; aligned && v + WIDTH <= span.n; v += WIDTH) stream(row + v, load(tile + c * pitch + v));
+      for (; v + WIDTH <= span.n; v += WIDTH) store(row + v, load(tile + c * pitch + v));
+      if (v < span.n) store_first(row + v, load(tile + c * pitch + v), span.n - v);
+    }
+    return;
+  }
+  const bool aligned = streaming && x.voxel_stride % 16 == 0 && x.batch_stride % 16 == 0;
+  for (int64_t v = 0; v < span.n; v += WIDTH) {
+    for (int64_t c = 0; c < x.channels; c += WIDTH) {
+      const int64_t channels = minimum(WIDTH, x.channels - c), voxels = minimum(WIDTH, span.n - v);
+      vfloat rows[WIDTH];
+      for (int i = 0; i < WIDTH; ++i) rows[i] = i < channels ? load(tile + (c + i) * pitch + v) : vfloat{};
+      transpose(rows);
+      T* block = p + v * x.voxel_stride + c;
+      if (channels == WIDTH && voxels == WIDTH) {
+        for (int i = 0; i < WIDTH; ++i) {
+          if (aligned) stream(block + i * x.voxel_stride, rows[i]);
+          else store(block + i * x.voxel_stride, rows[i]);
+        }
+      } else {
+        for (int64_t i = 0; i < voxels; ++i) store_first(block + i * x.voxel_stride, rows[i], channels);
+      }
+    }
+  }
+}
+
+INLINE void store_tile(const Voxels& x, const Span& span, const float* tile, int64_t pitch, bool streaming) {
+  if (x.type == DataType::float32) return store_tile<float>(x, span, tile, pitch, streaming);
+  if (x.type == DataType::bfloat16) return store_tile<bfloat16>(x, span, tile, pitch, streaming);
+  store_tile<float16>(x, span, tile, pitch, streaming);
+}
+
+template <class T>
+int64_t load_label_row(const T* p, const Span& span, int32_t* row) {
+  int32_t highest = -1;
+  for (int64_t v = 0; v < span.n; ++v) {
+    T value = p[v];
+    if constexpr (sizeof(T) >= 4) value = value > T(INT32_MAX) ? T(INT32_MAX) : value;
+    const int32_t label = value < T(0) ? -1 : int32_t(value);
+    row[v] = label;
+    highest = label > highest ? label : highest;
+  }
+  return highest;
+}
+
+// Labels or regions of a tile as int32: -1 where ignored and in the padding. Returns the highest value.
+// An absent tensor is 0 everywhere.
+INLINE int64_t load_labels(const Voxels& x, const Span& span, int32_t* row) {
+  for (int64_t v = span.n; v < span.padded; ++v) row[v] = -1;
+  if (!x.present) {
+    for (int64_t v = 0; v < span.n; ++v) row[v] = 0;
+    return 0;
+  }
+  switch (x.type) {
+    case DataType::int8: return load_label_row(address<const int8_t>(x, span), span, row);
+    case DataType::int16: return load_label_row(address<const int16_t>(x, span), span, row);
+    case DataType::uint16: return load_label_row(address<const uint16_t>(x, span), span, row);
+    case DataType::int32: return load_label_row(address<const int32_t>(x, span), span, row);
+    case DataType::uint32: return load_label_row(address<const uint32_t>(x, span), span, row);
+    case DataType::int64: return load_label_row(address<const int64_t>(x, span), span, row);
+    case DataType::uint64: return load_label_row(address<const uint64_t>(x, span), span, row);
+    default: return load_label_row(address<const uint8_t>(x, span), span, row);
+  }
+}
+
+template <class T>
+INLINE void store_integers(const Voxels& x, const Span& span, const int32_t* tile, int64_t pitch) {
+  for (int64_t c = 0; c < x.channels; ++c) {
+    T* row = address<T>(x, span) + c * x.channel_stride;
+    for (int64_t v = 0; v < span.n; ++v) row[v * x.voxel_stride] = T(tile[c * pitch + v]);
+  }
+}
+
+INLINE void store_integers(const Voxels& x, const Span& span, const int32_t* tile, int64_t pitch) {
+  if (x.type == DataType::uint8) return store_integers<uint8_t>(x, span, tile, pitch);
+  store_integers<int16_t>(x, span, tile, pitch);
+}
+
+template <class T>
+INLINE void load_integers(const Voxels& x, const Span& span, int32_t* tile, int64_t pitch) {
+  for (int64_t c = 0; c < x.channels; ++c) {
+    const T* row = address<const T>(x, span) + c * x.channel_stride;
+    for (int64_t v = 0; v < span.n; ++v) tile[c * pitch + v] = row[v * x.voxel_stride];
+  }
+}
+
+INLINE void load_integers(const Voxels& x, const Span& span, int32_t* tile, int64_t pitch) {
+  if (x.type == DataType::uint8) return load_integers<uint8_t>(x, span, tile, pitch);
+  load_integers<int16_t>(x, span, tile, pitch);
+}
+
+// Weights of a tile: 0 in the padding, 1 everywhere where the tensor is absent.
+INLINE void load_weights(const Voxels& x, const Span& span, float* row) {
+  for (int64_t v = span.n; v < span.padded; ++v) row[v] = 0;
+  if (!x.present) {
+    for (int64_t v = 0; v < span.n; ++v) row[v] = 1;
+  } else if (x.type == DataType::float32) {
+    load_row(address<const float>(x, span), span, row);
+  } else if (x.type == DataType::bfloat16) {
+    load_row(address<const bfloat16>(x, span), span, row);
+  } else if (x.type == DataType::float16) {
+    load_row(address<const float16>(x, span), span, row);
+  } else {
+    const uint8_t* p = address<const uint8_t>(x, span);
+    for (int64_t v = 0; v < span.n; ++v) row[v] = p[v];
+  }
+}
+
+// Sums over voxels: float32 lanes for a few vectors at a time, float64 lanes beyond.
+struct RunningSums {
+  static constexpr int64_t VECTORS = 8;
+
+  int64_t n, pending = 0;
+  Buffer<vfloat> recent;
+  Buffer<vdouble> lanes;
+  explicit RunningSums(int64_t n) : n(n), recent(n), lanes(n) {}
+
+  INLINE void add(int64_t i, vfloat x) { recent[i] += x; }
+  INLINE void next_vector() {
+    if (++pending == VECTORS) flush();
+  }
+  void flush() {
+    for (int64_t i = 0; i < n; ++i) {
+      lanes[i] += low_half(recent[i]) + high_half(recent[i]);
+      recent[i] = vfloat{};
+    }
+    pending = 0;
+  }
+  // Adds the sums to out and starts anew.
+  void finish(double* out) {
+    flush();
+    for (int64_t i = 0; i < n; ++i) {
+      for (int lane = 0; lane < HALF; ++lane) out[i] += lanes[i][lane];
+      lanes[i] = vdouble{};
+    }
+  }
+};
+
+}  // namespace semiseg::SEMISEG_LEVEL

@@ -1,0 +1,75 @@
+import torch
+from torch import Tensor
+
+from semiseg_kernels.cpu.extension import (
+    check_highest,
+    empty_gradient,
+    extension,
+    finish_gradient,
+    readable,
+    voxel_map,
+    voxels,
+)
+
+
+def _labels_or_soft(target: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    return (None, readable(target)) if target.is_floating_point() else (voxel_map(target), None)
+
+
+def forward(
+    logits: Tensor,  # [B, C, *S]
+    target: Tensor,  # [B, *S] labels or [B, C, *S] float
+    regions: Tensor | None,  # [B, *S]
+    num_regions: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # ce [R], dice [R], statistics
+    C = logits.shape[1]
+    ce, dice = torch.empty(num_regions), torch.empty(num_regions)
+    statistics = torch.empty(num_regions * (1 + 3 * C), dtype=torch.float64)
+    read, region_map = readable(logits), voxel_map(regions)
+    labels, soft_target = _labels_or_soft(target)
+    highest_label, highest_region = extension().dice_ce_forward(
+        logits=voxels(read),
+        labels=voxels(labels),
+        soft_target=voxels(soft_target),
+        regions=voxels(region_map),
+        num_regions=num_regions,
+        temperature=temperature,
+        threads=torch.get_num_threads(),
+        statistics=statistics.data_ptr(),
+        ce=ce.data_ptr(),
+        dice=dice.data_ptr(),
+    )
+    check_highest("target", highest_label, C)
+    check_highest("regions", highest_region, num_regions)
+    return ce, dice, statistics
+
+
+def backward(
+    grad_ce: Tensor,  # [R]
+    grad_dice: Tensor,  # [R]
+    logits: Tensor,  # [B, C, *S]
+    target: Tensor,  # [B, *S] labels or [B, C, *S] float
+    regions: Tensor | None,  # [B, *S]
+    statistics: Tensor,
+    num_regions: int,
+    temperature: float,
+) -> Tensor:  # [B, C, *S]
+    gradient, written = empty_gradient(logits)
+    read, region_map = readable(logits), voxel_map(regions)
+    labels, soft_target = _labels_or_soft(target)
+    by_ce, by_dice = (grad.to(torch.float32).contiguous() for grad in (grad_ce, grad_dice))
+    extension().dice_ce_backward(
+        logits=voxels(read),
+        labels=voxels(labels),
+        soft_target=voxels(soft_target),
+        regions=voxels(region_map),
+        num_regions=num_regions,
+        temperature=temperature,
+        threads=torch.get_num_threads(),
+        statistics=statistics.data_ptr(),
+        grad_ce=by_ce.data_ptr(),
+        grad_dice=by_dice.data_ptr(),
+        grad_logits=voxels(written),
+    )
+    return finish_gradient(gradient, written)

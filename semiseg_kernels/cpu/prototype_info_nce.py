@@ -1,0 +1,79 @@
+import torch
+from torch import Tensor
+
+from semiseg_kernels.cpu.extension import (
+    check_highest,
+    empty_gradient,
+    extension,
+    finish_gradient,
+    float_prototypes,
+    readable,
+    voxel_map,
+    voxels,
+)
+
+
+def forward(
+    z: Tensor,  # [B, d, *S]
+    prototypes: Tensor,  # [C, K, d]
+    labels: Tensor | None,  # [B, *S]
+    weight: Tensor | None,  # [B, *S]
+    temperature: float,
+    normalize: bool,
+    ignore_prototype: int,
+) -> tuple[Tensor, Tensor]:  # loss float32, sum of the kept voxels' weights float64
+    C, K, _ = prototypes.shape
+    loss = torch.empty((), dtype=torch.float32)
+    denominator = torch.empty((), dtype=torch.float64)
+    read, points = readable(z), float_prototypes(prototypes)
+    label_map, weight_map = voxel_map(labels), voxel_map(weight)
+    highest = extension().prototype_info_nce_forward(
+        z=voxels(read),
+        prototypes=points.data_ptr(),
+        C=C,
+        K=K,
+        labels=voxels(label_map),
+        weight=voxels(weight_map),
+        temperature=temperature,
+        normalize=normalize,
+        ignore_prototype=ignore_prototype,
+        threads=torch.get_num_threads(),
+        denominator=denominator.data_ptr(),
+        loss=loss.data_ptr(),
+    )
+    check_highest("labels", highest, C)
+    return loss, denominator
+
+
+def backward(
+    grad_loss: Tensor,  # []
+    denominator: Tensor,  # []
+    z: Tensor,  # [B, d, *S]
+    prototypes: Tensor,  # [C, K, d]
+    labels: Tensor | None,  # [B, *S]
+    weight: Tensor | None,  # [B, *S]
+    temperature: float,
+    normalize: bool,
+    ignore_prototype: int,
+) -> Tensor:  # [B, d, *S]
+    C, K, _ = prototypes.shape
+    gradient, written = empty_gradient(z)
+    read, points = readable(z), float_prototypes(prototypes)
+    label_map, weight_map = voxel_map(labels), voxel_map(weight)
+    upstream = grad_loss.to(torch.float32)
+    extension().prototype_info_nce_backward(
+        z=voxels(read),
+        prototypes=points.data_ptr(),
+        C=C,
+        K=K,
+        labels=voxels(label_map),
+        weight=voxels(weight_map),
+        temperature=temperature,
+        normalize=normalize,
+        ignore_prototype=ignore_prototype,
+        threads=torch.get_num_threads(),
+        denominator=denominator.data_ptr(),
+        grad_loss=upstream.data_ptr(),
+        grad_z=voxels(written),
+    )
+    return finish_gradient(gradient, written)

@@ -1,0 +1,55 @@
+import torch
+from torch import Tensor
+
+from semiseg_kernels.cpu.extension import (
+    empty_gradient,
+    extension,
+    finish_gradient,
+    float_prototypes,
+    readable,
+    voxels,
+)
+
+
+def forward(
+    z: Tensor,  # [B, d, *S]
+    prototypes: Tensor,  # [C, K, d]
+) -> tuple[Tensor, Tensor]:  # similarity, index: [B, C, *S]
+    C, K, _ = prototypes.shape
+    shape = (z.shape[0], C, *z.shape[2:])
+    similarity = torch.empty(shape, dtype=z.dtype)
+    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16)
+    read, points = readable(z), float_prototypes(prototypes)
+    extension().prototype_similarity_forward(
+        z=voxels(read),
+        prototypes=points.data_ptr(),
+        C=C,
+        K=K,
+        similarity=voxels(similarity.flatten(2)),
+        index=voxels(index.flatten(2)),
+        threads=torch.get_num_threads(),
+    )
+    return similarity, index
+
+
+def backward(
+    grad_similarity: Tensor,  # [B, C, *S]
+    z: Tensor,  # [B, d, *S]
+    prototypes: Tensor,  # [C, K, d]
+    index: Tensor,  # [B, C, *S]
+) -> Tensor:  # [B, d, *S]
+    C, K, _ = prototypes.shape
+    gradient, written = empty_gradient(z)
+    read, points = readable(z), float_prototypes(prototypes)
+    upstream, winners = readable(grad_similarity), index.contiguous().flatten(2)
+    extension().prototype_similarity_backward(
+        z=voxels(read),
+        prototypes=points.data_ptr(),
+        C=C,
+        K=K,
+        grad_similarity=voxels(upstream),
+        index=voxels(winners),
+        grad_z=voxels(written),
+        threads=torch.get_num_threads(),
+    )
+    return finish_gradient(gradient, written)
