@@ -34,6 +34,7 @@ TWO_AND_TWO = ["method.pretraining_iterations=2", "method.iterations=2"]
 )
 def test_training_opens_no_test_file(folder, config, overrides, splits, request, opened, tmp_path):
     root = request.getfixturevalue(folder)
+    opened.clear()  # the fixture wrote its files
     test_names = (root / "test.list").read_text().split()
     output = tmp_path / "run"
     run = train(load_config(config, [*overrides, f"dataset.root={root}", f"output={output}"]))
