@@ -45,7 +45,7 @@ def predict_case(
         averaged = predict_volume(probabilities, volume, patch_size, evaluation.stride, evaluation.batch)
         prediction = averaged.argmax(0).to(torch.uint8)
     if evaluation.largest_component:
-        prediction = largest_components(prediction, method.num_classes)
+        prediction = largest_components(prediction[None], method.num_classes)[0]
     return prediction.cpu().numpy()
 
 
