@@ -37,6 +37,8 @@ def momentum_update_(
         torch.ops.semiseg_kernels.momentum_update_forward(
             prototypes, cluster_sum, cluster_count, float(momentum), backend
         )
+    # The raw operation has no key that does it: backward would not notice that a saved tensor has changed.
+    torch.autograd.graph.increment_version(prototypes)
     return prototypes
 
 

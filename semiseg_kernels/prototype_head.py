@@ -134,6 +134,7 @@ class _PrototypeHead(torch.autograd.Function):
         ctx.mark_non_differentiable(index, cluster_sum, cluster_count)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, prototypes, labels, regions, statistics)
+        ctx.present = (return_similarity, labels is not None, labels is not None, True)
         ctx.options = (
             num_regions, class_temperature, temperature, positive, normalize, ignore_prototype, backend
         )  # fmt: skip
@@ -150,9 +151,12 @@ class _PrototypeHead(torch.autograd.Function):
         grad_info_nce: Tensor | None,
         *_: None,
     ) -> tuple[Tensor | None, ...]:
+        # Under torch.compile absent gradients arrive as zeros, also those of absent results.
         gradients = (
-            None if gradient is None else gradient.contiguous()
-            for gradient in (grad_similarity, grad_ce, grad_dice, grad_info_nce)
+            gradient.contiguous() if gradient is not None and present else None
+            for gradient, present in zip(
+                (grad_similarity, grad_ce, grad_dice, grad_info_nce), ctx.present, strict=True
+            )
         )
         grad_z = torch.ops.semiseg_kernels.prototype_head_backward(
             *gradients, *ctx.saved_tensors, *ctx.options

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .common import clamped_norm, class_labels, cosine, flatten
+from .common import bmm, clamped_norm, class_labels, cosine, flatten
 from .prototype_info_nce import nearest_prototype_of_class
 
 
@@ -47,6 +47,5 @@ def cluster_sums(
         count = share.sum(dim=(0, 2), dtype=torch.float64)
     if unit_length:
         share = share / clamped_norm(z, dim=1)
-    with torch.autocast(z.device.type, enabled=False):
-        summed = torch.bmm(share, z.transpose(1, 2)).sum(dim=0)
+    summed = bmm(share, z.transpose(1, 2)).sum(dim=0)
     return summed.view(num_classes, per_class, -1), count.view(num_classes, per_class)

@@ -33,8 +33,19 @@ def dot(
     """Dot product of every voxel with every prototype; no gradient to the prototypes."""
     # A batched product leaves z where it lies; einsum and matmul would fold the batch and copy it.
     flat = prototypes.detach().flatten(0, 1).to(z.dtype).expand(z.shape[0], -1, -1)
-    with torch.autocast(z.device.type, enabled=False):
-        return torch.bmm(flat, z).unflatten(1, prototypes.shape[:2])
+    return bmm(flat, z).unflatten(1, prototypes.shape[:2])
+
+
+def bmm(
+    a: Tensor,  # [B, m, k]
+    b: Tensor,  # [B, k, n]
+) -> Tensor:  # [B, m, n]
+    """Batched product in the dtype of its factors, also under autocast."""
+    device = a.device.type
+    if not torch.amp.is_autocast_available(device):
+        return torch.bmm(a, b)
+    with torch.autocast(device, enabled=False):
+        return torch.bmm(a, b)
 
 
 def cosine(

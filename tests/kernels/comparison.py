@@ -114,7 +114,8 @@ def assert_close_enough(
     if exact.numel() == 0:
         return
     assert actual.isfinite().all(), f"{name} holds NaN or infinity"
-    floor = ROUNDINGS * (torch.finfo(torch.float32).eps * scale + resolution * exact.abs().max())
+    single = torch.finfo(torch.float32).eps  # also of float64 results, which are sums of float32 weights
+    floor = ROUNDINGS * (single * scale + max(resolution, single) * exact.abs().max())
     for measure in (torch.max, lambda error: error.square().mean().sqrt()):
         error, allowed = measure((actual - exact).abs()), 2 * measure((plain - exact).abs()) + floor
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
@@ -132,7 +133,7 @@ def evaluate(backend: str, operation: Operation, z: Tensor) -> dict[str, Tensor]
         for name in differentiable:
             # Losses are means over the voxels; times their number, their gradients are as large as the others.
             factor = 1 if results[name].shape[2:] == z.shape[2:] else voxels
-            cotangent = factor * torch.randn(results[name].shape, generator=generator).half()
+            cotangent = factor * (2 * torch.rand(results[name].shape, generator=generator) - 1).half()
             cotangents[name] = cotangent.to(results[name].dtype)
         gradients = {
             f"gradient of {name}": torch.autograd.grad(results[name], z, cotangents[name], retain_graph=True)[0]

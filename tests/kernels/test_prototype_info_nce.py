@@ -27,7 +27,8 @@ def test_accuracy(kernel, case, dtype, layout):
     labels = random_labels(z, num_classes)
     weight = torch.rand(labels.shape) * torch.randint(0, 2, labels.shape)
     options = {"labels": labels, "weight": weight, "temperature": 0.5}
-    assert_accurate(kernel, lambda z: named(z, prototypes, **options), z, scale=2)
+    largest_share = weight.numel() / max(float(weight[labels >= 0].sum()), 1)
+    assert_accurate(kernel, lambda z: named(z, prototypes, **options), z, scale=2 * largest_share)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
