@@ -159,7 +159,7 @@ class _Anatomy:
 def _contrasts(random: Generator) -> tuple[float, float]:
     """Values of chamber and wall against tissue, of opposite sign; one case in ten has the signs exchanged."""
     sign = -1 if random.random() < 0.1 else 1
-    return sign * random.uniform(0.5, 1.3), -sign * random.uniform(0.25, 0.9)
+    return sign * random.uniform(0.7, 1.4), -sign * random.uniform(0.35, 1.0)
 
 
 def _smooth_minimum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
