@@ -7,7 +7,7 @@ from collections.abc import Callable
 EXPECTED = (ValueError, OSError, FloatingPointError)  # what bad input ends in: one line, no traceback
 
 
-def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
+def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
     """Run a command with the heap kept, bad input ending in one line on stderr and exit status 2."""
 
     @functools.wraps(main)

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
+from semiseg.models.vnet import SIDE_MULTIPLE
+
 CONFIG_FOLDER = Path(__file__).parent / "configs"
-SIDE_MULTIPLE = 16  # both networks halve the resolution four times
 UNET_STAGES = 5
 PRESETS = ("paper", "released")
 
@@ -34,7 +35,9 @@ class NetworkConfig:
     """The segmentation network."""
 
     name: str  # vnet (3D) or unet (2D)
-    filters: tuple[int, ...]  # channels; vnet: one number, at full resolution; unet: one a stage, finest first
+    filters: tuple[
+        int, ...
+    ]  # channels; vnet: one number, at full resolution; unet: one a stage, finest first
     dropout: tuple[float, ...]  # vnet: one probability, before and after the decoder; unet: one a stage
     embedding_after_dropout: bool = False  # z is the classifier's input before (paper) or after its dropout
 
@@ -62,7 +65,9 @@ class EvaluationConfig:
     batch: int = 4  # windows or slices a forward pass
     head: str = "linear"  # linear, prototype or mean
     largest_component: bool = False
-    validation_interval: int = 0  # iterations; 0: only at the end. Used where the dataset has a validation split
+    validation_interval: int = (
+        0  # iterations; 0: only at the end. Used where the dataset has a validation split
+    )
     select: str = "last"  # last, validation or test: the checkpoint results.json reports
 
 
@@ -139,7 +144,9 @@ def _check(config: Config) -> None:
             f"training.patch_size has {dimensions} sides, but network.name={config.network.name} takes {expected}"
         )
     if any(side % SIDE_MULTIPLE for side in config.training.patch_size):
-        raise ValueError(f"training.patch_size is {config.training.patch_size}, accepted are multiples of {SIDE_MULTIPLE}")
+        raise ValueError(
+            f"training.patch_size is {config.training.patch_size}, accepted are multiples of {SIDE_MULTIPLE}"
+        )
     stride = config.evaluation.stride
     if stride is not None and len(stride) != dimensions:
         raise ValueError(f"evaluation.stride has {len(stride)} sides, accepted are {dimensions}")
@@ -231,7 +238,9 @@ def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) 
     known = {f.name: f for f in fields(schema)}
     for key in values:
         if key not in known:
-            raise ValueError(f"unknown key {prefix}{key}; the nearest known one is {_nearest(prefix, key, schema, schemas)}")
+            raise ValueError(
+                f"unknown key {prefix}{key}; the nearest known one is {_nearest(prefix, key, schema, schemas)}"
+            )
     arguments = {}
     for key, spec in known.items():
         if key not in values:
@@ -239,7 +248,7 @@ def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) 
                 raise ValueError(f"{prefix}{key} is missing")
             continue
         hint = schemas.get(prefix + key, hints[key])
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             arguments[key] = _build(hint, values[key], f"{prefix}{key}.", schemas)
         else:
             arguments[key] = _convert(values[key], hint, prefix + key)
@@ -251,9 +260,10 @@ def _nearest(prefix: str, key: str, schema: type, schemas: Mapping[str, type]) -
     local = difflib.get_close_matches(key, [f.name for f in fields(schema)], n=1, cutoff=0.6)
     if local:
         return prefix + local[0]
-    everywhere = [f"{section.name}.{f.name}" for section in fields(Config)
-                  if is_dataclass(nested := schemas.get(section.name, typing.get_type_hints(Config)[section.name]))
-                  for f in fields(nested)] + [f.name for f in fields(Config)]  # fmt: skip
+    everywhere = [f.name for f in fields(Config)]
+    for section, hint in {**typing.get_type_hints(Config), **schemas}.items():
+        if is_dataclass(hint):
+            everywhere += [f"{section}.{f.name}" for f in fields(hint)]
     return difflib.get_close_matches(prefix + key, everywhere, n=1, cutoff=0.0)[0]
 
 

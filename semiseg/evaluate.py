@@ -31,12 +31,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Evaluate the checkpoints of a run on the test split and write results.json and the overlays."""
     parser = argparse.ArgumentParser("python -m semiseg.evaluate", description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
-    parser.add_argument("overrides", nargs="*", metavar="evaluation.key=value", help="e.g. evaluation.head=mean")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="evaluation.key=value", help="e.g. evaluation.head=mean"
+    )
     options = parser.parse_args(arguments)
     run, config = RunDirectory.open(options.run)
     given = parse_overrides(options.overrides)
     if set(given) - {"evaluation", "dataset"}:
-        raise ValueError(f"overrides {', '.join(options.overrides)}: accepted are keys of evaluation and dataset")
+        raise ValueError(
+            f"overrides {', '.join(options.overrides)}: accepted are keys of evaluation and dataset"
+        )
     config = config_from_mapping(merge(config_to_mapping(config), given))
     print(results_table(evaluate(config, run)))
     print(f"written to {run.results}")
@@ -48,7 +52,9 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     dataset = open_configured_dataset(config)
     method = build_method(config, len(dataset.class_names), device)
     reported = config.evaluation.select
-    names = [reported] + [name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()]
+    names = [reported] + [
+        name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()
+    ]
     evaluated = {}
     for name in names:
         metadata = load_checkpoint(run.checkpoint(name), method, device)
@@ -85,9 +91,14 @@ def evaluate_checkpoint(
     return {"summary": summarise(cases), "cases": cases}
 
 
-def draw_overlays(dataset: Dataset, cases: dict[str, Any], maps: dict[str, np.ndarray], run: RunDirectory) -> None:
+def draw_overlays(
+    dataset: Dataset, cases: dict[str, Any], maps: dict[str, np.ndarray], run: RunDirectory
+) -> None:
     """Truth and prediction on the best, median and worst case by mean Dice."""
-    dice = {name: float(np.mean([values["dice"] for values in metrics.values()])) for name, metrics in cases.items()}
+    dice = {
+        name: float(np.mean([values["dice"] for values in metrics.values()]))
+        for name, metrics in cases.items()
+    }
     ranked = sorted(dice, key=dice.__getitem__)
     chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
     run.overlays.mkdir(exist_ok=True)

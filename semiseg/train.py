@@ -15,13 +15,19 @@ from semiseg.engine.trainer import train
 def main(arguments: list[str] | None = None) -> None:
     """Train into a new run directory; the test set is opened by a process of its own, afterwards."""
     parser = argparse.ArgumentParser("python -m semiseg.train", description=__doc__)
-    parser.add_argument("--config", default="phantom_mper", help=f"{', '.join(config_names())}, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. dataset.labelled=4 seed=1")
+    parser.add_argument(
+        "--config", default="phantom_mper", help=f"{', '.join(config_names())}, or a YAML file"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="e.g. dataset.labelled=4 seed=1"
+    )
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
 
     run = train(config)
-    evaluation = subprocess.run([sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path)])
+    evaluation = subprocess.run(
+        [sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path)], check=False
+    )
     if evaluation.returncode:
         sys.exit(evaluation.returncode)
 

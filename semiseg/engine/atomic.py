@@ -11,7 +11,9 @@ from typing import Any
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` if the block ends without an exception."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # the ending tells writers the format
+    temporary = path.with_name(
+        f".{path.stem}.{os.getpid()}{path.suffix}"
+    )  # the ending tells writers the format
     try:
         yield temporary
         os.replace(temporary, path)

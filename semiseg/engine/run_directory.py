@@ -38,7 +38,9 @@ class RunDirectory:
         else:
             path = Path(config.output)
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise ValueError(f"output is {path}, which exists already; accepted is a new or an empty folder")
+                raise ValueError(
+                    f"output is {path}, which exists already; accepted is a new or an empty folder"
+                )
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))

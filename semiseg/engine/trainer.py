@@ -49,7 +49,8 @@ def build_method(config: Config, num_classes: int, device: torch.device) -> Meth
     )
     method = METHODS[config.method.name](config.method, network, num_classes).to(device)
     if config.training.channels_last:
-        method.to(memory_format=torch.channels_last_3d if vnet else torch.channels_last)
+        # the stubs of Module.to lack a memory format alone
+        method.to(memory_format=torch.channels_last_3d if vnet else torch.channels_last)  # type: ignore[call-overload]
     return method
 
 
@@ -71,7 +72,9 @@ def train(config: Config) -> RunDirectory:
     selection = Selection(config, dataset, device)
 
     run = RunDirectory.create(config)
-    print(f"{config.name}: {config.method.name} on {config.dataset.name}, run directory {run.path}", flush=True)
+    print(
+        f"{config.name}: {config.method.name} on {config.dataset.name}, run directory {run.path}", flush=True
+    )
     log = MetricsLog(run)
     iteration = 0  # over all stages
     total = sum(stage.iterations for stage in stages)
@@ -95,10 +98,14 @@ def train(config: Config) -> RunDirectory:
                 iteration += 1
                 values = {name: loss.detach() for name, loss in losses.items()}
                 log.add(iteration, stage.name, {**values, "learning_rate": optimiser.param_groups[0]["lr"]})
-                progress.set_postfix({name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False)
+                progress.set_postfix(
+                    {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
+                )
                 progress.update()
                 if selection.due(iteration, total):
-                    log.add(iteration, stage.name, {"validation_dice": selection.evaluate(method, run, iteration)})
+                    log.add(
+                        iteration, stage.name, {"validation_dice": selection.evaluate(method, run, iteration)}
+                    )
     log.flush()
     log.close()
     save_checkpoint(run.checkpoint(), method, iteration=iteration)
@@ -140,9 +147,13 @@ class Selection:
         self.split = "validation" if dataset.has_validation else None
         if config.evaluation.select == "test":
             self.split = "test"
-            tqdm.write("WARNING: the checkpoint is selected on the test set; its figures are not those of unseen data")
+            tqdm.write(
+                "WARNING: the checkpoint is selected on the test set; its figures are not those of unseen data"
+            )
         elif config.evaluation.select == "validation" and self.split is None:
-            raise ValueError(f"evaluation.select is validation, but {config.dataset.name} has no validation split")
+            raise ValueError(
+                f"evaluation.select is validation, but {config.dataset.name} has no validation split"
+            )
 
     def due(self, iteration: int, total: int) -> bool:
         interval = self.config.evaluation.validation_interval

@@ -47,7 +47,9 @@ class Stage:
 
     def learning_rate(self, base: float, iteration: int) -> float:
         """Learning rate of an iteration (counted from 0): the base, cut tenfold every `learning_rate_step`."""
-        return base if self.learning_rate_step is None else base * 0.1 ** (iteration // self.learning_rate_step)
+        return (
+            base if self.learning_rate_step is None else base * 0.1 ** (iteration // self.learning_rate_step)
+        )
 
 
 class Method(nn.Module):
@@ -71,7 +73,9 @@ class Method(nn.Module):
     def check(cls, config: Config) -> None:
         """Raise ValueError where the method cannot work with the rest of the configuration."""
         if config.evaluation.head not in cls.heads:
-            raise ValueError(f"evaluation.head is {config.evaluation.head!r}, accepted here are {', '.join(cls.heads)}")
+            raise ValueError(
+                f"evaluation.head is {config.evaluation.head!r}, accepted here are {', '.join(cls.heads)}"
+            )
 
     def stages(self, generator: torch.Generator) -> list[Stage]:
         """The stages in order; `generator` is where their random choices come from."""

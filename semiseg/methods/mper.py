@@ -10,7 +10,7 @@ each other, and the student learns from a linear and a prototype classifier (eq.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from semiseg.data import Case, copy_paste, largest_components, region_map, zero_box_mask
 from semiseg.methods.method import Batch, Method, Stage
 from semiseg.methods.prototype_initialisation import cluster_embeddings
-from semiseg.models import PrototypeClassifier
+from semiseg.models import PrototypeClassifier, embedding_width
 from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
 from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce
 
@@ -111,11 +111,13 @@ class MPER(Method):
     def __init__(self, config: MPERConfig, network: nn.Module, num_classes: int):
         super().__init__(config, network, num_classes)
         self.teacher = copy.deepcopy(network).requires_grad_(False)
-        self.register_buffer("region_weights", torch.tensor([1.0, config.pseudo_label_weight]), persistent=False)
+        self.register_buffer(
+            "region_weights", torch.tensor([1.0, config.pseudo_label_weight]), persistent=False
+        )
         self.classifier = PrototypeClassifier(
             num_classes,
             config.num_prototypes,
-            network.classifier.in_channels,
+            embedding_width(network),
             class_temperature=config.class_temperature,
             temperature=config.temperature,
             positive=config.contrast_positive,
@@ -136,7 +138,9 @@ class MPER(Method):
             )
         sides = zip(box, training.patch_size, strict=False)
         if len(box) != len(training.patch_size) or any(not 1 <= inner <= outer for inner, outer in sides):
-            raise ValueError(f"method.zero_box is {list(box)}, accepted is a box within the patch {training.patch_size}")
+            raise ValueError(
+                f"method.zero_box is {list(box)}, accepted is a box within the patch {training.patch_size}"
+            )
 
     def stages(self, generator: torch.Generator) -> list[Stage]:
         return [PreTraining(self, generator), SelfTraining(self, generator)]
@@ -156,7 +160,9 @@ class CopyPasteStage(Stage):
 
     def zero_box_mask(self, batch: Batch) -> Tensor:  # [*P] bool
         image = batch.labelled_image
-        return zero_box_mask(tuple(image.shape[2:]), self.method.config.zero_box, self.generator, image.device)
+        return zero_box_mask(
+            tuple(image.shape[2:]), self.method.config.zero_box, self.generator, image.device
+        )
 
 
 class PreTraining(CopyPasteStage):
@@ -265,10 +271,13 @@ class SelfTraining(CopyPasteStage):
         pseudo_label = largest_components(prediction, self.method.num_classes)
         return pseudo_label, (confidence > self.method.config.confidence) & (pseudo_label == prediction)
 
-    def prototype_steps(self, mix: Mix, embedding: Tensor, head: PrototypeHead) -> list[tuple[Tensor, Tensor]]:
+    def prototype_steps(
+        self, mix: Mix, embedding: Tensor, head: PrototypeHead
+    ) -> list[tuple[Tensor, Tensor]]:
         """Cluster sums and counts of one mix: one pair, or one of the labelled and one of the unlabelled voxels."""
         config = self.method.config
         if config.prototype_steps == "one":
+            assert head.cluster_sum is not None and head.cluster_count is not None  # there are labels
             return [(head.cluster_sum, head.cluster_count)]
         return [
             cluster_mean(
@@ -293,9 +302,10 @@ class SelfTraining(CopyPasteStage):
                 config.prototype_momentum,
                 foreground_only=config.update_classes == "foreground",
             )
-        pairs = [(list(method.teacher.parameters()), list(method.network.parameters()))]
+        pairs: list[tuple[Iterable[Tensor], Iterable[Tensor]]]
+        pairs = [(method.teacher.parameters(), method.network.parameters())]
         if config.teacher_buffers:
-            pairs.append((list(method.teacher.buffers()), list(method.network.buffers())))
+            pairs.append((method.teacher.buffers(), method.network.buffers()))
         for teacher, student in pairs:
             averaged = [(t, s) for t, s in zip(teacher, student, strict=True) if t.is_floating_point()]
             torch._foreach_lerp_([t for t, _ in averaged], [s for _, s in averaged], 1 - config.teacher_decay)

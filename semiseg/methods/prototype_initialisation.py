@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from semiseg.data import Case, resize
 from semiseg.evaluation.sliding_window import predict_volume
+from semiseg.models.vnet import SIDE_MULTIPLE
 
 DUPLICATE_NOISE = 1e-2  # of the embedding's size, for a class with fewer voxels than prototypes
 
@@ -48,10 +49,22 @@ def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[
     for case in labelled:
         image, label = case.image, case.label
         if image.ndim == 2:
-            image, label = resize(image, label, patch_size)
+            image, resized = resize(image, label, patch_size)
+            assert resized is not None
+            label = resized
         volume = torch.from_numpy(np.ascontiguousarray(image)).to(device)
-        embedding = predict_volume(lambda x: network(x)[1], volume, patch_size, patch_size, batch_size=1)
+        window = even_window(volume.shape, patch_size)
+        embedding = predict_volume(lambda x: network(x)[1], volume, window, window, batch_size=1)
         yield embedding.cpu().numpy(), label
+
+
+def even_window(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Sides the network takes, at most the patch's, with which the fewest windows cover a volume with little overlap."""
+    windows = [-(-side // patch) for side, patch in zip(shape, patch_size, strict=True)]
+    return tuple(
+        SIDE_MULTIPLE * -(-side // (count * SIDE_MULTIPLE))
+        for side, count in zip(shape, windows, strict=True)
+    )
 
 
 class _ClassClustering:
@@ -77,7 +90,9 @@ class _ClassClustering:
         rest = np.concatenate(self.pending)
         clusters, fitted = self.kmeans.n_clusters, hasattr(self.kmeans, "cluster_centers_")
         if not fitted and not len(rest):
-            raise ValueError(f"the labelled images hold no voxel of class {class_index}, so it can have no prototype")
+            raise ValueError(
+                f"the labelled images hold no voxel of class {class_index}, so it can have no prototype"
+            )
         if not fitted and len(rest) < clusters:
             warnings.warn(
                 f"class {class_index} has {len(rest)} labelled voxels for {clusters} prototypes: duplicated with noise",

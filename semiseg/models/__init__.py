@@ -9,7 +9,15 @@ from semiseg.models.prototype_classifier import PrototypeClassifier
 from semiseg.models.unet import UNet
 from semiseg.models.vnet import VNet
 
-__all__ = ["PrototypeClassifier", "UNet", "VNet", "build_network", "region_weighted_loss", "sigmoid_ramp_up"]
+__all__ = [
+    "PrototypeClassifier",
+    "UNet",
+    "VNet",
+    "build_network",
+    "embedding_width",
+    "region_weighted_loss",
+    "sigmoid_ramp_up",
+]
 
 NETWORKS: dict[str, type[nn.Module]] = {"vnet": VNet, "unet": UNet}
 
@@ -22,3 +30,10 @@ def build_network(
     if name not in NETWORKS:
         raise ValueError(f"name is {name!r}, accepted are {', '.join(map(repr, NETWORKS))}")
     return NETWORKS[name](**options)
+
+
+def embedding_width(network: nn.Module) -> int:
+    """Channels d of the embedding a network returns beside its logits."""
+    classifier = network.classifier
+    assert isinstance(classifier, nn.Conv2d | nn.Conv3d)
+    return classifier.in_channels

@@ -21,7 +21,8 @@ TINY_SUPERVISED = [*TINY, "method.iterations=3"]
 
 
 def command(verb, *arguments, cwd):
-    return subprocess.run([sys.executable, "-m", f"semiseg.{verb}", *arguments], capture_output=True, text=True, cwd=cwd)
+    line = [sys.executable, "-m", f"semiseg.{verb}", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,16 @@ def test_a_run_leaves_everything_behind(two_runs):
     assert [line["iteration"] for line in steps] == [1, 2, 3, 4, 5]
     assert [line["stage"] for line in steps] == ["pre-training"] * 2 + ["self-training"] * 3
     assert "validation_dice" in lines[-1]
-    for path in (run.learning_curves, *(run.overlays / f"{name}.png" for name in ("best", "median", "worst"))):
+    for path in (
+        run.learning_curves,
+        *(run.overlays / f"{name}.png" for name in ("best", "median", "worst")),
+    ):
         assert path.read_bytes().startswith(b"\x89PNG"), path
-    assert list(run.tensorboard.iterdir()) and run.checkpoint().is_file() and run.checkpoint("validation").is_file()
+    assert (
+        list(run.tensorboard.iterdir())
+        and run.checkpoint().is_file()
+        and run.checkpoint("validation").is_file()
+    )
     assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]
 
 
@@ -84,7 +92,9 @@ def test_supervised_and_its_only_head(tmp_path):
 
 
 def test_selecting_on_the_test_set_warns_and_says_so(tmp_path):
-    result = command("train", "--config", "phantom_supervised", *TINY_SUPERVISED, "evaluation.select=test", cwd=tmp_path)
+    result = command(
+        "train", "--config", "phantom_supervised", *TINY_SUPERVISED, "evaluation.select=test", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert "WARNING: the checkpoint is selected on the test set" in result.stdout + result.stderr
     results = json.loads((tmp_path / "runs" / "phantom_supervised" / "results.json").read_text())
@@ -96,7 +106,10 @@ def test_output_that_exists_is_refused_before_training(tmp_path):
     (tmp_path / "run" / "precious.txt").write_text("keep")
     result = command("train", "output=run", *TINY_MPER, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.strip() == "error: output is run, which exists already; accepted is a new or an empty folder"
+    assert (
+        result.stderr.strip()
+        == "error: output is run, which exists already; accepted is a new or an empty folder"
+    )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from semiseg.data import Case, largest_components
 from semiseg.methods.method import Batch
 from semiseg.methods.mper import MPER, MPERConfig
-from semiseg.methods.prototype_initialisation import cluster_embeddings
+from semiseg.methods.prototype_initialisation import cluster_embeddings, even_window
 
 CLASSES, WIDTH, PATCH = 3, 4, (6, 5, 4)
 
@@ -49,7 +49,9 @@ def build(**options):
 
 def batch():
     return Batch(
-        torch.randn(2, 1, *PATCH), torch.randint(CLASSES, (2, *PATCH), dtype=torch.uint8), torch.randn(2, 1, *PATCH)
+        torch.randn(2, 1, *PATCH),
+        torch.randint(CLASSES, (2, *PATCH), dtype=torch.uint8),
+        torch.randn(2, 1, *PATCH),
     )
 
 
@@ -72,7 +74,7 @@ def similarities(embedding, prototypes):
 
 
 def test_mixes_are_bidirectional_copy_paste():
-    method, _, stage = build()
+    _, _, stage = build()
     data = batch()
     stage.generator.manual_seed(3)
     mix_1, mix_2 = stage.mix(data)
@@ -127,7 +129,12 @@ def test_losses_are_equations_4_to_6(join):
         contrastive += (flat.logsumexp(1) - flat.amax(1)).mean() / 2
     ramp_up = math.exp(-5 * (1 - iteration / 10) ** 2)
     total = linear + ramp_up * (prototype + 0.3 * contrastive)
-    expected = {"consistency_linear": linear, "consistency_prototype": prototype, "contrastive": contrastive, "total": total}
+    expected = {
+        "consistency_linear": linear,
+        "consistency_prototype": prototype,
+        "contrastive": contrastive,
+        "total": total,
+    }
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
     losses["total"].backward()
@@ -140,7 +147,10 @@ def test_losses_are_equations_4_to_6(join):
 
 def clusters(embedding, label, weight, prototypes):
     """Sums and counts of eq. 2, one voxel at a time."""
-    sums, counts = torch.zeros(prototypes.shape, dtype=torch.float64), torch.zeros(prototypes.shape[:2], dtype=torch.float64)
+    sums, counts = (
+        torch.zeros(prototypes.shape, dtype=torch.float64),
+        torch.zeros(prototypes.shape[:2], dtype=torch.float64),
+    )
     z = embedding.detach().double().movedim(1, -1).reshape(-1, WIDTH)
     nearest = similarities(embedding.detach(), prototypes).argmax(2).movedim(1, -1).reshape(-1, CLASSES)
     for i, (c, kept) in enumerate(zip(label.flatten().tolist(), weight.flatten().tolist(), strict=True)):
@@ -152,7 +162,9 @@ def clusters(embedding, label, weight, prototypes):
 
 @pytest.mark.parametrize(("steps", "classes"), [("one", "all"), ("four", "foreground")])
 def test_update_moves_prototypes_then_teacher(steps, classes):
-    method, _, stage = build(prototype_steps=steps, update_classes=classes, prototype_momentum=0.8, teacher_decay=0.9)
+    method, _, stage = build(
+        prototype_steps=steps, update_classes=classes, prototype_momentum=0.8, teacher_decay=0.9
+    )
     data = batch()
     prototypes = method.classifier.prototypes.double().clone()
     start = prototypes.clone()
@@ -204,14 +216,14 @@ def test_pretraining_uses_labelled_images_in_both_directions():
     stage.losses(data, 0)["total"].backward()
     (image,) = seen
     assert image.shape == data.labelled_image.shape
-    from_other = (image[0] != data.labelled_image[0])
+    from_other = image[0] != data.labelled_image[0]
     assert from_other.sum() == 4 * 3 * 2
     assert torch.equal(image[0][from_other], data.labelled_image[1][from_other])
     assert torch.equal(image[1][from_other], data.labelled_image[0][from_other])
 
 
 def test_ramp_up_steps_and_weight():
-    method, _, stage = build(ramp_up_step=4, ramp_up_weight=0.5)
+    _, _, stage = build(ramp_up_step=4, ramp_up_weight=0.5)
     values = [stage.losses(batch(), iteration)["ramp_up"].item() for iteration in (0, 3, 4, 7, 20)]
     expected = [0.5 * math.exp(-5 * (1 - min(t / 10, 1)) ** 2) for t in (0, 0, 4, 4, 20)]
     assert values == pytest.approx(expected)
@@ -255,8 +267,12 @@ class Identity(nn.Module):
 def intensity_case(values, label, seed):
     generator = np.random.default_rng(seed)
     label = np.asarray(label, dtype=np.uint8)
-    image = np.choose(generator.integers(0, 2, label.shape), [np.choose(label, [v[i] for v in values]) for i in (0, 1)])
-    return Case(f"case{seed}", (image + 0.01 * generator.normal(size=label.shape)).astype(np.float32), label, None)
+    image = np.choose(
+        generator.integers(0, 2, label.shape), [np.choose(label, [v[i] for v in values]) for i in (0, 1)]
+    )
+    return Case(
+        f"case{seed}", (image + 0.01 * generator.normal(size=label.shape)).astype(np.float32), label, None
+    )
 
 
 def test_clustering_finds_the_groups_of_every_class():
@@ -265,13 +281,13 @@ def test_clustering_finds_the_groups_of_every_class():
     values = [(-3.0, 5.0), (1.0, 9.0)]
     cases = [intensity_case(values, label, seed) for seed in range(3)]
     network = Identity().train()
-    prototypes = cluster_embeddings(network, cases, 2, 2, (8, 8, 8), batch=500, seed=0)
+    prototypes = cluster_embeddings(network, cases, 2, 2, (16, 16, 16), batch=500, seed=0)
     assert network.training
     assert prototypes.shape == (2, 2, 2) and prototypes.dtype == torch.float32
     for c in (0, 1):
         assert prototypes[c, :, 0].sort().values.tolist() == pytest.approx(values[c], abs=0.05)
     assert torch.allclose(prototypes[..., 0], -prototypes[..., 1])
-    again = cluster_embeddings(network, cases, 2, 2, (8, 8, 8), batch=500, seed=0)
+    again = cluster_embeddings(network, cases, 2, 2, (16, 16, 16), batch=500, seed=0)
     assert torch.equal(prototypes, again)
 
 
@@ -280,13 +296,27 @@ def test_clustering_duplicates_few_voxels_and_names_a_missing_class():
     label[0, 0, :2] = 1
     case = intensity_case([(-3.0, 5.0), (1.0, 9.0)], label, 0)
     with pytest.warns(UserWarning, match="class 1 has 2 labelled voxels for 3 prototypes"):
-        prototypes = cluster_embeddings(Identity(), [case], 2, 3, (8, 8, 8), batch=500, seed=0)
+        prototypes = cluster_embeddings(Identity(), [case], 2, 3, (16, 16, 16), batch=500, seed=0)
     assert torch.isfinite(prototypes).all() and len(torch.unique(prototypes[1, :, 0])) == 3
     with pytest.raises(ValueError, match="no voxel of class 2"):
-        cluster_embeddings(Identity(), [case], 3, 1, (8, 8, 8), batch=500, seed=0)
+        cluster_embeddings(Identity(), [case], 3, 1, (16, 16, 16), batch=500, seed=0)
 
 
 def test_clustering_resizes_slices_to_the_patch():
     case = Case("slice", np.full((10, 14), 2.0, dtype=np.float32), np.zeros((10, 14), dtype=np.uint8), None)
     prototypes = cluster_embeddings(Identity(), [case], 1, 1, (8, 8), batch=16, seed=0)
     assert prototypes.flatten().tolist() == pytest.approx([2.0, -2.0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "window"),
+    [
+        ((194, 142, 88), (112, 112, 80), (112, 80, 48)),
+        ((224, 112, 80), (112, 112, 80), (112, 112, 80)),
+        ((225, 5, 81), (112, 112, 80), (80, 16, 48)),
+    ],
+)
+def test_even_windows_cover_a_volume_within_the_patch(shape, patch, window):
+    assert even_window(shape, patch) == window
+    counts = [-(-side // length) for side, length in zip(shape, window, strict=True)]
+    assert counts == [-(-side // length) for side, length in zip(shape, patch, strict=True)]
