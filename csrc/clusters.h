@@ -16,22 +16,24 @@ struct ClusterSums {
   Buffer<int32_t> assigned;  // [pitch], class * K + prototype, -1 for none
   Buffer<float> factor;      // [pitch], what an embedding is multiplied with in the sum
   Buffer<vdouble> lanes;     // dense: [count, d + 1], the last the count
-  Buffer<double> sums;       // otherwise
+  int64_t stride;            // otherwise
+  Buffer<double> sums;       // [count, stride]
+  Buffer<double> counts;     // [count]
 
   ClusterSums(const Prototypes& p, int64_t pitch, bool unit_length, bool require_agreement)
       : count(p.count), d(p.d), dense(count <= MOST_DENSE && count * d <= MOST_DENSE_SUMS), unit_length(unit_length),
         require_agreement(require_agreement), assigned(pitch), factor(pitch), lanes(dense ? count * (d + 1) : 0),
-        sums(dense ? 0 : count * (d + 1)) {}
+        stride(dense ? 0 : round_up(d, WIDTH)), sums(count * stride), counts(dense ? 0 : count) {}
 
   template <class Shape>
   INLINE void assign(const Shape& shape, const PrototypeTile& tile, const Winner& nearest, int64_t v) {
-    const vint label = read<vint>(tile.label + v);
+    const vint label = load(tile.label + v);
     const vfloat weight = load(tile.weight + v);
     const vint flat = best_of_label(shape, tile, v).flat;
     vint kept = (label >= 0) & (weight != 0);
     // The nearest of all has the label's class exactly where it is the nearest of that class.
     if (require_agreement) kept &= flat == nearest.flat;
-    write(assigned + v, kept ? flat : vint{} - 1);
+    store(assigned + v, kept ? flat : vint{} - 1);
     store(factor + v, unit_length ? weight * load(tile.inverse + v) : weight);
   }
 
@@ -49,14 +51,15 @@ struct ClusterSums {
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t j = 0; j <= d; ++j) {
         double& out = j < d ? sum[i * d + j] : number[i];
-        const int64_t at = i * (d + 1) + j;
-        if (!dense) {
-          out += sums[at];
-          sums[at] = 0;
-          continue;
+        if (dense) {
+          vdouble& in = lanes[i * (d + 1) + j];
+          for (int lane = 0; lane < HALF; ++lane) out += in[lane];
+          in = vdouble{};
+        } else {
+          double& in = j < d ? sums[i * stride + j] : counts[i];
+          out += in;
+          in = 0;
         }
-        for (int lane = 0; lane < HALF; ++lane) out += lanes[at][lane];
-        lanes[at] = vdouble{};
       }
     }
   }
@@ -76,7 +79,7 @@ struct ClusterSums {
   void add_block(const float* rows, const float* factors, int64_t pitch, int64_t i, int64_t j, int64_t v, int64_t end) {
     vfloat sum[ROWS][COLUMNS] = {};
     for (; v < end; v += WIDTH) {
-      const vint cluster = read<vint>(assigned + v) - int32_t(i);
+      vint steps = load(assigned + v) - int32_t(i);  // 0 where the voxel belongs to the cluster at hand
       vfloat x[COLUMNS];
 #pragma GCC unroll 4
       for (int c = 0; c < COLUMNS; ++c) {
@@ -85,7 +88,8 @@ struct ClusterSums {
       }
 #pragma GCC unroll 6
       for (int r = 0; r < ROWS; ++r) {
-        const vint here = cluster == r;
+        const vint here = steps == 0;
+        steps -= 1;
 #pragma GCC unroll 4
         for (int c = 0; c < COLUMNS; ++c) sum[r][c] = here ? sum[r][c] + x[c] : sum[r][c];
       }
@@ -96,11 +100,21 @@ struct ClusterSums {
   }
 
   void add_one_by_one(const PrototypeTile& tile, const Span& span) {
-    for (int64_t v = 0; v < span.n; ++v) {
-      if (assigned[v] < 0) continue;
-      double* sum = sums + assigned[v] * (d + 1);
-      for (int64_t j = 0; j < d; ++j) sum[j] += double(factor[v]) * tile.z[j * tile.pitch + v];
-      sum[d] += tile.weight[v];
+    for (int64_t v = 0; v < span.n; ++v)
+      if (assigned[v] >= 0) counts[assigned[v]] += tile.weight[v];
+    for (int64_t v = 0; v < span.padded; v += WIDTH) {
+      for (int64_t j = 0; j < d; j += WIDTH) {
+        vfloat rows[WIDTH];
+        for (int i = 0; i < WIDTH; ++i) rows[i] = j + i < d ? load(tile.z + (j + i) * tile.pitch + v) : vfloat{};
+        transpose(rows);
+        for (int i = 0; i < WIDTH; ++i) {
+          if (assigned[v + i] < 0) continue;
+          double* sum = sums + assigned[v + i] * stride + j;
+          const vfloat x = rows[i] * factor[v + i];
+          write(sum, read<vdouble>(sum) + low_half(x));
+          write(sum + HALF, read<vdouble>(sum + HALF) + high_half(x));
+        }
+      }
     }
   }
 };

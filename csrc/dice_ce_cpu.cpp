@@ -44,7 +44,7 @@ Highest load_inputs(const DiceCE& a, const Span& span, int64_t pitch, ClassTile&
 template <class Run>
 INLINE void with_target(const DiceCE& a, const ClassTile& tile, int64_t pitch, int64_t v, const Run& run) {
   if (a.soft_target.present) return run(SoftTarget{tile.target + v, pitch});
-  run(HardTarget{read<vint>(tile.label + v)});
+  run(HardTarget{load(tile.label + v)});
 }
 
 Tiling tiling_of(const DiceCE& a, int64_t sums) {
@@ -74,7 +74,7 @@ void forward(const Shape& shape, DiceCE& a) {
                 softmax_exponentials(shape, tile.logits + v, exponentials, pitch, inverse_temperature);
             with_target(a, tile, pitch, v, [&](const auto& target) {
               add_class_statistics(shape, target, tile.logits + v, exponentials, pitch, top, inverse_temperature,
-                                   read<vint>(tile.label + v) >= 0, read<vint>(tile.region + v), a.num_regions,
+                                   load(tile.label + v) >= 0, load(tile.region + v), a.num_regions,
                                    statistics, tile.sums);
             });
             tile.sums.next_vector();
@@ -109,7 +109,7 @@ void backward(const Shape& shape, const DiceCE& a) {
             softmax_exponentials(shape, tile.logits + v, exponentials, pitch, inverse_temperature);
             with_target(a, tile, pitch, v, [&](const auto& target) {
               class_gradient(shape, by_statistics, target, exponentials, pitch, inverse_temperature,
-                             read<vint>(tile.label + v) >= 0, read<vint>(tile.region + v));
+                             load(tile.label + v) >= 0, load(tile.region + v));
             });
           }
           store_tile(a.grad_logits, span, tile.exponentials, pitch, streaming);

@@ -27,25 +27,20 @@ struct Panels {
 
 // What becomes of a sum before it is stored.
 struct Plain {
-  INLINE vfloat start(int64_t, const float*) const { return vfloat{}; }
-  INLINE vfloat finish(int64_t, vfloat sum) const { return sum; }
+  INLINE vfloat operator()(int64_t, vfloat sum, const float*) const { return sum; }
 };
-struct Affine {  // out = (addend[v] out + sum) factor[v]
-  const float *addend, *factor;
-  INLINE vfloat start(int64_t v, const float* out) const { return load(addend + v) * load(out); }
-  INLINE vfloat finish(int64_t v, vfloat sum) const { return sum * load(factor + v); }
+struct Affine {  // out = (sum + shrink[v] out) factor[v]
+  const float *shrink, *factor;
+  INLINE vfloat operator()(int64_t v, vfloat sum, const float* out) const {
+    return (sum + load(shrink + v) * load(out)) * load(factor + v);
+  }
 };
 
-template <int ROWS, class Ends>
-void multiply_panel(const float* panel, int64_t depth, const float* in, float* out, const Ends& ends, int64_t pitch,
+template <int ROWS, class Finish>
+void multiply_panel(const float* panel, int64_t depth, const float* in, float* out, const Finish& finish, int64_t pitch,
                     int64_t voxels) {
   for (int64_t v = 0; v < voxels; v += STEP) {
-    vfloat sum[ROWS][2];
-#pragma GCC unroll 12
-    for (int m = 0; m < ROWS; ++m) {
-      sum[m][0] = ends.start(v, out + m * pitch + v);
-      sum[m][1] = ends.start(v + WIDTH, out + m * pitch + v + WIDTH);
-    }
+    vfloat sum[ROWS][2] = {};
     for (int64_t k = 0; k < depth; ++k) {
       const vfloat low = load(in + k * pitch + v), high = load(in + k * pitch + v + WIDTH);
 #pragma GCC unroll 12
@@ -57,24 +52,25 @@ void multiply_panel(const float* panel, int64_t depth, const float* in, float* o
     }
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m) {
-      store(out + m * pitch + v, ends.finish(v, sum[m][0]));
-      store(out + m * pitch + v + WIDTH, ends.finish(v + WIDTH, sum[m][1]));
+      float *low = out + m * pitch + v, *high = low + WIDTH;
+      store(low, finish(v, sum[m][0], low));
+      store(high, finish(v + WIDTH, sum[m][1], high));
     }
   }
 }
 
-template <int ROWS = Panels::MOST_ROWS, class Ends>
-void multiply_rows(int64_t rows, const float* panel, int64_t depth, const float* in, float* out, const Ends& ends,
+template <int ROWS = Panels::MOST_ROWS, class Finish>
+void multiply_rows(int64_t rows, const float* panel, int64_t depth, const float* in, float* out, const Finish& finish,
                    int64_t pitch, int64_t voxels) {
-  if (rows == ROWS) return multiply_panel<ROWS>(panel, depth, in, out, ends, pitch, voxels);
-  if constexpr (ROWS > 1) multiply_rows<ROWS - 1>(rows, panel, depth, in, out, ends, pitch, voxels);
+  if (rows == ROWS) return multiply_panel<ROWS>(panel, depth, in, out, finish, pitch, voxels);
+  if constexpr (ROWS > 1) multiply_rows<ROWS - 1>(rows, panel, depth, in, out, finish, pitch, voxels);
 }
 
-template <class Ends>
-void multiply(const Panels& a, const float* in, float* out, const Ends& ends, int64_t pitch, int64_t voxels) {
+template <class Finish>
+void multiply(const Panels& a, const float* in, float* out, const Finish& finish, int64_t pitch, int64_t voxels) {
   for (int64_t m = 0; m < a.rows; m += a.block) {
     const int64_t rows = minimum(a.block, a.rows - m);
-    multiply_rows(rows, a.packed + m * a.depth, a.depth, in, out + m * pitch, ends, pitch, voxels);
+    multiply_rows(rows, a.packed + m * a.depth, a.depth, in, out + m * pitch, finish, pitch, voxels);
   }
 }
 

@@ -74,7 +74,7 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
         int64_t seen_label = -1, seen_region = -1;
         for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
           const Span span = tiling.span(t);
-          tile.read_embeddings(a.z, span, panels);
+          tile.read_embeddings(a.z, span, tiling.next(t), panels);
           seen_label = maximum(seen_label, load_labels(a.labels, span, tile.label));
           if (labelled) {
             seen_region = maximum(seen_region, load_labels(a.regions, span, tile.region));
@@ -87,11 +87,11 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
             scratch.sums.add(kept, x.kept ? broadcast(1.f) : vfloat{});
             scratch.sums.add(info_nce, x.kept ? x.loss : vfloat{});
             if (labelled) {
-              const vint label = read<vint>(tile.label + v);
+              const vint label = load(tile.label + v);
               float* exponentials = scratch.exponentials + v;
               class_exponentials(shape, common, true, tile, exponentials, v);
               add_class_statistics(shape, HardTarget{label}, tile.best + v, exponentials, tile.pitch, nearest.cosine,
-                                   common.inverse_class_temperature, label >= 0, read<vint>(tile.region + v), regions, ce,
+                                   common.inverse_class_temperature, label >= 0, load(tile.region + v), regions, ce,
                                    scratch.sums);
               scratch.clusters.assign(shape, tile, nearest, v);
             }
@@ -152,7 +152,7 @@ void backward(const Shape& shape, const PrototypeHeadBackward& a) {
         const int64_t pitch = tile.pitch;
         for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
           const Span span = tiling.span(t);
-          tile.read_embeddings(a.z, span, panels);
+          tile.read_embeddings(a.z, span, tiling.next(t), panels);
           load_labels(a.labels, span, tile.label);
           if (labelled) load_labels(a.regions, span, tile.region);
           if (a.grad_similarity.present) load_tile(a.grad_similarity, span, scratch.grad_similarity, pitch);
@@ -164,10 +164,10 @@ void backward(const Shape& shape, const PrototypeHeadBackward& a) {
               x = info_nce_voxels(shape, common.info_nce, tile, nearest, v);
             }
             if (labelled) {
-              const vint label = read<vint>(tile.label + v);
+              const vint label = load(tile.label + v);
               class_exponentials(shape, common, have_info_nce, tile, scratch.by_class + v, v);
               class_gradient(shape, by_statistics, HardTarget{label}, scratch.by_class + v, pitch,
-                             common.inverse_class_temperature, label >= 0, read<vint>(tile.region + v));
+                             common.inverse_class_temperature, label >= 0, load(tile.region + v));
             }
             if (have_info_nce) {
               info_nce_gradient(shape, common.info_nce, tile, x, broadcast(info_nce_scale), v);

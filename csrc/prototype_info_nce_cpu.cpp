@@ -42,7 +42,7 @@ void forward(const Shape& shape, PrototypeInfoNCE& a) {
         int64_t seen_label = -1;
         for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
           const Span span = tiling.span(t);
-          tile.read_embeddings(a.z, span, panels);
+          tile.read_embeddings(a.z, span, tiling.next(t), panels);
           seen_label = maximum(seen_label, load_labels(a.labels, span, tile.label));
           load_weights(a.weight, span, tile.weight);
           for (int64_t v = 0; v < span.padded; v += WIDTH) {
@@ -75,7 +75,7 @@ void backward(const Shape& shape, const PrototypeInfoNCE& a) {
       [&](PrototypeTile& tile, int64_t chunk, double*) {
         for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
           const Span span = tiling.span(t);
-          tile.read_embeddings(a.z, span, panels);
+          tile.read_embeddings(a.z, span, tiling.next(t), panels);
           load_labels(a.labels, span, tile.label);
           load_weights(a.weight, span, tile.weight);
           for (int64_t v = 0; v < span.padded; v += WIDTH) {

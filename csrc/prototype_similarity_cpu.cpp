@@ -17,8 +17,10 @@ void forward(const Shape& shape, const PrototypeSimilarity& a) {
       [&](PrototypeTile& tile, int64_t chunk, double*) {
         for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
           const Span span = tiling.span(t);
-          tile.read_embeddings(a.z, span, panels);
-          for (int64_t v = 0; v < span.padded; v += WIDTH) class_maxima(shape, tile, v);
+          tile.read_embeddings(a.z, span, tiling.next(t), panels);
+          for (int64_t v = 0; v < span.padded; v += WIDTH) {
+            class_maxima(shape, tile, v);
+          }
           store_tile(a.similarity, span, tile.best, tile.pitch, false);
           store_integers(a.index, span, tile.winner, tile.pitch);
         }
@@ -45,7 +47,7 @@ void backward(const Shape& shape, const PrototypeSimilarity& a) {
         const int64_t pitch = tile.pitch;
         for (int64_t t = tiling.first_tile(chunk); t < tiling.last_tile(chunk); ++t) {
           const Span span = tiling.span(t);
-          tile.read_embeddings(a.z, span, panels);
+          tile.read_embeddings(a.z, span, tiling.next(t), panels);
           load_tile(a.similarity, span, scratch.grad_similarity, pitch);
           for (int64_t v = 0; v < span.padded; v += WIDTH) {
             class_maxima(shape, tile, v);

@@ -64,6 +64,7 @@ struct PrototypeTile {
   Buffer<int32_t> label;       // [pitch]
   Buffer<int32_t> region;      // [pitch]
   Buffer<float> weight;        // [pitch]
+  Prefetch prefetch;
 
   PrototypeTile(const Prototypes& p, int64_t pitch)
       : d(p.d), C(p.C), count(p.count), pitch(pitch), z(d * pitch), cosine(count * pitch), best(C * pitch),
@@ -71,9 +72,12 @@ struct PrototypeTile {
         region(pitch), weight(pitch) {}
 
   // Reads the embeddings; leaves dot products with the unit prototypes in `cosine`, to be divided by `length`.
-  void read_embeddings(const Voxels& embeddings, const Span& span, const Panels& panels) {
+  void read_embeddings(const Voxels& embeddings, const Span& span, const Span& next, const Panels& panels) {
     load_tile(embeddings, span, z, pitch);
+    prefetch = Prefetch(embeddings, next, 2 * span.padded / WIDTH);
     for (int64_t v = 0; v < span.padded; v += STEP) {
+      prefetch.step();
+      prefetch.step();
       vfloat low{}, high{};
       for (int64_t j = 0; j < d; ++j) {
         const vfloat a = load(z + j * pitch + v), b = load(z + j * pitch + v + WIDTH);
@@ -98,6 +102,7 @@ struct PrototypeTile {
 // the products z . p in tile.exponential.
 template <class Shape>
 INLINE void class_maxima(const Shape& shape, PrototypeTile& tile, int64_t v, const float* lengths = nullptr) {
+  tile.prefetch.step();
   const vfloat length = load(tile.length + v), inverse = load(tile.inverse + v);
   for (int64_t c = 0; c < shape.C; ++c) {
     vfloat best{};
@@ -117,7 +122,7 @@ INLINE void class_maxima(const Shape& shape, PrototypeTile& tile, int64_t v, con
       }
     }
     store(tile.best + c * tile.pitch + v, best);
-    write(tile.winner + c * tile.pitch + v, winner);
+    store(tile.winner + c * tile.pitch + v, winner);
   }
 }
 
@@ -128,10 +133,10 @@ struct Winner {
 
 template <class Shape>
 INLINE Winner best_of_all(const Shape& shape, const PrototypeTile& tile, int64_t v) {
-  Winner result{load(tile.best + v), read<vint>(tile.winner + v)};
+  Winner result{load(tile.best + v), load(tile.winner + v)};
   for (int64_t c = 1; c < shape.C; ++c) {
     const vfloat best = load(tile.best + c * tile.pitch + v);
-    const vint flat = read<vint>(tile.winner + c * tile.pitch + v) + int32_t(c * shape.K);
+    const vint flat = load(tile.winner + c * tile.pitch + v) + int32_t(c * shape.K);
     result.flat = best > result.cosine ? flat : result.flat;
     result.cosine = maximum(best, result.cosine);
   }
@@ -140,11 +145,11 @@ INLINE Winner best_of_all(const Shape& shape, const PrototypeTile& tile, int64_t
 
 template <class Shape>
 INLINE Winner best_of_label(const Shape& shape, const PrototypeTile& tile, int64_t v) {
-  const vint label = read<vint>(tile.label + v);
-  Winner result{load(tile.best + v), read<vint>(tile.winner + v)};
+  const vint label = load(tile.label + v);
+  Winner result{load(tile.best + v), load(tile.winner + v)};
   for (int64_t c = 1; c < shape.C; ++c) {
     const vint here = label == int32_t(c);
-    result.flat = here ? read<vint>(tile.winner + c * tile.pitch + v) + int32_t(c * shape.K) : result.flat;
+    result.flat = here ? load(tile.winner + c * tile.pitch + v) + int32_t(c * shape.K) : result.flat;
     result.cosine = here ? load(tile.best + c * tile.pitch + v) : result.cosine;
   }
   return result;
@@ -185,7 +190,7 @@ INLINE InfoNCEVoxels info_nce_voxels(const Shape& shape, const InfoNCE& a, Proto
     store(tile.exponential + i * pitch + v, e);
     sum += e;
   }
-  const vint kept = (read<vint>(tile.label + v) >= 0) & (positive.flat != a.ignore_prototype);
+  const vint kept = (load(tile.label + v) >= 0) & (positive.flat != a.ignore_prototype);
   return {log_positive(sum) + (top - of_positive) * a.inverse_temperature, sum, positive.flat, kept};
 }
 
@@ -216,7 +221,7 @@ INLINE void gradient_coefficients(const Shape& shape, bool raw, const Prototypes
   vfloat along{};  // sum_i derivative[i] cosine[i]
   for (int64_t c = 0; c < shape.C; ++c) {
     const vfloat of_class = constant ? vfloat{} : by_class(c);
-    const vint winner = read<vint>(tile.winner + c * pitch + v);
+    const vint winner = load(tile.winner + c * pitch + v);
     for (int64_t k = 0; k < shape.K; ++k) {
       const int64_t i = c * shape.K + k;
       float* row = tile.exponential + i * pitch + v;

@@ -26,6 +26,8 @@ constexpr int HALF = WIDTH / 2;
 
 typedef float vfloat __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t vint __attribute__((vector_size(WIDTH * 4)));
+typedef float unaligned_vfloat __attribute__((vector_size(WIDTH * 4), aligned(4)));
+typedef int32_t unaligned_vint __attribute__((vector_size(WIDTH * 4), aligned(4)));
 typedef uint16_t vhalf __attribute__((vector_size(WIDTH * 2)));
 typedef uint8_t vbyte __attribute__((vector_size(WIDTH)));
 typedef double vdouble __attribute__((vector_size(WIDTH * 4)));  // half as many lanes
@@ -55,9 +57,19 @@ INLINE void write(Element* p, Vector v) {
   memcpy(p, &v, sizeof v);
 }
 
-INLINE vfloat broadcast(float x) { return vfloat{} + x; }
+INLINE vfloat broadcast(float x) { return x - vfloat{}; }  // 0 + x is not x where x is -0
 INLINE vint broadcast(int32_t x) { return vint{} + x; }
-INLINE vfloat maximum(vfloat a, vfloat b) { return a > b ? a : b; }
+
+// a > b ? a : b, so b where either is NaN
+INLINE vfloat maximum(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
 INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -96,8 +108,11 @@ INLINE vdouble high_half(vfloat x) {
 
 // Half precision. Every load gives float32; stores round to nearest even.
 
-INLINE vfloat load(const float* p) { return read<vfloat>(p); }
-INLINE void store(float* p, vfloat v) { write(p, v); }
+// Typed, not by memcpy: the compiler then knows that a row's store changes no pointer.
+INLINE vfloat load(const float* p) { return *reinterpret_cast<const unaligned_vfloat*>(p); }
+INLINE void store(float* p, vfloat v) { *reinterpret_cast<unaligned_vfloat*>(p) = v; }
+INLINE vint load(const int32_t* p) { return *reinterpret_cast<const unaligned_vint*>(p); }
+INLINE void store(int32_t* p, vint v) { *reinterpret_cast<unaligned_vint*>(p) = v; }
 
 INLINE vfloat load(const bfloat16* p) {
   return bit_cast<vfloat>(__builtin_convertvector(read<vhalf>(p), vint) << 16);
@@ -147,7 +162,7 @@ INLINE void store(float16* p, vfloat v) {
 INLINE vfloat exp_nonpositive(vfloat x) {
   constexpr float LOWEST = -87.f, LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
   constexpr float ROUND = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  x = x < LOWEST ? broadcast(LOWEST) : x;
+  x = maximum(broadcast(LOWEST), x);
   const vfloat shifted = x * LOG2_E + ROUND;
   const vfloat n = shifted - ROUND;
   const vfloat r = (x - n * LN2_HIGH) - n * LN2_LOW;

@@ -33,8 +33,8 @@ struct Span {  // the voxels of one tile
 };
 
 struct Tiling {
-  static constexpr int64_t SHORTEST = 64, LONGEST = 512;
-  static constexpr int64_t FLOATS = 16384;           // a tile's rows together stay within the second-level cache
+  static constexpr int64_t SHORTEST = 64, LONGEST = 256;
+  static constexpr int64_t FLOATS = 8192;            // a tile's rows together stay within the first-level cache
   static constexpr int64_t MOST_CHUNKS = 256;
   static constexpr int64_t PARTIAL_BYTES = 1 << 19;  // of all chunks together, where eight chunks need no more
 
@@ -57,6 +57,9 @@ struct Tiling {
     const int64_t n = minimum(length, voxels - first);
     return {image, first, n, round_up(n, STEP)};
   }
+
+  // The tile after this one, if any: what to fetch meanwhile.
+  Span next(int64_t tile) const { return tile + 1 < tiles ? span(tile + 1) : Span{}; }
 
   int64_t first_tile(int64_t chunk) const { return chunk * tiles_per_chunk; }
   int64_t last_tile(int64_t chunk) const { return minimum(tiles, (chunk + 1) * tiles_per_chunk); }
@@ -127,6 +130,37 @@ void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
     }
   }
 }
+
+// Asks for the cache lines of the next tile, a few at a time, while the present one is worked on.
+struct Prefetch {
+  static constexpr int64_t LINE = 64;
+
+  const char* row = nullptr;
+  int64_t rows = 0, row_stride = 0, row_bytes = 0, at = 0, lines_per_step = 0;
+
+  Prefetch() = default;
+  Prefetch(const Voxels& x, const Span& next, int64_t steps) {
+    const int64_t bytes = bytes_per_element(x.type);
+    const bool planar = x.voxel_stride == 1;
+    row = static_cast<const char*>(x.data) + (next.image * x.batch_stride + next.first * x.voxel_stride) * bytes;
+    rows = planar ? x.channels : 1;
+    row_stride = x.channel_stride * bytes;
+    row_bytes = next.n * (planar ? 1 : x.voxel_stride) * bytes;
+    lines_per_step = rows * (row_bytes / LINE + 1) / steps + 1;
+  }
+
+  INLINE void step() {
+    for (int64_t i = 0; i < lines_per_step && rows > 0; ++i) {
+      __builtin_prefetch(row + at, 0, 2);
+      at += LINE;
+      if (at >= row_bytes) {
+        at = 0;
+        row += row_stride;
+        --rows;
+      }
+    }
+  }
+};
 
 INLINE void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
   if (x.type == DataType::float32) return load_tile<float>(x, span, tile, pitch);
