@@ -151,7 +151,6 @@ setup(
         "tensorboard",
         "safetensors",
         "matplotlib",
-        "monai",
     ],
     extras_require={"test": ["pytest", "pytest-benchmark", "medpy", "ruff", "mypy"]},
 )
