@@ -55,7 +55,7 @@ def summary_table(
     if summary["unit"] == "voxel":
         del headings["hd95_mm"]  # the same as hd95
     rows = {**summary["classes"], **({"mean": summary["mean"]} if len(summary["classes"]) > 1 else {})}
-    return _markdown(
+    return markdown_table(
         [
             ["class", *headings.values()],
             *([name, *(_entry(metric, row[metric]) for metric in headings)] for name, row in rows.items()),
@@ -68,7 +68,8 @@ def _entry(metric: str, statistics: Mapping[str, float]) -> str:
     return f"{factor * statistics['mean']:.2f} ± {factor * statistics['sd']:.2f}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A heading and rows of cells in aligned columns, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"

@@ -1,4 +1,4 @@
-"""The contract's tolerance: a kernel may be as wrong as twice PyTorch in the same dtype, measured against float64."""
+"""The tolerance: a kernel may be as wrong as twice PyTorch in the same dtype, measured against float64."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,8 +10,8 @@ from semiseg_kernels.reference.common import cosine, flatten
 
 Operation = Callable[[Tensor], Mapping[str, Tensor]]
 
-# What float32 arithmetic cannot promise even where PyTorch happens to hit the exact result: each of the score, the
-# maximum, the exponential and the logarithm is rounded once, relative to the largest of them.
+# What float32 arithmetic cannot promise even where PyTorch happens to hit the exact result: each of the
+# score, the maximum, the exponential and the logarithm is rounded once, relative to the largest of them.
 ROUNDINGS = 4
 SEPARATION = 1e-5  # cosines closer than this may swap places in float32; 84 times its resolution
 
@@ -57,15 +57,17 @@ def make_embedding(
     dtype: torch.dtype = torch.float32,
     layout: str = "contiguous",
 ) -> Tensor:  # [B, d, *S]
-    """Random embeddings of varied length, none of them so close to a tie that rounding decides which prototype wins."""
-    num_classes, per_class, d = prototypes.shape
+    """Random embeddings of varied length, none so close to a tie that rounding decides it."""
+    num_classes, _, d = prototypes.shape
     length = torch.empty(batch, 1, *spatial).uniform_(0.2, 3.0)
     z = (torch.randn(batch, d, *spatial) * length).to(dtype)
     if z.numel() == 0:
         return in_layout(z, layout)
     cosines = cosine(flatten(z.double()), prototypes)  # [B, C, K, N]
     separated = _gap(cosines.flatten(1, 2)) > SEPARATION
-    separated &= (_gap(cosines.movedim(1, 0).flatten(0, 1)) > SEPARATION).unflatten(0, (num_classes, batch)).all(0)
+    separated &= (
+        (_gap(cosines.movedim(1, 0).flatten(0, 1)) > SEPARATION).unflatten(0, (num_classes, batch)).all(0)
+    )
     separated &= _gap(cosines.amax(2)) > SEPARATION
     assert separated.any()
     voxels = z.flatten(2).movedim(1, -1)  # [B, N, d]
@@ -86,10 +88,10 @@ def assert_accurate(
     kernel: str,
     operation: Operation,  # z -> named results
     z: Tensor,  # [B, channels, *S]
-    scale: float = 1.0,  # of the largest number that is rounded on the way to a result, such as 1 / temperature
+    scale: float = 1.0,  # of the largest number rounded on the way to a result, such as 1 / temperature
     unit: bool = True,  # the operation sees only the direction of z, so its gradient grows as 1 / |z|
 ) -> None:
-    """Compare every floating point result, and the gradient that each of them sends to z, with the float64 reference."""
+    """Compare every result, and the gradient that each of them sends to z, with the float64 reference."""
     actual = evaluate(kernel, operation, z)
     plain = evaluate("reference", operation, z)
     exact = evaluate("reference", operation, z.double())
@@ -99,7 +101,9 @@ def assert_accurate(
         assert actual[name].dtype == plain[name].dtype, name
         assert actual[name].shape == plain[name].shape, name
         if not actual[name].is_floating_point():
-            torch.testing.assert_close(actual[name], exact[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                actual[name], exact[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+            )
             continue
         weight = length if name.startswith("gradient") else torch.ones(())
         if name.startswith("gradient"):
@@ -122,7 +126,7 @@ def assert_close_enough(
 
 
 def evaluate(backend: str, operation: Operation, z: Tensor) -> dict[str, Tensor]:
-    """The results of operation(z), the gradient of each differentiable one, and the gradient of all together."""
+    """The results of operation(z), the gradient of each differentiable one, and that of all together."""
     z = z.detach().requires_grad_()
     with use_backend(backend):
         results = {name: result for name, result in operation(z).items() if result is not None}
@@ -131,16 +135,22 @@ def evaluate(backend: str, operation: Operation, z: Tensor) -> dict[str, Tensor]
         generator = torch.Generator().manual_seed(z.numel())
         cotangents = {}
         for name in differentiable:
-            # Losses are means over the voxels; times their number, their gradients are as large as the others.
+            # Losses are means over the voxels: times their number, their gradients are as large as others.
             factor = 1 if results[name].shape[2:] == z.shape[2:] else voxels
             cotangent = factor * (2 * torch.rand(results[name].shape, generator=generator) - 1).half()
             cotangents[name] = cotangent.to(results[name].dtype)
         gradients = {
-            f"gradient of {name}": torch.autograd.grad(results[name], z, cotangents[name], retain_graph=True)[0]
+            f"gradient of {name}": torch.autograd.grad(results[name], z, cotangents[name], retain_graph=True)[
+                0
+            ]
             for name in differentiable
         }
         if len(differentiable) > 1:
-            together = [results[name] for name in differentiable], z, [cotangents[name] for name in differentiable]
+            together = (
+                [results[name] for name in differentiable],
+                z,
+                [cotangents[name] for name in differentiable],
+            )
             gradients["gradient of all"] = torch.autograd.grad(*together)[0]
     return {name: result.detach() for name, result in results.items()} | gradients
 

@@ -11,7 +11,7 @@ from semiseg_kernels.backends import BACKENDS
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, or the largest integer, so that an unwritten output cannot pass."""
+    """Fill what torch.empty returns with NaN, or the largest integer: no unwritten output can pass."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield

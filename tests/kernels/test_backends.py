@@ -64,7 +64,11 @@ def test_use_backend_nests_and_restores():
     [
         (Z.double(), PROTOTYPES, "it computes in float32, the input is torch.float64"),
         (Z, torch.randn(171, 3, 16), "it keeps at most 512 prototypes or classes, the input has 513"),
-        (torch.randn(1, 4097, 2), torch.randn(1, 1, 4097), "it takes at most 4096 channels, the input has 4097"),
+        (
+            torch.randn(1, 4097, 2),
+            torch.randn(1, 1, 4097),
+            "it takes at most 4096 channels, the input has 4097",
+        ),
         (Z.to("meta"), PROTOTYPES.to("meta"), "the tensors are on meta"),
     ],
     ids=["dtype", "clusters", "width", "device"],
@@ -84,7 +88,10 @@ def test_what_cpu_cannot_run(z, prototypes, reason, caplog):
 def test_dice_ce_has_limits_too():
     if "cpu" not in available_backends():
         pytest.skip("backend 'cpu' is not available here")
-    with use_backend("cpu"), pytest.raises(ValueError, match="at most 512 prototypes or classes, the input has 513"):
+    with (
+        use_backend("cpu"),
+        pytest.raises(ValueError, match="at most 512 prototypes or classes, the input has 513"),
+    ):
         dice_ce(torch.randn(1, 513, 2), torch.zeros(1, 2, dtype=torch.int64))
 
 
@@ -100,7 +107,10 @@ def test_missing_extension_warns_once_and_runs(without_extension):
 
 
 def test_missing_extension_is_the_reason_of_a_forced_backend(without_extension):
-    with use_backend("cpu"), pytest.raises(ValueError, match=r"the compiled extension is missing \(No module named"):
+    with (
+        use_backend("cpu"),
+        pytest.raises(ValueError, match=r"the compiled extension is missing \(No module named"),
+    ):
         prototype_similarity(Z, PROTOTYPES)
 
 
@@ -122,7 +132,8 @@ def test_import_needs_no_extension(tmp_path):
     code = (
         "import sys; sys.modules['semiseg_kernels._C'] = None\n"
         "import semiseg_kernels as s, torch\n"
-        "print(s.available_backends(), s.prototype_similarity(torch.ones(1, 4, 2), torch.ones(1, 1, 4))[0].sum())"
+        "similarity, _ = s.prototype_similarity(torch.ones(1, 4, 2), torch.ones(1, 1, 4))\n"
+        "print(s.available_backends(), similarity.sum())"
     )
     done = python(code)
     assert done.stdout == "('reference',) tensor(2.)\n", done.stderr

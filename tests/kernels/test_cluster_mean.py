@@ -44,7 +44,10 @@ def test_against_a_loop_over_voxels(backend):
     prototypes = make_prototypes(5, 3, 2).double()
     z = make_embedding(2, (4, 3), prototypes)
     labels, weight = random_labels(z, 3), torch.rand(2, 4, 3)
-    expected_sum, expected_count = torch.zeros(3, 2, 5, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
+    expected_sum, expected_count = (
+        torch.zeros(3, 2, 5, dtype=torch.float64),
+        torch.zeros(3, 2, dtype=torch.float64),
+    )
     for b, i, j in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(3)).tolist():
         label = int(labels[b, i, j])
         v = z[b, :, i, j].double()
@@ -98,14 +101,18 @@ def test_four_million_voxels_are_counted_and_summed(kernel):
     z = torch.stack([torch.full((n,), 1.1), torch.rand(n)]).unsqueeze(0)
     cluster_sum, count = cluster_mean(z, prototypes, torch.zeros(1, n, dtype=torch.uint8))
     assert count.flatten().tolist() == [n, 0]
-    torch.testing.assert_close(cluster_sum[0, 0], z.double().sum((0, 2)).float(), rtol=torch.finfo(torch.float32).eps, atol=0)
+    torch.testing.assert_close(
+        cluster_sum[0, 0], z.double().sum((0, 2)).float(), rtol=torch.finfo(torch.float32).eps, atol=0
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zero_vectors_join_the_first_prototype(backend, layout):
     prototypes, z = make_prototypes(16, 2, 3), in_layout(torch.zeros(2, 16, 30), layout)
     for unit_length in (False, True):
-        cluster_sum, count = cluster_mean(z, prototypes, torch.ones(2, 30, dtype=torch.uint8), unit_length=unit_length)
+        cluster_sum, count = cluster_mean(
+            z, prototypes, torch.ones(2, 30, dtype=torch.uint8), unit_length=unit_length
+        )
         assert count.tolist() == [[0, 0, 0], [60, 0, 0]] and cluster_sum.eq(0).all()
 
 
@@ -129,7 +136,9 @@ def test_nan_makes_its_cluster_nan(backend):
 def test_label_out_of_range(backend):
     labels = torch.zeros(2, 9, dtype=torch.int64)
     labels[0, 8] = 4
-    with pytest.raises(ValueError, match=r"^labels holds 4, accepted are 0\.\.3 and negative values \(ignored\)$"):
+    with pytest.raises(
+        ValueError, match=r"^labels holds 4, accepted are 0\.\.3 and negative values \(ignored\)$"
+    ):
         cluster_mean(torch.randn(2, 16, 9), torch.randn(4, 2, 16), labels)
 
 

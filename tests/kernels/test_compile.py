@@ -56,8 +56,8 @@ class TestOpcheck:
         given = (x["labels"], x["regions"]) if labelled else (None, None)
         weight, num_regions = (x["weight"], 2) if labelled else (None, 1)
         arguments = (
-            x["z"], x["prototypes"], *given, weight, num_regions, 0.1, 0.1, return_similarity, "nearest", True, -1,
-            False, False, kernel,
+            x["z"], x["prototypes"], *given, weight, num_regions, 0.1, 0.1, return_similarity, "nearest",
+            True, -1, False, False, kernel,
         )  # fmt: skip
         torch.library.opcheck(RAW.prototype_head_forward, arguments)
         similarity, _, ce, dice, _, _, _, statistics = RAW.prototype_head_forward(*arguments)
@@ -69,7 +69,20 @@ class TestOpcheck:
         )
         torch.library.opcheck(
             RAW.prototype_head_backward,
-            (*gradients, x["z"], x["prototypes"], *given, statistics, num_regions, 0.1, 0.1, "nearest", True, -1, kernel),
+            (
+                *gradients,
+                x["z"],
+                x["prototypes"],
+                *given,
+                statistics,
+                num_regions,
+                0.1,
+                0.1,
+                "nearest",
+                True,
+                -1,
+                kernel,
+            ),
         )
 
     def test_cluster_mean(self, kernel, layout, dtype):
@@ -96,7 +109,8 @@ class TestOpcheck:
 def test_opcheck_of_momentum_update(kernel, dtype):
     count = torch.randint(0, 2, (3, 2)).double()
     torch.library.opcheck(
-        RAW.momentum_update_forward, (torch.randn(3, 2, 16).to(dtype), torch.randn(3, 2, 16), count, 0.9, kernel)
+        RAW.momentum_update_forward,
+        (torch.randn(3, 2, 16).to(dtype), torch.randn(3, 2, 16), count, 0.9, kernel),
     )
 
 
@@ -107,16 +121,26 @@ FUNCTIONS = {
     ),
     "prototype_head": lambda x: sum_of(
         prototype_head(
-            x["z"], x["prototypes"], labels=x["labels"], regions=x["regions"], num_regions=2, weight=x["weight"]
+            x["z"],
+            x["prototypes"],
+            labels=x["labels"],
+            regions=x["regions"],
+            num_regions=2,
+            weight=x["weight"],
         )
     ),
-    "prototype_head without labels": lambda x: prototype_head(
-        x["z"], x["prototypes"], return_similarity=False
-    ).info_nce,
-    "cluster_mean": lambda x: x["z"].sum()
-    + cluster_mean(x["z"], x["prototypes"], x["labels"], weight=x["weight"] > 0.5)[0].sum(),
-    "momentum_update_": lambda x: x["z"].sum()
-    + momentum_update_(x["prototypes"], x["prototypes"] * 2, x["prototypes"][..., 0].double().relu(), 0.9).sum(),
+    "prototype_head without labels": lambda x: (
+        prototype_head(x["z"], x["prototypes"], return_similarity=False).info_nce
+    ),
+    "cluster_mean": lambda x: (
+        x["z"].sum() + cluster_mean(x["z"], x["prototypes"], x["labels"], weight=x["weight"] > 0.5)[0].sum()
+    ),
+    "momentum_update_": lambda x: (
+        x["z"].sum()
+        + momentum_update_(
+            x["prototypes"], x["prototypes"] * 2, x["prototypes"][..., 0].double().relu(), 0.9
+        ).sum()
+    ),
     "dice_ce": lambda x: sum_of(dice_ce(x["z"][:, :3], x["labels"], regions=x["regions"], num_regions=2)),
     "dice_ce with soft target": lambda x: sum_of(dice_ce(x["z"][:, :3], x["logits"].softmax(1))),
 }

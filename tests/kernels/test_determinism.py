@@ -7,7 +7,14 @@ import torch
 from comparison import DTYPES, LAYOUTS, in_layout
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiseg_kernels import backends, cluster_mean, dice_ce, prototype_head, prototype_info_nce, prototype_similarity
+from semiseg_kernels import (
+    backends,
+    cluster_mean,
+    dice_ce,
+    prototype_head,
+    prototype_info_nce,
+    prototype_similarity,
+)
 
 NUM_VOXELS = 65537 + 4096
 
@@ -125,9 +132,9 @@ def test_saved_for_backward_is_small(kernel):
             saved.append(x.untyped_storage().nbytes())
         return x
 
-    for operation in OPERATIONS:
+    for run in OPERATIONS.values():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            OPERATIONS[operation](z, prototypes, labels, regions, weight)
+            run(z, prototypes, labels, regions, weight)
     assert saved and sum(saved) < 8 * 2 * NUM_VOXELS
 
 

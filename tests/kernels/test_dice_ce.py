@@ -37,7 +37,9 @@ def test_accuracy(kernel, case, dtype, layout):
     scale = float(logits.abs().max()) if logits.numel() else 1
     options = {"regions": regions, "num_regions": 3}
     assert_accurate(kernel, lambda x: named(x, labels), logits, scale, unit=False)
-    assert_accurate(kernel, lambda x: named(x, labels, temperature=0.5, **options), logits, 2 * scale, unit=False)
+    assert_accurate(
+        kernel, lambda x: named(x, labels, temperature=0.5, **options), logits, 2 * scale, unit=False
+    )
 
 
 @pytest.mark.parametrize("target_layout", LAYOUTS)
@@ -85,7 +87,9 @@ def test_one_hot_target_is_the_label(backend):
 
 def test_region_without_voxels_is_zero(backend):
     logits = torch.randn(2, 3, 40, requires_grad=True)
-    ce, dice = dice_ce(logits, torch.full((2, 40), 1), regions=torch.ones(2, 40, dtype=torch.uint8), num_regions=3)
+    ce, dice = dice_ce(
+        logits, torch.full((2, 40), 1), regions=torch.ones(2, 40, dtype=torch.uint8), num_regions=3
+    )
     assert ce[[0, 2]].eq(0).all() and dice[[0, 2]].abs().max() < 1e-6 and ce[1] > 0 and dice[1] > 0
     (ce + dice)[[0, 2]].sum().backward()
     assert logits.grad.eq(0).all()
@@ -129,7 +133,9 @@ def test_labels_and_regions_out_of_range(backend):
     with pytest.raises(ValueError, match=r"^regions holds 5, accepted are 0\.\.1$"):
         dice_ce(logits, labels, regions=regions, num_regions=2)
     labels[0, 2] = 255
-    with pytest.raises(ValueError, match=r"^target holds 255, accepted are 0\.\.3 and negative values \(ignored\)$"):
+    with pytest.raises(
+        ValueError, match=r"^target holds 255, accepted are 0\.\.3 and negative values \(ignored\)$"
+    ):
         dice_ce(logits, labels)
 
 
@@ -139,5 +145,8 @@ def test_reference_gradient():
     soft = torch.randn(2, 3, 4, dtype=torch.float64).softmax(1)
     for target in (labels, soft):
         assert torch.autograd.gradcheck(
-            lambda x, t=target: tuple(reference.dice_ce(x, t, regions=regions, num_regions=2, temperature=0.7)), logits
+            lambda x, t=target: tuple(
+                reference.dice_ce(x, t, regions=regions, num_regions=2, temperature=0.7)
+            ),
+            logits,
         )

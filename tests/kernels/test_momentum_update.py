@@ -39,7 +39,9 @@ def test_counts_beyond_float32(backend):
     prototypes = torch.zeros(1, 1, 1)
     count = torch.full((1, 1), 2**24 + 1, dtype=torch.float64)
     momentum_update_(prototypes, torch.full((1, 1, 1), 2.0**24), count, 0.0)
-    torch.testing.assert_close(prototypes.item(), 2**24 / (2**24 + 1), rtol=torch.finfo(torch.float32).eps, atol=0)
+    torch.testing.assert_close(
+        prototypes.item(), 2**24 / (2**24 + 1), rtol=torch.finfo(torch.float32).eps, atol=0
+    )
 
 
 def test_strided_prototypes_are_updated_in_place(backend):

@@ -34,7 +34,11 @@ def test_accuracy(kernel, case, dtype, layout):
     prototypes = make_prototypes(d, num_classes, per_class)
     z = make_embedding(batch, spatial, prototypes, dtype, layout)
     targets = random_targets(z, num_classes)
-    kept = torch.stack([(targets["labels"] >= 0) & (targets["regions"] == r) for r in range(2)]).flatten(1).sum(1)
+    kept = (
+        torch.stack([(targets["labels"] >= 0) & (targets["regions"] == r) for r in range(2)])
+        .flatten(1)
+        .sum(1)
+    )
     largest_share = z[:, 0].numel() / max(int(kept.min()), 1)
     assert_accurate(kernel, lambda z: named(z, prototypes, **targets), z, scale=10 * largest_share)
 
@@ -64,9 +68,15 @@ def test_accuracy_of_plain_dot_products(kernel):
     prototypes = make_prototypes(16, 3, 2) * torch.rand(3, 2, 1)
     z = make_embedding(2, (9, 11), prototypes)
     targets = random_targets(z, 3)
-    largest = torch.linalg.vector_norm(z.double(), dim=1).max() * torch.linalg.vector_norm(prototypes, dim=2).max()
+    largest = (
+        torch.linalg.vector_norm(z.double(), dim=1).max() * torch.linalg.vector_norm(prototypes, dim=2).max()
+    )
     assert_accurate(
-        kernel, lambda z: named(z, prototypes, normalize=False, **targets), z, scale=10 * float(largest), unit=False
+        kernel,
+        lambda z: named(z, prototypes, normalize=False, **targets),
+        z,
+        scale=10 * float(largest),
+        unit=False,
     )
 
 
@@ -88,7 +98,9 @@ def test_is_its_parts(backend, positive):
         (head.ce, head.dice),
         tuple(dice_ce(head.similarity, labels, regions=targets["regions"], num_regions=2, temperature=0.2)),
     )
-    torch.testing.assert_close((head.cluster_sum, head.cluster_count), cluster_mean(z, prototypes, labels, weight=weight))
+    torch.testing.assert_close(
+        (head.cluster_sum, head.cluster_count), cluster_mean(z, prototypes, labels, weight=weight)
+    )
     if positive == "label":
         alone = prototype_info_nce(z, prototypes, labels=labels, temperature=0.3)
     else:
@@ -145,7 +157,11 @@ def test_nan(backend):
     targets["regions"][0, 0], targets["labels"][0, 0] = 0, 0
     z.requires_grad_()
     head = prototype_head(z, prototypes, **targets)
-    assert head.similarity.isnan().sum() == 3 and head.similarity[1, :, 7].isnan().all() and (head.index < 2).all()
+    assert (
+        head.similarity.isnan().sum() == 3
+        and head.similarity[1, :, 7].isnan().all()
+        and (head.index < 2).all()
+    )
     assert head.ce[0].isfinite() and head.dice[0].isfinite()
     assert head.ce[1].isnan() and head.dice[1].isnan() and head.info_nce.isnan()
     assert head.cluster_sum[2, 0, 3].isnan() and head.cluster_count.isfinite().all()
@@ -162,7 +178,9 @@ def test_labels_and_regions_out_of_range(backend):
     with pytest.raises(ValueError, match=r"^regions holds 5, accepted are 0\.\.1$"):
         prototype_head(z, prototypes, labels=labels, regions=regions, num_regions=2)
     labels[0, 2] = 7
-    with pytest.raises(ValueError, match=r"^labels holds 7, accepted are 0\.\.3 and negative values \(ignored\)$"):
+    with pytest.raises(
+        ValueError, match=r"^labels holds 7, accepted are 0\.\.3 and negative values \(ignored\)$"
+    ):
         prototype_head(z, prototypes, labels=labels)
 
 
@@ -187,7 +205,9 @@ def test_reference_gradient(options):
     targets = random_targets(z, 3)
 
     def losses(z):
-        head = reference.prototype_head(z, prototypes, **targets, **options, class_temperature=0.5, temperature=0.5)
+        head = reference.prototype_head(
+            z, prototypes, **targets, **options, class_temperature=0.5, temperature=0.5
+        )
         return head.similarity, head.ce, head.dice, head.info_nce
 
     assert torch.autograd.gradcheck(losses, z)

@@ -39,7 +39,9 @@ def test_accuracy_of_plain_dot_products(kernel, labelled, dtype, layout):
     prototypes = make_prototypes(17, 3, 4) * torch.rand(3, 4, 1)
     z = make_embedding(2, (31, 9), prototypes, dtype, layout)
     labels = random_labels(z, 3) if labelled else None
-    largest = torch.linalg.vector_norm(z.double(), dim=1).max() * torch.linalg.vector_norm(prototypes, dim=2).max()
+    largest = (
+        torch.linalg.vector_norm(z.double(), dim=1).max() * torch.linalg.vector_norm(prototypes, dim=2).max()
+    )
     assert_accurate(
         kernel, lambda z: named(z, prototypes, normalize=False, labels=labels), z,
         scale=10 * float(largest), unit=False,
@@ -107,7 +109,9 @@ def test_weight_dtypes(backend, dtype):
     prototypes, z = make_prototypes(16, 3, 2), torch.randn(2, 16, 70)
     weight = torch.randint(0, 2, (2, 70)) if dtype in (torch.bool, torch.uint8) else torch.rand(2, 70)
     expected = prototype_info_nce(z, prototypes, weight=weight.to(dtype).float())
-    torch.testing.assert_close(prototype_info_nce(z, prototypes, weight=weight.to(dtype)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        prototype_info_nce(z, prototypes, weight=weight.to(dtype)), expected, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("option", ["no voxel", "labels", "weight", "ignore_prototype"])
@@ -159,7 +163,9 @@ def test_nan(backend):
 def test_label_out_of_range(backend):
     labels = torch.zeros(2, 9, dtype=torch.uint8)
     labels[1, 3] = 7
-    with pytest.raises(ValueError, match=r"^labels holds 7, accepted are 0\.\.3 and negative values \(ignored\)$"):
+    with pytest.raises(
+        ValueError, match=r"^labels holds 7, accepted are 0\.\.3 and negative values \(ignored\)$"
+    ):
         prototype_info_nce(torch.randn(2, 16, 9), torch.randn(4, 2, 16), labels=labels)
 
 
@@ -170,6 +176,11 @@ def test_reference_gradient(normalize):
     labels, weight = torch.randint(-1, 3, (2, 4)), torch.rand(2, 4, dtype=torch.float64)
     labels[0, 0] = 1
     assert torch.autograd.gradcheck(
-        lambda z: reference.prototype_info_nce(z, prototypes, labels=labels, weight=weight, normalize=normalize), z
+        lambda z: reference.prototype_info_nce(
+            z, prototypes, labels=labels, weight=weight, normalize=normalize
+        ),
+        z,
     )
-    assert torch.autograd.gradcheck(lambda z: reference.prototype_info_nce(z, prototypes, normalize=normalize), z)
+    assert torch.autograd.gradcheck(
+        lambda z: reference.prototype_info_nce(z, prototypes, normalize=normalize), z
+    )

@@ -33,20 +33,24 @@ def test_four_million_voxels(kernel, layout):
     z = in_layout(torch.randn(1, 3, 4_194_304 + 5), layout)
     similarity, index = prototype_similarity(z, prototypes)
     exact = cosine(flatten(z.double()), prototypes)
-    torch.testing.assert_close(similarity.double(), exact.amax(2), rtol=0, atol=8 * torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(
+        similarity.double(), exact.amax(2), rtol=0, atol=8 * torch.finfo(torch.float32).eps
+    )
     assert_nearest(index, exact, d=3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_index_differs_only_where_candidates_tie(kernel, dtype):
     prototypes = make_prototypes(5, 3, 40)
-    prototypes[:, 20:] = prototypes[:, :20] * (1 + 1e-6 * torch.randn(3, 20, 1)) + 1e-7 * torch.randn(3, 20, 5)
+    prototypes[:, 20:] = prototypes[:, :20] * (1 + 1e-6 * torch.randn(3, 20, 1)) + 1e-7 * torch.randn(
+        3, 20, 5
+    )
     z = torch.randn(2, 5, 4099).to(dtype)
     assert_nearest(prototype_similarity(z, prototypes)[1], cosine(flatten(z.double()), prototypes), d=5)
 
 
 def assert_nearest(index, cosines, d):
-    """Every index names a prototype that no other beats by more than rounding the d terms of two dot products can."""
+    """No other prototype beats the named one by more than rounding the d terms of two dot products can."""
     resolution = 2 * (d + 2) * torch.finfo(torch.float32).eps
     chosen = cosines.gather(2, index.flatten(2).long().unsqueeze(2)).squeeze(2)
     assert (chosen >= cosines.amax(2) - resolution).all()
@@ -106,7 +110,10 @@ def test_strided_embedding(kernel):
     compact = sliced.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     results = [prototype_similarity(z, prototypes) for z in (sliced, compact)]
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
-    gradients = [torch.autograd.grad(r[0].square().sum(), z)[0] for r, z in zip(results, (sliced, compact), strict=True)]
+    gradients = [
+        torch.autograd.grad(r[0].square().sum(), z)[0]
+        for r, z in zip(results, (sliced, compact), strict=True)
+    ]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
@@ -114,7 +121,9 @@ def test_sliced_channels_are_read_in_place(kernel):
     prototypes = make_prototypes(16, 2, 3)
     wide = torch.randn(2, 20, 5, 6, 7)
     result = prototype_similarity(wide[:, 2:18], prototypes)
-    torch.testing.assert_close(result, prototype_similarity(wide[:, 2:18].contiguous(), prototypes), rtol=0, atol=0)
+    torch.testing.assert_close(
+        result, prototype_similarity(wide[:, 2:18].contiguous(), prototypes), rtol=0, atol=0
+    )
 
 
 def test_index_dtype(backend):

@@ -1,0 +1,52 @@
+"""Memory of this process on Linux: the heap that the C library keeps, and the peak of what a call takes."""
+
+import ctypes
+import gc
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Names and numbers of <malloc.h>
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+LARGEST_INT = 2**31 - 1
+
+libc = ctypes.CDLL("libc.so.6")
+
+
+def keep_heap() -> None:
+    """Keep freed memory in the process, as a caching allocator does.
+
+    By default glibc maps every large tensor anew, and the kernel zeroes its pages at first touch: that can
+    cost more than the arithmetic, and most to those who allocate most.
+    """
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, 64 << 20)):
+        if libc.mallopt(parameter, value) != 1:
+            raise OSError(f"mallopt({parameter}, {value}) failed")
+    # Aligning a block cuts a sliver off, which malloc's thread cache keeps until its bins are full. Until
+    # then a freed block is too short for a request of its own size.
+    for _ in range(100):
+        torch.empty(1 << 20)
+
+
+def extra_peak(function: Callable[[], Any]) -> tuple[int, Any]:
+    """Peak resident bytes of a call beyond those before it, its result included; and that result."""
+    gc.collect()
+    libc.malloc_trim(0)  # what the heap keeps would hide what the call needs
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = _status("VmRSS")
+    result = function()
+    return max(_status("VmHWM") - before, 0), result
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")

@@ -1,0 +1,83 @@
+"""What is timed: the sizes, and each operation on inputs of that size as a trainer calls it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semiseg_kernels import cluster_mean, dice_ce, prototype_head, prototype_info_nce, prototype_similarity
+
+Results = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch of embeddings [B, d, *S] with C classes of K prototypes."""
+
+    batch: int
+    spatial: tuple[int, ...]
+    num_classes: int
+    per_class: int = 3
+    d: int = 16
+
+    @property
+    def voxels(self) -> int:
+        return self.batch * torch.Size(self.spatial).numel()
+
+
+SIZES = {
+    "full": {"3d": Workload(4, (112, 112, 80), 2), "2d": Workload(24, (256, 256), 4)},
+    "tiny": {"3d": Workload(2, (13, 7, 5), 2), "2d": Workload(3, (17, 9), 4)},
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`function(x)` on its main input x, of which backward computes the gradient if there is one."""
+
+    x: Tensor  # [B, channels, *S]
+    function: Callable[[Tensor], Results]
+    differentiable: int  # the first so many results are
+
+
+def make_operation(name: str, workload: Workload) -> Operation:
+    """Random embeddings as a network's, prototypes near them, and labels in two copy-paste regions."""
+    torch.manual_seed(0)
+    batch, spatial, num_classes = workload.batch, workload.spatial, workload.num_classes
+    shape = (batch, *spatial)
+    prototypes = torch.randn(num_classes, workload.per_class, workload.d)
+    labels = torch.randint(0, num_classes, shape, dtype=torch.uint8)
+    regions = torch.randint(0, 2, shape, dtype=torch.uint8)
+    confident = torch.rand(shape) > 0.1
+    if name == "dice_ce":
+        logits = torch.randn(batch, num_classes, *spatial)
+        return Operation(logits, lambda x: dice_ce(x, labels, regions=regions, num_regions=2), 2)
+    z = torch.randn(batch, workload.d, *spatial)
+    if name == "prototype_similarity":
+        return Operation(z, lambda z: prototype_similarity(z, prototypes), 1)
+    if name == "prototype_info_nce":
+        return Operation(z, lambda z: (prototype_info_nce(z, prototypes),), 1)
+    if name == "cluster_mean":
+        return Operation(z, lambda z: cluster_mean(z, prototypes, labels, weight=confident), 0)
+    if name == "prototype_head":
+
+        def head(z: Tensor) -> Results:
+            result = prototype_head(
+                z,
+                prototypes,
+                labels=labels,
+                regions=regions,
+                num_regions=2,
+                weight=confident,
+                return_similarity=False,
+            )
+            assert result.ce is not None and result.dice is not None
+            assert result.cluster_sum is not None and result.cluster_count is not None
+            return result.ce, result.dice, result.info_nce, result.cluster_sum, result.cluster_count
+
+        return Operation(z, head, 3)
+    raise ValueError(f"operation is {name!r}, accepted are {', '.join(OPERATIONS)}")
+
+
+OPERATIONS = ("prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce")

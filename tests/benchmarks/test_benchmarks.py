@@ -1,0 +1,187 @@
+"""The benchmarks on tiny inputs: that they run, measure what they say, and refuse what is wrong."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from semiseg_kernels import available_backends
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+MEGABYTE = 1 << 20
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+needs_cpu = pytest.mark.skipif(
+    "cpu" not in available_backends(), reason="backend 'cpu' is not available here"
+)
+
+
+@needs_cpu
+@pytest.mark.slow
+@pytest.mark.parametrize("allocator", ["kept", "default"])
+def test_run_on_tiny_inputs(tmp_path, module, allocator):
+    file = tmp_path / "cpu-kernels.json"
+    arguments = [
+        "benchmarks",
+        "--benchmark-only",
+        "--size",
+        "tiny",
+        "--results",
+        str(file),
+        "--allocator",
+        allocator,
+    ]
+    done = subprocess.run(
+        [*PYTEST, *arguments, "-k", "3d and (head or cluster_mean)"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(file.read_text())
+    parts = [(row["operation"], row["part"]) for row in results["rows"]]
+    head = [("prototype_head", part) for part in ("forward", "backward", "step")]
+    assert parts == [*head, ("cluster_mean", "forward")]
+    for row in results["rows"]:
+        assert row["allocator"] == allocator
+        assert row["contestants"].keys() == {"cpu", "eager", "compiled"}
+        assert all(contestant["median_ms"] > 0 for contestant in row["contestants"].values())
+    assert results["environment"].keys() == {"cpu", "cores", "versions", "commit", "threads"}
+    assert "benchmarks --benchmark-only --size tiny" in results["command"]
+    table = module("tables").kernel_table(results)
+    assert table in done.stdout and "| prototype_head step " in table
+
+
+def test_plain_test_runs_leave_the_benchmarks_out():
+    done = subprocess.run(
+        [*PYTEST, "--collect-only", "-q", "-k", "test_operation"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "benchmarks/test_cpu_kernels" not in done.stdout
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_extra_peak_of_a_known_allocation(kept):
+    """Two blocks of 64 MB at once, one of them given back, after 300 MB were freed before."""
+    code = f"""
+import torch
+from memory import extra_peak, keep_heap
+if {kept}:
+    keep_heap()
+torch.ones(300 << 18)
+def call():
+    a = torch.ones(64 << 18)
+    b = torch.ones(64 << 18)
+    del a
+    return b
+for _ in range(3):
+    print(extra_peak(call)[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for measured in map(int, done.stdout.split()):
+        assert abs(measured - 128 * MEGABYTE) < 2 * MEGABYTE
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_kept_heap_pays_no_page_faults(kept):
+    code = f"""
+import torch
+from memory import keep_heap, page_faults
+if {kept}:
+    keep_heap()
+faults = []
+for _ in range(9):
+    before = page_faults()
+    torch.ones(64 << 18)
+    faults.append(page_faults() - before)
+print(sorted(faults)[4])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (int(done.stdout) == 0) == kept
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", ["prototype_similarity", "prototype_head", "cluster_mean", "dice_ce"])
+def test_a_wrong_kernel_is_refused(module, name):
+    contestants, workloads = module("contestants"), module("workloads")
+    operation = workloads.make_operation(name, workloads.SIZES["tiny"]["2d"])
+    reference, kernel = (
+        contestants.Contestant(operation, "reference"),
+        contestants.Contestant(operation, "cpu"),
+    )
+    contestants.assert_agreement(kernel, reference)
+    forward, backward = kernel.forward, kernel.backward
+    kernel.forward = lambda: tuple(1.01 * result for result in forward())
+    with pytest.raises(AssertionError):
+        contestants.assert_agreement(kernel, reference)
+    if operation.differentiable:
+        kernel.forward, kernel.backward = forward, lambda results: 1.01 * backward(results)
+        with pytest.raises(AssertionError):
+            contestants.assert_agreement(kernel, reference)
+
+
+def test_readme_is_up_to_date(module):
+    tables = module("tables")
+    assert tables.README.read_text() == tables.fill(tables.README.read_text(), tables.read_results())
+
+
+def test_tables_are_filled_between_their_marks(module, monkeypatch):
+    tables = module("tables")
+    monkeypatch.setattr(
+        tables, "TABLES", {"a": lambda results: f"| {results['x']} |", "b": lambda results: ""}
+    )
+    text = "x\n<!-- table:a -->\nold\n<!-- /table -->\ny\n<!-- table:b -->\nold\n<!-- /table -->\nz\n"
+    filled = "x\n<!-- table:a -->\n| 1 |\n<!-- /table -->\ny\n<!-- table:b -->\n<!-- /table -->\nz\n"
+    assert tables.fill(text, {"a": {"x": 1}}) == filled
+    assert tables.fill(filled, {"a": {"x": 1}}) == filled
+    with pytest.raises(ValueError, match="marks the table 'c', accepted are a, b"):
+        tables.fill("<!-- table:c -->\n<!-- /table -->", {})
+
+
+def test_training_table_joins_seeds(module):
+    def row(name, seed, dice):
+        figures = {
+            metric: {"mean": mean, "sd": 0.5}
+            for metric, mean in {"dice": dice, "jaccard": 0.5, "hd95": 4.0, "asd": 1.5}.items()
+        }
+        summary = {"mean": figures, "empty_prediction": 1}
+        return {"name": name, "labelled": 4, "seed": seed, "summary": summary, "training_minutes": 2.4}
+
+    rows = [row("mper", 0, 0.8), row("supervised", 0, 0.7), row("mper", 1, 0.9)]
+    where = {"cpu": "a cpu", "cores": 2, "versions": {"torch": "2.13"}, "commit": "abc"}
+    lines = module("tables").training_table({"environment": where, "rows": rows}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
+    assert cells[0] == ["mper", "2", "85.00 ± 5.00", "50.00 ± 0.00", "4.00 ± 0.00", "1.50 ± 0.00", "2", "2"]
+    assert cells[1][:4] == ["supervised", "1", "70.00 ± 50.00", "50.00 ± 50.00"]
+    assert cells[1][4:] == ["4.00 ± 0.50", "1.50 ± 0.50", "1", "2"]
+
+
+def test_unknown_operation(module):
+    workloads = module("workloads")
+    with pytest.raises(ValueError, match="^operation is 'sum', accepted are prototype_similarity"):
+        workloads.make_operation("sum", workloads.SIZES["tiny"]["2d"])
+
+
+def test_inputs_do_not_depend_on_the_order_of_operations(module):
+    workloads = module("workloads")
+    first = workloads.make_operation("prototype_head", workloads.SIZES["tiny"]["3d"])
+    workloads.make_operation("dice_ce", workloads.SIZES["tiny"]["3d"])
+    again = workloads.make_operation("prototype_head", workloads.SIZES["tiny"]["3d"])
+    assert torch.equal(first.x, again.x)
