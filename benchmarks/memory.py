@@ -9,24 +9,17 @@ from typing import Any
 
 import torch
 
-# Names and numbers of <malloc.h>
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-LARGEST_INT = 2**31 - 1
+from semiseg.engine import allocator
 
 libc = ctypes.CDLL("libc.so.6")
 
 
 def keep_heap() -> None:
-    """Keep freed memory in the process, as a caching allocator does.
-
-    By default glibc maps every large tensor anew, and the kernel zeroes its pages at first touch: that can
-    cost more than the arithmetic, and most to those who allocate most.
-    """
-    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, 64 << 20)):
-        if libc.mallopt(parameter, value) != 1:
-            raise OSError(f"mallopt({parameter}, {value}) failed")
-    # Aligning a block cuts a sliver off, which malloc's thread cache keeps until its bins are full. Until
-    # then a freed block is too short for a request of its own size.
+    """Keep freed memory in the process, as training does, and bring malloc's caches to their steady state."""
+    if not allocator.keep_heap():
+        raise OSError("the C library cannot be told to keep its heap")
+    # Aligning a block cuts a sliver off, which malloc's thread cache keeps until its bins are full. Until then
+    # a freed block is too short for a request of its own size.
     for _ in range(100):
         torch.empty(1 << 20)
 

@@ -29,7 +29,17 @@ def row(path: Path) -> dict[str, Any]:
     """The figures of one run."""
     run, config = RunDirectory.open(path)
     results = json.loads(run.results.read_text())
-    keys = ("name", "method", "preset", "labelled", "seed", "checkpoint", "iteration", "evaluation", "summary")
+    keys = (
+        "name",
+        "method",
+        "preset",
+        "labelled",
+        "seed",
+        "checkpoint",
+        "iteration",
+        "evaluation",
+        "summary",
+    )
     return {
         **{key: results[key] for key in keys},
         "command": f"python -m semiseg.train --config {config.name} seed={config.seed}",

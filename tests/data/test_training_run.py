@@ -28,7 +28,12 @@ TWO_AND_TWO = ["method.pretraining_iterations=2", "method.iterations=2"]
     ("folder", "config", "overrides", "splits"),
     [
         ("left_atrium", "la_mper", [*TINY_VOLUMES, *TWO_AND_TWO, "method.zero_box=[10, 10, 10]"], ["test"]),
-        ("acdc", "acdc_mper", [*TINY_SLICES, *TWO_AND_TWO, "method.zero_box=[10, 10]"], ["validation", "test"]),
+        (
+            "acdc",
+            "acdc_mper",
+            [*TINY_SLICES, *TWO_AND_TWO, "method.zero_box=[10, 10]"],
+            ["validation", "test"],
+        ),
         ("left_atrium", "la_supervised", [*TINY_VOLUMES, "method.iterations=2"], ["test"]),
     ],
 )

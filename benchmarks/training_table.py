@@ -1,0 +1,46 @@
+"""The README's tables of trained networks, from the rows benchmarks/training_results.py gathers."""
+
+from typing import Any
+
+import numpy as np
+
+METRICS = {"dice": "Dice [%]", "jaccard": "Jaccard [%]", "hd95": "95HD [voxel]", "asd": "ASD [voxel]"}
+PERCENTAGES = ("dice", "jaccard")
+
+
+def training_header() -> list[str]:
+    return ["configuration", "seeds", *METRICS.values(), "empty", "minutes"]
+
+
+def training_cells(rows: list[dict[str, Any]]) -> list[str]:
+    """One line from the runs of one configuration: over one seed mean ± sd of cases, over several of seeds."""
+    entries = [_entry(metric, [row["summary"]["mean"][metric] for row in rows]) for metric in METRICS]
+    empty = sum(row["summary"]["empty_prediction"] for row in rows)
+    minutes = max(row["training_minutes"] for row in rows)
+    return [rows[0]["name"], str(len(rows)), *entries, str(empty), f"{minutes:.0f}"]
+
+
+def _entry(metric: str, values: list[dict[str, float]]) -> str:
+    factor = 100 if metric in PERCENTAGES else 1
+    means = [factor * value["mean"] for value in values]
+    deviation = np.std(means) if len(means) > 1 else factor * values[0]["sd"]
+    return f"{np.mean(means):.2f} ± {deviation:.2f}"
+
+
+def training_rows(results: dict[str, Any]) -> list[list[str]]:
+    """A line per configuration and number of labelled cases, in the order of the file."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault(row["name"], []).append(row)
+    return [training_cells(rows) for rows in groups.values()]
+
+
+def training_notes(results: dict[str, Any]) -> str:
+    where = results["environment"]
+    several = len({row["seed"] for row in results["rows"]}) > 1
+    spread = "seeds' means" if several else "cases"
+    return (
+        f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
+        "medpy defines them; empty: predictions without a voxel of a class; minutes: the longest training, on one core "
+        f"of a machine that ran other work beside it. {where['cpu']}, torch {where['versions']['torch']}."
+    )
