@@ -18,8 +18,8 @@ def keep_heap() -> None:
     """Keep freed memory in the process, as training does, and bring malloc's caches to their steady state."""
     if not allocator.keep_heap():
         raise OSError("the C library cannot be told to keep its heap")
-    # Aligning a block cuts a sliver off, which malloc's thread cache keeps until its bins are full. Until then
-    # a freed block is too short for a request of its own size.
+    # Aligning a block cuts a sliver off, which malloc's thread cache keeps until its bins are full:
+    # until then a freed block is too short for a request of its own size.
     for _ in range(100):
         torch.empty(1 << 20)
 

@@ -62,10 +62,10 @@ def kernel_notes(results: Results) -> str:
     where = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
-        f"Median milliseconds of {results['rows'][0]['rounds']} rounds, in which the contestants took turns; "
-        "eager and compiled are the reference in plain PyTorch and under torch.compile; a step is forward and "
-        "backward. C++ / traffic: the time over that of the traffic no implementation can avoid, measured in "
-        "the same rounds: forward a plain read of the input (torch.sum), backward a read and a write (fill_), "
+        f"Median milliseconds of {results['rows'][0]['rounds']} rounds in which the contestants took turns; "
+        "eager and compiled are the reference in plain PyTorch and under torch.compile; a step is both passes. "
+        "C++ / traffic: the time over that of the traffic no implementation can avoid, measured in "
+        "the same rounds: forward a plain read of the input (torch.sum), backward a read and a write (fill), "
         "a step two reads and a write. MB: extra peak memory, results and gradient included. "
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {versions}; "
         f"commit {where['commit']}; `{results['command']}`."

@@ -1,5 +1,6 @@
 """Backends to test, and memory that is never silently right."""
 
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seed(request: pytest.FixtureRequest) -> None:
-    torch.manual_seed(hash(request.node.nodeid) % 2**32)
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(params=BACKENDS)
