@@ -63,7 +63,7 @@ def kernel_notes(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
         f"Median milliseconds of {results['rows'][0]['rounds']} rounds in which the contestants took turns; "
-        "eager and compiled are the reference in plain PyTorch and under torch.compile; a step is both passes. "
+        "eager and compiled are the reference as it is and under torch.compile; a step is both passes. "
         "C++ / traffic: the time over that of the traffic no implementation can avoid, measured in "
         "the same rounds: forward a plain read of the input (torch.sum), backward a read and a write (fill), "
         "a step two reads and a write. MB: extra peak memory, results and gradient included. "
