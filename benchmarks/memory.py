@@ -20,8 +20,8 @@ def keep_heap() -> None:
         raise OSError("the C library cannot be told to keep its heap")
     # Aligning a block cuts a sliver off, which malloc's thread cache keeps until its bins are full:
     # until then a freed block is too short for a request of its own size.
-    for _ in range(100):
-        torch.empty(1 << 20)
+    for i in range(200):
+        torch.empty((1 << 20) + 4 * i)  # of every remainder of the alignment
 
 
 def extra_peak(function: Callable[[], Any]) -> tuple[int, Any]:
