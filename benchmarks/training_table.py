@@ -41,6 +41,6 @@ def training_notes(results: dict[str, Any]) -> str:
     spread = "seeds' means" if several else "cases"
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
-        "medpy defines them; empty: predictions without a voxel of a class; minutes: the longest training, on one core "
-        f"of a machine that ran other work beside it. {where['cpu']}, torch {where['versions']['torch']}."
+        "medpy defines them; empty: predictions without a voxel of a class; minutes: the longest training, on a "
+        f"machine that ran other work beside it. {where['cpu']}, torch {where['versions']['torch']}."
     )
