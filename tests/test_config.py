@@ -19,7 +19,7 @@ def test_every_configuration_loads_and_survives_yaml(name, preset):
     assert config_from_mapping(yaml.safe_load(yaml.safe_dump(config_to_mapping(config)))) == config
 
 
-def test_the_issue_s_configurations_exist():
+def test_every_dataset_has_its_configurations():
     for dataset in ("phantom", "la", "acdc"):
         assert {f"{dataset}_mper", f"{dataset}_supervised"} <= set(NAMES)
     assert {f"{d}_{m}_small" for d in ("la", "acdc") for m in ("mper", "supervised")} <= set(NAMES)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -173,6 +174,15 @@ class PreTraining(CopyPasteStage):
     def __init__(self, method: MPER, generator: torch.Generator):
         super().__init__(method, generator)
         self.iterations = method.config.pretraining_iterations
+
+    def prepare(self, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> None:
+        """Raise ValueError where a class has no labelled voxel: pre-training would end without prototypes for it."""
+        present = {int(value) for case in labelled for value in np.unique(case.label)}
+        missing = sorted(set(range(self.method.num_classes)) - present)
+        if missing:
+            raise ValueError(
+                f"the {len(labelled)} labelled images hold no voxel of class {missing[0]}; mper needs every class"
+            )
 
     def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         mask = self.zero_box_mask(batch)
