@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from environment import environment
 from memory import keep_heap
 from tables import kernel_table
 from workloads import SIZES
 
 from semiseg.engine.atomic import write_json
+from semiseg.engine.environment import environment
 
 RECORD = pytest.StashKey[list[dict[str, Any]]]()
 

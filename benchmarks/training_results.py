@@ -1,7 +1,7 @@
 """Gather finished runs into one results file: python benchmarks/training_results.py FILE RUN [RUN ...].
 
-Each row is one run: what was trained, with how many labels, and its test figures; beside the rows stand the machine, the
-versions and the commit. The README's tables are made from these files by benchmarks/tables.py.
+Each row is one run: what was trained, with how many labels, by which command, on which machine and commit, and its test
+figures. The README's tables are made from these files by benchmarks/tables.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from environment import environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from semiseg.engine.atomic import write_json
@@ -27,7 +26,7 @@ def training_minutes(run: RunDirectory) -> float:
 
 def row(path: Path) -> dict[str, Any]:
     """The figures of one run."""
-    run, config = RunDirectory.open(path)
+    run, _ = RunDirectory.open(path)
     results = json.loads(run.results.read_text())
     keys = (
         "name",
@@ -42,7 +41,7 @@ def row(path: Path) -> dict[str, Any]:
     )
     return {
         **{key: results[key] for key in keys},
-        "command": f"python -m semiseg.train --config {config.name} seed={config.seed}",
+        "environment": json.loads(run.environment.read_text()),
         "training_minutes": training_minutes(run),
     }
 
@@ -52,4 +51,4 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     options = parser.parse_args()
-    write_json(options.file, {"environment": environment(), "rows": [row(path) for path in options.runs]})
+    write_json(options.file, {"rows": [row(path) for path in options.runs]})

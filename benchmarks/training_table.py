@@ -36,11 +36,14 @@ def training_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def training_notes(results: dict[str, Any]) -> str:
-    where = results["environment"]
+    machines = dict.fromkeys(
+        f"{where['cpu']}, torch {where['versions']['torch']}"
+        for where in (row["environment"] for row in results["rows"])
+    )
     several = len({row["seed"] for row in results["rows"]}) > 1
     spread = "seeds' means" if several else "cases"
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
         "medpy defines them; empty: predictions without a voxel of a class; minutes: the longest training, on a "
-        f"machine that ran other work beside it. {where['cpu']}, torch {where['versions']['torch']}."
+        f"machine that ran other work beside it. {'; '.join(machines)}."
     )

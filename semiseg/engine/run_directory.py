@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import yaml
 
 from semiseg.config import Config, config_from_mapping, config_to_mapping
-from semiseg.engine.atomic import write_text
+from semiseg.engine.atomic import write_json, write_text
+from semiseg.engine.environment import environment
 
 
 class RunDirectory:
@@ -17,6 +20,7 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.results = path / "results.json"
@@ -29,7 +33,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
-        """Make the folder and write the configuration as resolved.
+        """Make the folder and write the configuration as resolved, and the command, machine, versions and commit.
 
         Raises ValueError where `output` names a folder that holds something already.
         """
@@ -44,6 +48,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
+        write_json(run.environment, {"command": shlex.join(sys.orig_argv), **environment()})
         return run
 
     @classmethod

@@ -162,11 +162,12 @@ def test_training_table_joins_seeds(module):
             for metric, mean in {"dice": dice, "jaccard": 0.5, "hd95": 4.0, "asd": 1.5}.items()
         }
         summary = {"mean": figures, "empty_prediction": 1}
-        return {"name": name, "labelled": 4, "seed": seed, "summary": summary, "training_minutes": 2.4}
+        where = {"cpu": "a cpu", "cores": 2, "versions": {"torch": "2.13"}, "commit": "abc"}
+        return {"name": name, "labelled": 4, "seed": seed, "summary": summary, "training_minutes": 2.4,
+                "environment": where}  # fmt: skip
 
     rows = [row("mper", 0, 0.8), row("supervised", 0, 0.7), row("mper", 1, 0.9)]
-    where = {"cpu": "a cpu", "cores": 2, "versions": {"torch": "2.13"}, "commit": "abc"}
-    lines = module("tables").training_table({"environment": where, "rows": rows}).splitlines()
+    lines = module("tables").training_table({"rows": rows}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
     assert cells[0] == ["mper", "2", "85.00 ± 5.00", "50.00 ± 0.00", "4.00 ± 0.00", "1.50 ± 0.00", "2", "2"]
     assert cells[1][:4] == ["supervised", "1", "70.00 ± 50.00", "50.00 ± 50.00"]

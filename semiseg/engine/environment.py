@@ -1,4 +1,4 @@
-"""Where and with what a results file was measured."""
+"""Where and with what something was measured or trained."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "numpy", "semiseg")
 
 
