@@ -1,5 +1,4 @@
 // Addresses, sizes and strides in; no tensor library is included anywhere in csrc.
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
@@ -7,7 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "voxels.h"
+#include "python_voxels.h"
 
 namespace py = pybind11;
 using namespace semiseg;
@@ -47,14 +46,10 @@ void use_level(const std::string& name) {
   throw std::invalid_argument("level " + name + " is not usable here, see levels()");
 }
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
+  module.attr("device_type") = "cpu";
   module.def("levels", [] {
     std::vector<std::string> names;
     for (const Level& level : levels) names.push_back(level.name);
@@ -62,29 +57,6 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("use_level", &use_level, "Compute with this x86-64 level; the best usable one is the default.");
 
-  py::enum_<DataType>(module, "DataType")
-      .value("float32", DataType::float32)
-      .value("bfloat16", DataType::bfloat16)
-      .value("float16", DataType::float16)
-      .value("bool8", DataType::bool8)
-      .value("uint8", DataType::uint8)
-      .value("int8", DataType::int8)
-      .value("uint16", DataType::uint16)
-      .value("int16", DataType::int16)
-      .value("uint32", DataType::uint32)
-      .value("int32", DataType::int32)
-      .value("uint64", DataType::uint64)
-      .value("int64", DataType::int64);
-
-  py::class_<Voxels>(module, "Voxels", "A tensor [B, channels, voxels]; strides in elements.")
-      .def(py::init<>(), "An absent tensor.")
-      .def(py::init([](uintptr_t data, DataType type, int64_t batch, int64_t channels, int64_t voxels,
-                       int64_t batch_stride, int64_t channel_stride, int64_t voxel_stride) {
-        return Voxels{true,   pointer<void>(data), type,           batch,       channels,
-                      voxels, batch_stride,        channel_stride, voxel_stride};
-      }));
-
-  // The operations take their arguments by name and return what the pass found out about labels and regions.
   module.def(
       "prototype_similarity_forward",
       [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels similarity, Voxels index, int threads) {

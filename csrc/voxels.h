@@ -5,7 +5,7 @@
 
 namespace semiseg {
 
-enum class DataType : int {
+enum class DataType : int {  // in the order of _DATA_TYPES in semiseg_kernels/native/extension.py
   float32, bfloat16, float16,
   bool8, uint8, int8, uint16, int16, uint32, int32, uint64, int64,
 };

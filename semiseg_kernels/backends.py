@@ -8,21 +8,29 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import cpu
 from .checks import KERNEL_DTYPES
+from .native.extension import extension
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("cpu", "reference")  # in the order in which "auto" prefers them
+BACKENDS = ("cpu", "cuda", "triton", "reference")
 NAMES = ("auto", *BACKENDS)
-CPU_OPERATIONS = frozenset(module.name for module in pkgutil.iter_modules(cpu.__path__))
+PACKAGES = {"cpu": "native", "cuda": "native", "triton": "triton"}  # where a backend's launches stand
+OPERATIONS = {
+    backend: frozenset(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)]))
+    for backend, package in PACKAGES.items()
+}
 MAX_CLUSTERS = 512
-MAX_WIDTH = 4096
+MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
+MIN_CAPABILITY = (8, 0)
+# With fewer prototypes than this, reading z takes longer than arithmetic without tensor cores. Predicted, not measured.
+TENSOR_CORE_CLUSTERS = 32
 
 
 def _check_name(name: str, given_by: str) -> str:
@@ -31,22 +39,15 @@ def _check_name(name: str, given_by: str) -> str:
     return name
 
 
-def _import_error(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return str(error)
-    return None
-
-
 # Both are read once, at import, so that torch.compile sees constants.
 _requested = _check_name(os.environ.get("SEMISEG_BACKEND", "auto"), "SEMISEG_BACKEND")
-_extension_error = _import_error("semiseg_kernels._C")
+_interpret_triton = os.environ.get("TRITON_INTERPRET") == "1"
+_missing_reasons: dict[str, str | None] = {"reference": None}
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation inside on the backend `name`: "auto", "reference" or "cpu".
+    """Run every operation inside on the backend `name`: "auto", "cpu", "cuda", "triton" or "reference".
 
     A forced backend runs, or raises a ValueError with its reason; "auto" takes the first that can run the
     call. The environment variable SEMISEG_BACKEND, read at import, sets the same for the whole process.
@@ -61,7 +62,41 @@ def use_backend(name: str) -> Iterator[None]:
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that can run on this machine."""
-    return BACKENDS if _extension_error is None else ("reference",)
+    return tuple(backend for backend in BACKENDS if missing(backend) is None)
+
+
+@torch.compiler.assume_constant_result
+def missing(backend: str) -> str | None:
+    """None if this machine has what the backend needs, else what it lacks."""
+    if backend not in _missing_reasons:
+        _missing_reasons[backend] = _find_missing(backend)
+    return _missing_reasons[backend]
+
+
+def _find_missing(backend: str) -> str | None:
+    try:
+        module = importlib.import_module("triton") if backend == "triton" else extension(backend)
+    except ImportError as error:
+        what = "Triton" if backend == "triton" else f"the compiled extension for {backend}"
+        return f"{what} is missing ({error})"
+    if device_type(backend) == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        return "PyTorch finds no GPU"
+    return module.driver_problem() if backend == "cuda" else None
+
+
+@torch.compiler.assume_constant_result
+def device_type(backend: str) -> str:
+    """Where a backend that is not missing computes; the GPU backends can be interpreted or emulated on the CPU."""
+    if backend == "triton":
+        return "cpu" if _interpret_triton else "cuda"
+    return extension(backend).device_type
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def can_run(
@@ -78,19 +113,30 @@ def can_run(
     """
     if backend == "reference":
         return None
-    if _extension_error is not None:
-        return f"the compiled extension is missing ({_extension_error})"
-    if operation not in CPU_OPERATIONS:
+    reason = missing(backend)
+    if reason is not None:
+        return reason
+    if operation not in OPERATIONS[backend]:
         return "it does not have this operation"
-    if x.device.type != "cpu":
+    if x.device.type != device_type(backend):
         return f"the tensors are on {x.device.type}"
+    if x.device.type == "cuda" and _capability(x.device.index) < MIN_CAPABILITY:
+        given, least = (".".join(map(str, pair)) for pair in (_capability(x.device.index), MIN_CAPABILITY))
+        return f"it needs compute capability {least}, the GPU has {given}"
     if x.dtype not in KERNEL_DTYPES:
         return f"it computes in float32, the input is {x.dtype}"
     if clusters > MAX_CLUSTERS:
         return f"it keeps at most {MAX_CLUSTERS} prototypes or classes, the input has {clusters}"
-    if width > MAX_WIDTH:
-        return f"it takes at most {MAX_WIDTH} channels, the input has {width}"
+    if width > MAX_WIDTH[backend]:
+        return f"it takes at most {MAX_WIDTH[backend]} channels, the input has {width}"
     return None
+
+
+def preference(device: str, clusters: int) -> tuple[str, ...]:
+    """The backends that "auto" tries on a device, in order; the reference comes after them."""
+    if device != "cuda":
+        return ("cpu",)
+    return ("triton", "cuda") if clusters >= TENSOR_CORE_CLUSTERS else ("cuda", "triton")
 
 
 def select(
@@ -105,27 +151,32 @@ def select(
         if reason is not None:
             raise ValueError(f"backend {_requested!r} cannot run {operation}: {reason}")
         return _requested
-    for backend in BACKENDS:
+    for backend in preference(x.device.type, clusters):
         reason = can_run(backend, operation, x, clusters, width)
         if reason is None:
             return backend
         _report_fallback(operation, backend, reason)
-    raise AssertionError("the reference runs everything")
+    _warn_of_reference(x.device.type)
+    return "reference"
 
 
+# These two run while tracing too, where neither a warning nor a log record could be part of the graph.
 @torch.compiler.assume_constant_result
 def _report_fallback(operation: str, backend: str, reason: str) -> None:
-    # Runs while tracing too, where neither a warning nor a log record could be part of the graph.
-    if _extension_error is not None:
-        _warn_of_missing_extension()
     logger.debug("backend %r cannot run %s: %s", backend, operation, reason)
 
 
+@torch.compiler.assume_constant_result
+def _warn_of_reference(device: str) -> None:
+    reasons = [missing(backend) for backend in preference(device, clusters=1)]
+    if None not in reasons:
+        _warn_once("; ".join(map(str, reasons)))
+
+
 @functools.cache
-def _warn_of_missing_extension() -> None:
+def _warn_once(reasons: str) -> None:
     warnings.warn(
-        f"semiseg_kernels runs its pure PyTorch reference, which is slower and needs more memory: "
-        f"the compiled extension is missing ({_extension_error})",
+        f"semiseg_kernels runs its pure PyTorch reference, which is slower and needs more memory: {reasons}",
         stacklevel=2,
     )
 
@@ -143,15 +194,18 @@ _library = torch.library.Library("semiseg_kernels", "DEF")
 def register(schema: str, fake: Callable[..., Any]) -> None:
     """Register a raw operation, `<operation>_<direction>(..., str backend) -> ...`, and its fake.
 
-    It hands its arguments to the function <direction> of semiseg_kernels/<backend>/<operation>.py. Raw
-    operations have no autograd key and would drop gradients silently: only autograd functions call them.
+    It hands its arguments to the function <direction> of semiseg_kernels/<package>/<operation>.py; the package `native`
+    serves two backends, and its functions are told which as their first argument. Raw operations have no autograd key
+    and would drop gradients silently: only autograd functions call them.
     """
     name = schema.partition("(")[0]
     operation, _, direction = name.rpartition("_")
 
     def launch(*arguments: Any) -> Any:
         *rest, backend = arguments
-        return getattr(_module(backend, operation), direction)(*rest)
+        package = PACKAGES[backend]
+        function = getattr(_module(package, operation), direction)
+        return function(backend, *rest) if package == "native" else function(*rest)
 
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, launch, "CompositeExplicitAutograd")
@@ -159,5 +213,5 @@ def register(schema: str, fake: Callable[..., Any]) -> None:
 
 
 @functools.cache
-def _module(backend: str, operation: str) -> Any:
-    return importlib.import_module(f"semiseg_kernels.{backend}.{operation}")
+def _module(package: str, operation: str) -> Any:
+    return importlib.import_module(f"semiseg_kernels.{package}.{operation}")

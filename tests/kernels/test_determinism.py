@@ -84,7 +84,7 @@ class Allocations(TorchDispatchMode):
 
 def launched(kernel, operation, direction, monkeypatch, sizes):
     """Record what the launch function allocates; a raw operation hides its inside from dispatch modes."""
-    module = importlib.import_module(f"semiseg_kernels.{kernel}.{operation}")
+    module = importlib.import_module(f"semiseg_kernels.{backends.PACKAGES[kernel]}.{operation}")
     launch = getattr(module, direction)
 
     def recorded(*arguments):
@@ -139,4 +139,4 @@ def test_saved_for_backward_is_small(kernel):
 
 
 def test_every_operation_of_a_backend_is_tested():
-    assert backends.CPU_OPERATIONS - {"extension", "momentum_update"} <= OPERATIONS.keys()
+    assert backends.OPERATIONS["cpu"] - {"extension", "momentum_update"} <= OPERATIONS.keys()

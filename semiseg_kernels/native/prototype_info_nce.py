@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.cpu.extension import (
+from semiseg_kernels.native.extension import (
     check_highest,
     empty_gradient,
     extension,
@@ -14,6 +14,7 @@ from semiseg_kernels.cpu.extension import (
 
 
 def forward(
+    backend: str,
     z: Tensor,  # [B, d, *S]
     prototypes: Tensor,  # [C, K, d]
     labels: Tensor | None,  # [B, *S]
@@ -27,7 +28,7 @@ def forward(
     denominator = torch.empty((), dtype=torch.float64)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
-    highest = extension().prototype_info_nce_forward(
+    highest = extension(backend).prototype_info_nce_forward(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -46,6 +47,7 @@ def forward(
 
 
 def backward(
+    backend: str,
     grad_loss: Tensor,  # []
     denominator: Tensor,  # []
     z: Tensor,  # [B, d, *S]
@@ -61,7 +63,7 @@ def backward(
     read, points = readable(z), float_prototypes(prototypes)
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
     upstream = grad_loss.to(torch.float32)
-    extension().prototype_info_nce_backward(
+    extension(backend).prototype_info_nce_backward(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,

@@ -1,42 +1,30 @@
-"""What the launches share: the compiled module, and tensors as it sees them."""
+"""What the launches share: the compiled modules, and tensors as they see them."""
 
+import importlib
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-_TYPE_NAMES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.bool: "bool8",
-    torch.uint8: "uint8",
-    torch.int8: "int8",
-    torch.uint16: "uint16",
-    torch.int16: "int16",
-    torch.uint32: "uint32",
-    torch.int32: "int32",
-    torch.uint64: "uint64",
-    torch.int64: "int64",
-}
+MODULES = {"cpu": "semiseg_kernels._C", "cuda": "semiseg_kernels._CUDA"}  # of the backends written in C++
+# In the order of DataType in csrc/voxels.h.
+_DATA_TYPES = (
+    torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16,
+    torch.uint32, torch.int32, torch.uint64, torch.int64,
+)  # fmt: skip
+
+# What a kernel sees of a tensor: address, data type, sizes and strides of [batch, channels, voxels].
+Voxels = tuple[int, int, int, int, int, int, int, int]
 
 
 @cache
-def extension() -> ModuleType:
-    """The module `semiseg_kernels._C`; raises ImportError where it was not built.
+def extension(backend: str) -> ModuleType:
+    """The compiled module of a backend; raises ImportError where it was not built.
 
     It is imported after torch, so that both share the OpenMP runtime torch brings.
     """
-    from semiseg_kernels import _C  # type: ignore[attr-defined]
-
-    return _C
-
-
-@cache
-def _data_type(dtype: torch.dtype) -> Any:
-    return getattr(extension().DataType, _TYPE_NAMES[dtype])
+    return importlib.import_module(MODULES[backend])
 
 
 def _has_kernel_layout(x: Tensor) -> bool:  # x [B, channels, voxels]
@@ -49,18 +37,17 @@ def readable(x: Tensor) -> Tensor:
     return flat if _has_kernel_layout(flat) else flat.contiguous()
 
 
-def voxels(x: Tensor | None) -> Any:
-    """The address and layout of `x` [B, channels, voxels] (see `readable`), or of nothing."""
+def voxels(x: Tensor | None) -> Voxels | None:
+    """The address and layout of `x` [B, channels, voxels] (see `readable`)."""
     if x is None:
-        return extension().Voxels()
+        return None
     batch_stride, channel_stride, voxel_stride = x.stride()
     if x.shape[1] <= 1:
         channel_stride = 1
     if x.shape[2] <= 1:
         voxel_stride = 1
-    return extension().Voxels(
-        x.data_ptr(), _data_type(x.dtype), *x.shape, batch_stride, channel_stride, voxel_stride
-    )
+    layout = (*x.shape, batch_stride, channel_stride, voxel_stride)
+    return (x.data_ptr(), _DATA_TYPES.index(x.dtype), *layout)
 
 
 def voxel_map(x: Tensor | None) -> Tensor | None:

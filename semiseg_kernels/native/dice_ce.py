@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.cpu.extension import (
+from semiseg_kernels.native.extension import (
     check_highest,
     empty_gradient,
     extension,
@@ -17,6 +17,7 @@ def _labels_or_soft(target: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 def forward(
+    backend: str,
     logits: Tensor,  # [B, C, *S]
     target: Tensor,  # [B, *S] labels or [B, C, *S] float
     regions: Tensor | None,  # [B, *S]
@@ -28,7 +29,7 @@ def forward(
     statistics = torch.empty(num_regions * (1 + 3 * C), dtype=torch.float64)
     read, region_map = readable(logits), voxel_map(regions)
     labels, soft_target = _labels_or_soft(target)
-    highest_label, highest_region = extension().dice_ce_forward(
+    highest_label, highest_region = extension(backend).dice_ce_forward(
         logits=voxels(read),
         labels=voxels(labels),
         soft_target=voxels(soft_target),
@@ -46,6 +47,7 @@ def forward(
 
 
 def backward(
+    backend: str,
     grad_ce: Tensor,  # [R]
     grad_dice: Tensor,  # [R]
     logits: Tensor,  # [B, C, *S]
@@ -59,7 +61,7 @@ def backward(
     read, region_map = readable(logits), voxel_map(regions)
     labels, soft_target = _labels_or_soft(target)
     by_ce, by_dice = (grad.to(torch.float32).contiguous() for grad in (grad_ce, grad_dice))
-    extension().dice_ce_backward(
+    extension(backend).dice_ce_backward(
         logits=voxels(read),
         labels=voxels(labels),
         soft_target=voxels(soft_target),

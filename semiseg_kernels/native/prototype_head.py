@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.cpu.extension import (
+from semiseg_kernels.native.extension import (
     address,
     check_highest,
     empty_gradient,
@@ -15,6 +15,7 @@ from semiseg_kernels.cpu.extension import (
 
 
 def forward(
+    backend: str,
     z: Tensor,  # [B, d, *S]
     prototypes: Tensor,  # [C, K, d]
     labels: Tensor | None,  # [B, *S]
@@ -44,7 +45,7 @@ def forward(
     statistics = torch.empty(1 + labelled * num_regions * (1 + 3 * C), dtype=torch.float64)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, region_map, weight_map = voxel_map(labels), voxel_map(regions), voxel_map(weight)
-    highest_label, highest_region = extension().prototype_head_forward(
+    highest_label, highest_region = extension(backend).prototype_head_forward(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -76,6 +77,7 @@ def forward(
 
 
 def backward(
+    backend: str,
     grad_similarity: Tensor | None,  # [B, C, *S]
     grad_ce: Tensor | None,  # [R]
     grad_dice: Tensor | None,  # [R]
@@ -101,7 +103,7 @@ def backward(
         None if grad is None else grad.to(torch.float32).contiguous()
         for grad in (grad_ce, grad_dice, grad_info_nce)
     )
-    extension().prototype_head_backward(
+    extension(backend).prototype_head_backward(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,

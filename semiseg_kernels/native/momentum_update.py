@@ -1,10 +1,11 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.cpu.extension import extension
+from semiseg_kernels.native.extension import extension
 
 
 def forward(
+    backend: str,
     prototypes: Tensor,  # [C, K, d], updated in place
     cluster_sum: Tensor,  # [C, K, d]
     cluster_count: Tensor,  # [C, K]
@@ -13,7 +14,7 @@ def forward(
     updated = prototypes.to(torch.float32).contiguous()
     sums = cluster_sum.to(torch.float32).contiguous()
     counts = cluster_count.to(torch.float64).contiguous()
-    extension().momentum_update(
+    extension(backend).momentum_update(
         prototypes=updated.data_ptr(),
         cluster_sum=sums.data_ptr(),
         cluster_count=counts.data_ptr(),

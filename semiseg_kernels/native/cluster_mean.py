@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.cpu.extension import (
+from semiseg_kernels.native.extension import (
     check_highest,
     extension,
     float_prototypes,
@@ -12,6 +12,7 @@ from semiseg_kernels.cpu.extension import (
 
 
 def forward(
+    backend: str,
     z: Tensor,  # [B, d, *S]
     prototypes: Tensor,  # [C, K, d]
     labels: Tensor,  # [B, *S]
@@ -24,7 +25,7 @@ def forward(
     cluster_count = torch.empty(C, K, dtype=torch.float64)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
-    highest = extension().cluster_mean(
+    highest = extension(backend).cluster_mean(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.cpu.extension import (
+from semiseg_kernels.native.extension import (
     empty_gradient,
     extension,
     finish_gradient,
@@ -12,6 +12,7 @@ from semiseg_kernels.cpu.extension import (
 
 
 def forward(
+    backend: str,
     z: Tensor,  # [B, d, *S]
     prototypes: Tensor,  # [C, K, d]
 ) -> tuple[Tensor, Tensor]:  # similarity, index: [B, C, *S]
@@ -20,7 +21,7 @@ def forward(
     similarity = torch.empty(shape, dtype=z.dtype)
     index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16)
     read, points = readable(z), float_prototypes(prototypes)
-    extension().prototype_similarity_forward(
+    extension(backend).prototype_similarity_forward(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -33,6 +34,7 @@ def forward(
 
 
 def backward(
+    backend: str,
     grad_similarity: Tensor,  # [B, C, *S]
     z: Tensor,  # [B, d, *S]
     prototypes: Tensor,  # [C, K, d]
@@ -42,7 +44,7 @@ def backward(
     gradient, written = empty_gradient(z)
     read, points = readable(z), float_prototypes(prototypes)
     upstream, winners = readable(grad_similarity), index.contiguous().flatten(2)
-    extension().prototype_similarity_backward(
+    extension(backend).prototype_similarity_backward(
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,

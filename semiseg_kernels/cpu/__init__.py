@@ -1,1 +1,0 @@
-"""Launches of the C++ kernels: tensors in, tensors out, no autograd."""

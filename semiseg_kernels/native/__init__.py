@@ -1,0 +1,1 @@
+"""Launches of the kernels written in C++, on CPU (`cpu`) and GPU (`cuda`)."""
