@@ -1,13 +1,15 @@
-"""Options of the benchmarks, the allocator they run with, and the table at the end."""
+"""Options of the benchmarks, the allocator they run with, and the tables at the end."""
 
+import functools
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from memory import keep_heap
-from tables import kernel_table
+from tables import gpu_table, kernel_table, prompt_conv_table
 from workloads import SIZES
 
 from semiseg.engine.atomic import write_json
@@ -36,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
         keep_heap()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture
 def size(request: pytest.FixtureRequest) -> str:
     return request.config.getoption("--size")
@@ -47,22 +57,38 @@ def allocator(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return request.config.stash[RECORD]
+def record(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
+    """The rows so far; those a benchmark adds are in the results file even if the run is cut short."""
+    yield request.config.stash[RECORD]
+    if file := request.config.getoption("--results"):
+        write_json(file, results(request.config))
+
+
+def results(config: pytest.Config) -> dict[str, Any]:
+    return {
+        "environment": machine(),
+        "command": shlex.join(["pytest", *config.invocation_params.args]),
+        "rows": config.stash[RECORD],
+    }
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    return environment() | {"threads": torch.get_num_threads()}
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[RECORD]
-    if not rows:
+    if not config.stash[RECORD]:
         return
-    command = shlex.join(["pytest", *config.invocation_params.args])
-    results = {
-        "environment": environment() | {"threads": torch.get_num_threads()},
-        "command": command,
-        "rows": rows,
-    }
-    terminalreporter.section("C++ kernels against the reference")
-    terminalreporter.write_line(kernel_table(results))
+    all_results = results(config)
+    for kind, title, table in (
+        ("cpu", "C++ kernels against the reference", kernel_table),
+        ("gpu", "Triton and CUDA kernels against the reference", gpu_table),
+        ("prompt_conv", "The prompt convolution, folded against concatenated", prompt_conv_table),
+    ):
+        rows = [row for row in all_results["rows"] if row.get("device", row["operation"]) == kind]
+        if rows:
+            terminalreporter.section(title)
+            terminalreporter.write_line(table(all_results | {"rows": rows}))
     if file := config.getoption("--results"):
-        write_json(file, results)
         terminalreporter.write_line(f"written to {file}")

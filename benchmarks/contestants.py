@@ -1,4 +1,4 @@
-"""The ways to compute an operation: the kernel, the reference as it is, and the reference compiled."""
+"""The ways to compute an operation: a kernel, the reference as it is and compiled, and the matrix product."""
 
 import functools
 import statistics
@@ -7,31 +7,44 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from memory import extra_peak, page_faults
+from memory import device_extra_peak, host_extra_peak, page_faults
 from torch import Tensor
 from workloads import Operation, Results
 
 from semiseg_kernels import use_backend
 
 MEGABYTE = 1e6
-# A voxel within rounding of a border between two prototypes may go either way, and its gradient with it.
-BORDER_VOXELS = 1e-4
+# A voxel within rounding of a border between two prototypes may go either way, and its gradient and its share of the
+# sums with it. Allowed are, after arithmetic in float32 and after arithmetic in a narrower dtype:
+BORDER_VOXELS = {True: 1e-4, False: 5e-2}  # the share of such voxels
+LOSS_ERROR = {True: 1e-3, False: 5e-2}  # the relative error of a mean over all voxels
+CLUSTER_ERROR = {True: 5e-3, False: 0.2}  # the relative error of sums over a cluster's voxels
 
 
 class Contestant:
     """One way to compute an operation, and how long each call of it took."""
 
-    def __init__(self, operation: Operation, backend: str, compiler: str | None = None) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        backend: str,
+        compiler: str | None = None,
+        mode: str | None = None,
+        gemm: Callable[[Tensor], Results] | None = None,
+    ) -> None:
         self.x = operation.x.detach().requires_grad_(operation.differentiable > 0)
         self.differentiable = operation.differentiable
         self.backend = backend
-        self.function: Callable[[Tensor], Results] = operation.function
+        self.arithmetic = self.x.dtype if gemm else torch.float32
+        self.function: Callable[[Tensor], Results] = gemm or operation.function
         if compiler is not None:
-            self.function = torch.compile(operation.function, fullgraph=True, dynamic=False, backend=compiler)
-        generator = torch.Generator().manual_seed(0)
+            self.function = torch.compile(
+                operation.function, fullgraph=True, dynamic=False, backend=compiler, mode=mode
+            )
+        generator = torch.Generator(self.x.device).manual_seed(0)
         results = self.forward()
         self.cotangents = [
-            torch.randn(result.shape, generator=generator).to(result.dtype)
+            torch.randn(result.shape, generator=generator, device=self.x.device).to(result.dtype)
             for result in results[: self.differentiable]
         ]
         self.seconds: dict[str, list[float]] = {"forward": [], "backward": [], "step": []}
@@ -45,6 +58,9 @@ class Contestant:
         if not self.differentiable:
             return None
         return torch.autograd.grad(results[: self.differentiable], self.x, self.cotangents)[0]
+
+    def forward_and_backward(self) -> Tensor | None:
+        return self.backward(self.forward())
 
     def step(self) -> None:
         """Forward and backward once, timed."""
@@ -65,7 +81,8 @@ class Contestant:
 
     def memory(self) -> dict[str, float]:
         """Extra peak memory of each part in bytes, results and gradient included."""
-        step, _ = extra_peak(lambda: self.backward(self.forward()))
+        extra_peak = device_extra_peak if self.x.is_cuda else host_extra_peak
+        step, _ = extra_peak(self.forward_and_backward)
         forward, results = extra_peak(self.forward)
         backward, _ = extra_peak(functools.partial(self.backward, results))
         return {"forward": forward, "backward": backward, "step": step}
@@ -76,21 +93,28 @@ def assert_agreement(contestant: Contestant, reference: Contestant) -> None:
     actual, expected = contestant.forward(), reference.forward()
     gradients = contestant.backward(actual), reference.backward(expected)
     for a, b in zip(actual, expected, strict=True):
-        assert_mostly_close(a.detach(), b.detach())
+        assert_mostly_close(a.detach(), b.detach(), contestant.arithmetic)
     if gradients[0] is not None and gradients[1] is not None:
-        assert_mostly_close(*gradients)
+        assert_mostly_close(*gradients, contestant.arithmetic)
 
 
-def assert_mostly_close(actual: Tensor, expected: Tensor) -> None:
-    if expected.dim() <= 2:  # sums over the voxels of a region or a cluster
-        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0)
+def assert_mostly_close(actual: Tensor, expected: Tensor, arithmetic: torch.dtype = torch.float32) -> None:
+    is_single = arithmetic == torch.float32
+    if expected.dim() <= 3:  # [R] losses of the regions, [C, K] or [C, K, d] sums of the clusters
+        allowed = (LOSS_ERROR if expected.dim() <= 1 else CLUSTER_ERROR)[is_single]
+        error = (torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)).item()
+        assert error <= allowed, f"the kernel differs from the reference by {error:.2e} of its norm"
         return
     if not expected.is_floating_point():
         different = actual != expected
     else:
-        different = (actual - expected).abs() > 1e-3 * expected.abs().max()
+        rounding = 2 * max(torch.finfo(dtype).eps for dtype in (expected.dtype, arithmetic))
+        close = (actual - expected).abs() <= max(rounding, 1e-3) * expected.abs().max()
+        different = ~close  # a NaN is
     share = different.double().mean().item()
-    assert share <= BORDER_VOXELS, f"the kernel differs from the reference in {share:.2e} of the values"
+    assert share <= BORDER_VOXELS[is_single], (
+        f"the kernel differs from the reference in {share:.2e} of the values"
+    )
 
 
 def traffic(x: Tensor) -> dict[str, Callable[[], Any]]:

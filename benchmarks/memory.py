@@ -1,4 +1,4 @@
-"""Memory of this process on Linux: the heap that the C library keeps, and the peak of what a call takes."""
+"""Memory: the heap that the C library keeps on Linux, and the peak of what a call takes, there and on a GPU."""
 
 import ctypes
 import gc
@@ -24,7 +24,7 @@ def keep_heap() -> None:
         torch.empty((1 << 20) + 4 * i)  # of every remainder of the alignment
 
 
-def extra_peak(function: Callable[[], Any]) -> tuple[int, Any]:
+def host_extra_peak(function: Callable[[], Any]) -> tuple[int, Any]:
     """Peak resident bytes of a call beyond those before it, its result included; and that result."""
     gc.collect()
     libc.malloc_trim(0)  # what the heap keeps would hide what the call needs
@@ -32,6 +32,16 @@ def extra_peak(function: Callable[[], Any]) -> tuple[int, Any]:
     before = _status("VmRSS")
     result = function()
     return max(_status("VmHWM") - before, 0), result
+
+
+def device_extra_peak(function: Callable[[], Any]) -> tuple[int, Any]:
+    """Peak bytes of the current GPU's tensors beyond those before a call, its result included; and that result."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, result
 
 
 def page_faults() -> int:

@@ -72,6 +72,120 @@ def kernel_notes(results: Results) -> str:
     )
 
 
+def gpu_table(results: Results) -> str:
+    """Medians in us, shares of a copy's bandwidth, and how much the rivals need, per operation, size and dtype."""
+    tables = [
+        f"{title}\n\n{markdown_table([GPU_HEADING, *map(gpu_cells, rows)])}"
+        for title, rows in groups(results["rows"], key=gpu_title)
+    ]
+    return "\n\n".join([*tables, gpu_notes(results)])
+
+
+GPU_HEADING = (
+    "operation", "auto", "floor", "Triton", "CUDA", "eager", "compiled", "tuned", "GEMM", "% of copy Triton",
+    "% of copy CUDA", "eager / auto", "compiled / auto", "MB auto", "MB eager",
+)  # fmt: skip
+NO_FIGURE = "–"
+
+
+def gpu_title(row: Row) -> str:
+    size = "×".join(map(str, row["spatial"]))
+    return (
+        f"{row['workload']}: B = {row['batch']}, {size} voxels, d = {row['d']}, C = {row['num_classes']}, "
+        f"K = {row['per_class']}, {row['dtype']}"
+    )
+
+
+def gpu_cells(row: Row) -> list[str]:
+    def cell(contestant: str, figure: str, text: str = "{:.0f}", factor: float = 1) -> str:
+        figures = row["contestants"].get(contestant)
+        return NO_FIGURE if figures is None else text.format(factor * figures[figure])
+
+    automatic = row["contestants"].get(row["automatic"])
+    per_automatic = 1 / automatic["median_us"] if automatic else 0
+    slower = (
+        cell(rival, "median_us", "{:.1f}", per_automatic) if automatic else NO_FIGURE
+        for rival in ("eager", "compiled")
+    )  # fmt: skip
+    names = ("triton", "cuda", "eager", "compiled", "max-autotune", "gemm")
+    return [
+        f"{row['operation']} {row['part']}",
+        row["automatic"],
+        f"{row['compulsory_bytes'] / row['copy_gb_s'] / 1e3:.0f}",
+        *(cell(name, "median_us") for name in names),
+        *(cell(name, "of_copy", "{:.0f}", 100) for name in ("triton", "cuda")),
+        *slower,
+        *(cell(name, "extra_peak_mb") for name in (row["automatic"], "eager")),
+    ]
+
+
+def gpu_notes(results: Results) -> str:
+    where = results["environment"]
+    versions = ", ".join(
+        f"{name} {version}" for name, version in (where["versions"] | where["gpu"]["versions"]).items()
+    )
+    rows = results["rows"]
+    copies = [row["copy_gb_s"] for row in rows]
+    reasons = dict.fromkeys(
+        f"{contestant}: {reason}" for row in rows for contestant, reason in row["left_out"].items()
+    )
+    return (
+        f"Median microseconds of {rows[0]['rounds']} rounds in which the contestants took turns, between two events on "
+        "the GPU, the L2 cache flushed before each; a step is both passes. auto: the backend that is chosen when none is "
+        "asked for. floor: the time in which a copy moves the bytes no implementation can avoid (inputs, results, "
+        f"upstream gradients, gradient); copies of the input in the same rounds: {min(copies):.0f} to "
+        f"{max(copies):.0f} GB/s. eager, compiled and tuned: the reference as it is, under torch.compile, and under its "
+        "max-autotune; GEMM: the embeddings normalised once, one matrix product, reductions. MB: extra peak memory, "
+        f"results and gradient included. {NO_FIGURE}: left out ({'; '.join(reasons)}). "
+        f"{where['gpu']['name']}; {versions}; commit {where['commit']}; `{results['command']}`."
+    )
+
+
+def prompt_conv_table(results: Results) -> str:
+    """Medians in ms and extra peak memory of the folded and the concatenated form, per size."""
+    tables = [
+        f"{title}\n\n{markdown_table([PROMPT_CONV_HEADING, *map(prompt_conv_cells, rows)])}"
+        for title, rows in groups(results["rows"], key=prompt_conv_title)
+    ]
+    return "\n\n".join([*tables, prompt_conv_notes(results)])
+
+
+PROMPT_CONV_HEADING = (
+    "voxels", "C", "part", "folded", "concatenated", "concatenated / folded", "MB folded", "MB concatenated",
+)  # fmt: skip
+
+
+def prompt_conv_title(row: Row) -> str:
+    kernel, channels = "×".join(map(str, row["kernel"])), row["channels"]
+    return (
+        f"B = {row['batch']}, {channels} + {channels} → {channels} channels, {kernel}, float32; "
+        f"allocator: {row['allocator']}"
+    )
+
+
+def prompt_conv_cells(row: Row) -> list[str]:
+    folded, concatenated = (row["contestants"][name] for name in ("folded", "concatenated"))
+    return [
+        "×".join(map(str, row["spatial"])),
+        str(row["num_classes"]),
+        row["part"],
+        *(f"{form['median_ms']:.1f}" for form in (folded, concatenated)),
+        f"{concatenated['median_ms'] / folded['median_ms']:.2f}",
+        *(f"{form['extra_peak_mb']:.1f}" for form in (folded, concatenated)),
+    ]
+
+
+def prompt_conv_notes(results: Results) -> str:
+    where = results["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return (
+        f"Median milliseconds of {results['rows'][0]['rounds']} rounds in which the two forms took turns; a step is "
+        "both passes, with the gradients of features, logits, text, weight and bias. MB: extra peak memory, result "
+        f"and gradients included. {where['cpu']}, {where['cores']} cores, {where['threads']} threads; {versions}; "
+        f"commit {where['commit']}; `{results['command']}`."
+    )
+
+
 def training_table(results: Results) -> str:
     rows = [training_header(), *training_rows(results)]
     return f"{markdown_table(rows)}\n\n{training_notes(results)}"
@@ -88,6 +202,8 @@ def groups(rows: list[Row], key: Callable[[Row], Key]) -> Iterable[tuple[Key, li
 TABLES: dict[str, Callable[[Results], str]] = {
     "cpu-kernels": kernel_table,
     "cpu-kernels-default-allocator": kernel_table,
+    "gpu-kernels": gpu_table,
+    "prompt-conv": prompt_conv_table,
     "phantom": training_table,
     "la": training_table,
     "acdc": training_table,

@@ -56,5 +56,6 @@ def test_operation(
     benchmark.pedantic(contestants["cpu"].step, setup=others, rounds=ROUNDS)
 
     for row in summarise(contestants, traffic_seconds):
-        record.append({"operation": name, **dataclasses.asdict(shape), "allocator": allocator, **row})
+        where = {"device": "cpu", "allocator": allocator}
+        record.append({"operation": name, **dataclasses.asdict(shape), **where, **row})
         benchmark.extra_info[row["part"]] = row

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from memory import extra_peak
+from memory import host_extra_peak
 
 from semiseg.config import load_config
 from semiseg.data import open_dataset
@@ -27,7 +27,7 @@ def test_prototype_initialisation(benchmark: Any) -> None:
         method, patch = config.method, config.training.patch_size
         return cluster_embeddings(network, labelled, 2, method.num_prototypes, patch, method.kmeans_batch, seed=0)
 
-    peak, prototypes = benchmark.pedantic(lambda: extra_peak(run), rounds=1)
+    peak, prototypes = benchmark.pedantic(lambda: host_extra_peak(run), rounds=1)
     assert torch.isfinite(prototypes).all()
     benchmark.extra_info["voxels"] = sum(case.label.size for case in labelled)
     benchmark.extra_info["extra_peak_mb"] = round(peak / 1e6)

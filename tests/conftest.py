@@ -5,6 +5,10 @@ import os
 import pytest
 import torch
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU, without being compiled
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {}

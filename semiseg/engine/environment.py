@@ -1,5 +1,6 @@
 """Where and with what something was measured or trained."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -7,12 +8,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "numpy", "semiseg")
 
 
 def environment() -> dict[str, Any]:
-    """Processor, cores, versions and commit; "-dirty" marks a commit with changes in its tracked files."""
+    """Processor, cores, GPU if there is one, versions and commit.
+
+    "-dirty" marks a commit with changes in its tracked files; where git does not know the commit, SEMISEG_COMMIT tells it.
+    """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -20,7 +26,22 @@ def environment() -> dict[str, Any]:
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
-        "commit": _git("describe", "--always", "--dirty", "--exclude", "*"),
+        "commit": _output("git", "describe", "--always", "--dirty", "--exclude", "*")
+        or os.environ.get("SEMISEG_COMMIT", "unknown"),
+        **({"gpu": _gpu()} if torch.cuda.is_available() else {}),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+    return {
+        "name": torch.cuda.get_device_name(),
+        "count": torch.cuda.device_count(),
+        "versions": {
+            "driver": driver or "unknown",
+            "cuda": torch.version.cuda,
+            "triton": _triton_version(),
+        },
     }
 
 
@@ -31,6 +52,17 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def _triton_version() -> str:
+    try:
+        return importlib.import_module("triton").__version__  # its package has several names
+    except ImportError:
+        return "missing"
+
+
+def _output(*command: str) -> str:
+    """What a command prints, or nothing where it is missing or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

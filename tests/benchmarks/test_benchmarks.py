@@ -76,7 +76,7 @@ def test_extra_peak_of_a_known_allocation(kept):
     """Two blocks of 64 MB at once, one of them given back, after 300 MB were freed before."""
     code = f"""
 import torch
-from memory import extra_peak, keep_heap
+from memory import host_extra_peak, keep_heap
 if {kept}:
     keep_heap()
 torch.ones(300 << 18)
@@ -86,7 +86,7 @@ def call():
     del a
     return b
 for _ in range(3):
-    print(extra_peak(call)[0])
+    print(host_extra_peak(call)[0])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from emulation import emulated_cuda_module, missing_tools
 
-from semiseg_kernels import available_backends, use_backend
+from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import BACKENDS
 
 
@@ -37,7 +38,12 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def _forced(name: str) -> Iterator[str]:
-    if name not in available_backends():
-        pytest.skip(f"backend {name!r} is not available here")
-    with use_backend(name):
+    """Force a backend, and create tensors where it computes."""
+    if name == "cuda" and not torch.cuda.is_available() and missing_tools() is None:
+        emulated_cuda_module()
+    reason = backends.missing(name)
+    if reason is not None:
+        pytest.skip(f"backend {name!r} cannot run here: {reason}")
+    device = "cpu" if name == "reference" else backends.device_type(name)
+    with use_backend(name), torch.device(device):
         yield name

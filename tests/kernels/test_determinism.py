@@ -19,24 +19,27 @@ from semiseg_kernels import (
 NUM_VOXELS = 65537 + 4096
 
 
-def make_inputs(layout, dtype=torch.float32):
-    z = in_layout(torch.randn(2, 16, NUM_VOXELS), layout).to(dtype)
-    labels = torch.randint(-1, 3, (2, NUM_VOXELS), dtype=torch.int8)
-    regions = torch.randint(0, 2, (2, NUM_VOXELS), dtype=torch.uint8)
-    return z, torch.randn(3, 2, 16), labels, regions, torch.rand(2, NUM_VOXELS)
+def make_inputs(layout, dtype=torch.float32, num_voxels=NUM_VOXELS, prototypes_shape=(3, 2, 16)):
+    num_classes, _, d = prototypes_shape
+    z = in_layout(torch.randn(2, d, num_voxels), layout).to(dtype)
+    labels = torch.randint(-1, num_classes, (2, num_voxels), dtype=torch.int8)
+    regions = torch.randint(0, 2, (2, num_voxels), dtype=torch.uint8)
+    return z, torch.randn(prototypes_shape), labels, regions, torch.rand(2, num_voxels)
 
 
 OPERATIONS = {
     "prototype_similarity": lambda z, p, labels, regions, weight: prototype_similarity(z, p),
     "prototype_info_nce": lambda z, p, labels, regions, weight: (
         prototype_info_nce(z, p, labels=labels, weight=weight),
+    ),
+    "prototype_info_nce of dot products": lambda z, p, labels, regions, weight: (
         prototype_info_nce(z, p, normalize=False),
     ),
     "prototype_head": lambda z, p, labels, regions, weight: prototype_head(
         z, p, labels=labels, regions=regions, num_regions=2, weight=weight
     ),
     "cluster_mean": lambda z, p, labels, regions, weight: cluster_mean(z, p, labels, weight=weight),
-    "dice_ce": lambda z, p, labels, regions, weight: dice_ce(z, labels.abs(), regions=regions, num_regions=2),
+    "dice_ce": lambda z, p, labels, regions, weight: dice_ce(z, labels, regions=regions, num_regions=2),
 }
 
 
@@ -84,7 +87,8 @@ class Allocations(TorchDispatchMode):
 
 def launched(kernel, operation, direction, monkeypatch, sizes):
     """Record what the launch function allocates; a raw operation hides its inside from dispatch modes."""
-    module = importlib.import_module(f"semiseg_kernels.{backends.PACKAGES[kernel]}.{operation}")
+    name = operation.partition(" ")[0]
+    module = importlib.import_module(f"semiseg_kernels.{backends.PACKAGES[kernel]}.{name}")
     launch = getattr(module, direction)
 
     def recorded(*arguments):

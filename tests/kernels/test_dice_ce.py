@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from comparison import DTYPES, LAYOUTS, assert_accurate, in_layout
+from comparison import DTYPES, LAYOUTS, UNCHECKED, assert_accurate, in_layout
 
 from semiseg_kernels import dice_ce, reference
 from semiseg_kernels.checks import INTEGER_DTYPES
@@ -130,6 +130,13 @@ def test_labels_and_regions_out_of_range(backend):
     logits, labels = torch.randn(2, 4, 9), torch.zeros(2, 9, dtype=torch.uint8)
     regions = torch.full((2, 9), 1, dtype=torch.uint8)
     regions[1, 8] = 5
+    if backend in UNCHECKED:
+        labels[0, 2] = 255
+        ignored = labels.short().where((labels < 4) & (regions < 2), -1)
+        expected = dice_ce(logits, ignored, regions=regions.clamp_max(1), num_regions=2)
+        actual = dice_ce(logits, labels, regions=regions, num_regions=2)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        return
     with pytest.raises(ValueError, match=r"^regions holds 5, accepted are 0\.\.1$"):
         dice_ce(logits, labels, regions=regions, num_regions=2)
     labels[0, 2] = 255

@@ -1,6 +1,15 @@
 import pytest
 import torch
-from comparison import CASES, DTYPES, LAYOUTS, assert_accurate, in_layout, make_embedding, make_prototypes
+from comparison import (
+    CASES,
+    DTYPES,
+    LAYOUTS,
+    UNCHECKED,
+    assert_accurate,
+    in_layout,
+    make_embedding,
+    make_prototypes,
+)
 
 from semiseg_kernels import (
     cluster_mean,
@@ -175,6 +184,15 @@ def test_labels_and_regions_out_of_range(backend):
     z, prototypes = torch.randn(2, 16, 9), torch.randn(4, 2, 16)
     labels, regions = torch.zeros(2, 9, dtype=torch.uint8), torch.zeros(2, 9, dtype=torch.uint8)
     regions[1, 8] = 5
+    if backend in UNCHECKED:
+        labels[0, 2] = 7
+        ignored = labels.short().where((labels < 4) & (regions < 2), -1)
+        expected = prototype_head(
+            z, prototypes, labels=ignored, regions=regions.clamp_max(1), num_regions=2
+        )
+        actual = prototype_head(z, prototypes, labels=labels, regions=regions, num_regions=2)
+        torch.testing.assert_close((actual.ce, actual.dice), (expected.ce, expected.dice), rtol=0, atol=0)
+        return
     with pytest.raises(ValueError, match=r"^regions holds 5, accepted are 0\.\.1$"):
         prototype_head(z, prototypes, labels=labels, regions=regions, num_regions=2)
     labels[0, 2] = 7

@@ -1,0 +1,35 @@
+"""Every operation of the CUDA backend on small inputs of every kind, as something for compute-sanitizer to watch."""
+
+import dataclasses
+import itertools
+
+import torch
+from contestants import Contestant
+from workloads import OPERATIONS, Workload, make_operation
+
+from semiseg_kernels import momentum_update_, use_backend
+
+WORKLOADS = (
+    Workload(2, (3, 5, 11), 2),
+    Workload(2, (8, 16), 4),
+    Workload(1, (1, 37), 3, per_class=5, d=17),
+    Workload(1, (6, 11), 14, per_class=8, d=64),
+    Workload(1, (5, 7), 16, per_class=16, d=512),
+)
+
+
+def run_everything() -> None:
+    for workload, dtype, name in itertools.product(WORKLOADS, (torch.float32, torch.bfloat16), OPERATIONS):
+        contiguous = make_operation(name, workload, dtype, "cuda")
+        channels_last = contiguous.x.movedim(1, -1).contiguous().movedim(-1, 1)
+        for operation in (contiguous, dataclasses.replace(contiguous, x=channels_last)):
+            Contestant(operation, "cuda").forward_and_backward()
+    prototypes = torch.randn(4, 3, 16, device="cuda")
+    count = torch.arange(12, device="cuda").view(4, 3).double()
+    with use_backend("cuda"):
+        momentum_update_(prototypes, torch.randn(4, 3, 16, device="cuda"), count, 0.999)
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    run_everything()
