@@ -6,7 +6,8 @@ from pathlib import Path
 from semiseg.data.case import Case
 from semiseg.data.files import check_labelled, read_case, read_cases_lazily, read_list
 
-LISTS = {"validation": "val.list", "test": "test.list"}
+TRAINING_LIST = "train_slices.list"
+EVALUATION_LISTS = {"validation": "val.list", "test": "test.list"}
 
 
 class ACDC:
@@ -29,14 +30,11 @@ class ACDC:
 
         With the field's list 3 patients are 68 slices and 7 patients 136.
         """
-        source = self.root / "train_slices.list"
+        source = self.root / TRAINING_LIST
         names = read_list(source)
         patients = list(dict.fromkeys(_patient(name) for name in names))
         check_labelled(labelled, len(patients), "patients", source)
-        cases = [
-            read_case(self.root / "data" / "slices" / f"{name}.h5", name, 2, len(self.class_names))
-            for name in names
-        ]
+        cases = [read_case(slice_path(self.root, name), name, 2, len(self.class_names)) for name in names]
         labelled_patients = set(patients[:labelled])
         return (
             [case for case in cases if _patient(case.name) in labelled_patients],
@@ -45,11 +43,21 @@ class ACDC:
 
     def evaluation_cases(self, split: str) -> Iterator[Case]:
         """Yield the volumes [slices, H, W] of val.list or test.list one at a time."""
-        if split not in LISTS:
+        if split not in EVALUATION_LISTS:
             raise ValueError(f"split is {split!r}; ACDC has 'validation' and 'test'")
-        names = read_list(self.root / LISTS[split])
-        paths = [self.root / "data" / f"{name}.h5" for name in names]
+        names = read_list(self.root / EVALUATION_LISTS[split])
+        paths = [volume_path(self.root, name) for name in names]
         return read_cases_lazily(paths, names, 3, len(self.class_names))
+
+
+def slice_path(root: Path, name: str) -> Path:
+    """Where a training slice lies."""
+    return root / "data" / "slices" / f"{name}.h5"
+
+
+def volume_path(root: Path, name: str) -> Path:
+    """Where a volume for evaluation lies."""
+    return root / "data" / f"{name}.h5"
 
 
 def _patient(name: str) -> str:

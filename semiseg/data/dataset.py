@@ -8,6 +8,7 @@ from typing import Protocol
 from semiseg.data.acdc import ACDC
 from semiseg.data.case import Case
 from semiseg.data.left_atrium import LeftAtrium
+from semiseg.data.pancreas import Pancreas
 from semiseg.data.phantom import Phantom
 
 ENVIRONMENT = "SEMISEG_DATA"
@@ -46,11 +47,15 @@ class Dataset(Protocol):
         ...
 
 
-ON_DISK: dict[str, tuple[Callable[[Path], Dataset], str]] = {"la": (LeftAtrium, "LA"), "acdc": (ACDC, "ACDC")}
+ON_DISK: dict[str, tuple[Callable[[Path], Dataset], str]] = {
+    "la": (LeftAtrium, "LA"),
+    "acdc": (ACDC, "ACDC"),
+    "pancreas": (Pancreas, "Pancreas"),
+}
 
 
 def open_dataset(
-    name: str,  # "la", "acdc" or "phantom"
+    name: str,  # "la", "acdc", "pancreas" or "phantom"
     root: str | os.PathLike[str] | None = None,  # folder of the dataset; None: the environment says where
     cohort_seed: int = 0,  # which phantom cohort; datasets on disk have only one
 ) -> Dataset:
@@ -64,7 +69,7 @@ def open_dataset(
             raise ValueError(f"root is {str(root)!r}; the phantom is generated and takes no root")
         return Phantom(cohort_seed)
     if name not in ON_DISK:
-        raise ValueError(f"dataset name is {name!r}; accepted are 'acdc', 'la' and 'phantom'")
+        raise ValueError(f"dataset name is {name!r}; accepted are {', '.join(ON_DISK)} and phantom")
     dataset, folder = ON_DISK[name]
     return dataset(_find_root(root, folder))
 

@@ -1,0 +1,90 @@
+"""Automated Cardiac Diagnosis Challenge: `patientNNN/` with `Info.cfg` and two labelled frames in NIfTI."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from semiseg.data.acdc import EVALUATION_LISTS, TRAINING_LIST, slice_path, volume_path
+from semiseg.preparation.challenge import Challenge, Scan, Splits, write_case, write_list
+from semiseg.preparation.volume import SAME_SPACING, Volume, read_nifti
+
+TRAINING_VOLUMES = "train.list"
+
+
+class ACDCChallenge(Challenge):
+    """The image is brought to [0, 1] by the smallest and largest value of its volume; nothing is cropped.
+
+    A patient's end-diastolic frame becomes `patientNNN_frame01`, the end-systolic one `patientNNN_frame02`,
+    whatever their numbers in the cine. Training cases are slices, the others volumes.
+    """
+
+    splits: ClassVar = {
+        TRAINING_VOLUMES: 70,
+        EVALUATION_LISTS["validation"]: 10,
+        EVALUATION_LISTS["test"]: 20,
+    }
+    stored_labels: ClassVar = {0: 0, 1: 1, 2: 2, 3: 3}
+
+    def find(self, source: Path) -> list[Scan]:
+        folders = sorted(path for path in source.glob("patient[0-9]*") if path.is_dir())
+        if not folders:
+            raise FileNotFoundError(
+                f"{source}: no patientNNN folder in it; expected the challenge's 'training'"
+            )
+        return [scan for folder in folders for scan in _frames(folder)]
+
+    def read(self, scan: Scan) -> tuple[Volume, Volume]:
+        return read_nifti(scan.image), read_nifti(scan.label)
+
+    def check_spacing(self, image: Volume) -> None:
+        x, y, z = image.spacing
+        if abs(x - y) > SAME_SPACING * x or z < x:
+            raise ValueError(
+                f"{image.path}: spacing is ({x:.3f}, {y:.3f}, {z:.3f}) mm; "
+                "expected the same along x and y, and more along z, from slice to slice"
+            )
+
+    def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = image.values.astype(np.float64)
+        scaled = (values - values.min()) / (values.max() - values.min())
+        return scaled.astype(np.float32).transpose(2, 1, 0), label.transpose(2, 1, 0)
+
+    def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
+        if list_name != TRAINING_VOLUMES:
+            write_case(volume_path(folder, scan.name), image, label)
+            return
+        for name, image_slice, label_slice in zip(_slices(scan, len(image)), image, label, strict=True):
+            write_case(slice_path(folder, name), image_slice, label_slice)
+
+    def write_lists(self, folder: Path, splits: Splits) -> None:
+        super().write_lists(folder, splits)
+        slices = []
+        for scan in splits[TRAINING_VOLUMES]:
+            count = len(list(slice_path(folder, "").parent.glob(f"{scan.name}_slice_*.h5")))
+            slices += _slices(scan, count)
+        write_list(folder / TRAINING_LIST, slices)
+
+
+def _frames(folder: Path) -> list[Scan]:
+    path = folder / "Info.cfg"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; expected the frames ED and ES of the patient")
+    entries = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    scans = []
+    for number, phase in enumerate(("ED", "ES"), start=1):
+        frame = entries.get(phase, "").strip()
+        if not frame.isdigit():
+            raise ValueError(f"{path}: {phase} is {frame!r}; expected the number of a frame")
+        image, label = (
+            folder / f"{folder.name}_frame{int(frame):02d}{ending}.nii.gz" for ending in ("", "_gt")
+        )
+        for file in (image, label):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: missing; {path.name} says {phase} is frame {frame}")
+        scans.append(Scan(f"{folder.name}_frame{number:02d}", folder.name, image, label))
+    return scans
+
+
+def _slices(scan: Scan, count: int) -> list[str]:
+    return [f"{scan.name}_slice_{number}" for number in range(1, count + 1)]

@@ -1,0 +1,84 @@
+"""Pancreas-CT (National Institutes of Health): DICOM series in `PANCREAS_NNNN/`, and `labelNNNN.nii.gz`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from scipy import ndimage
+
+from semiseg.data.pancreas import Pancreas
+from semiseg.preparation.challenge import Challenge, Scan, box_around, standardised, write_case
+from semiseg.preparation.volume import Volume, read_dicom_series, read_nifti
+
+ORIENTATION = "LPS"
+WINDOW = (-125, 275)  # Hounsfield units
+MARGIN = 25  # voxels of 1 mm
+LARGEST_SPACING = 5.0  # mm
+
+
+class PancreasCT(Challenge):
+    """The image is windowed, resampled to 1 mm, cropped around the pancreas, and the crop standardised."""
+
+    splits: ClassVar = {"train.list": 62, "test.list": 20}
+    stored_labels: ClassVar = {0: 0, 1: 1}
+
+    def find(self, source: Path) -> list[Scan]:
+        folders = _by_number(path for path in source.rglob("PANCREAS_[0-9]*") if path.is_dir())
+        labels = _by_number(source.rglob("label[0-9]*.nii*"))
+        if not folders:
+            raise FileNotFoundError(
+                f"{source}: no folder PANCREAS_NNNN below it; expected the collection's DICOM files"
+            )
+        for number, folder in folders.items():
+            if number not in labels:
+                raise FileNotFoundError(
+                    f"{source}: no label{number}.nii.gz below it; expected the label of {folder}"
+                )
+        return [Scan(f"image{number}", number, folder, labels[number]) for number, folder in folders.items()]
+
+    def read(self, scan: Scan) -> tuple[Volume, Volume]:
+        return read_dicom_series(scan.image).turned(ORIENTATION), read_nifti(scan.label)
+
+    def check_spacing(self, image: Volume) -> None:
+        if max(image.spacing) > LARGEST_SPACING:
+            raise ValueError(
+                f"{image.path}: spacing is {tuple(round(size, 3) for size in image.spacing)} mm; "
+                f"expected at most {LARGEST_SPACING} along every axis"
+            )
+
+    def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        windowed = np.clip(image.values, *WINDOW)
+        resampled = resample(windowed, image.spacing, Pancreas.spacing)
+        mask = (resample(label.astype(np.float32), image.spacing, Pancreas.spacing) >= 0.5).astype(np.uint8)
+        if not mask.any():
+            raise ValueError(f"{image.path}: nothing labelled is left at {Pancreas.spacing} mm")
+        box = box_around(mask, (MARGIN,) * 3)
+        return standardised(resampled[box]), mask[box]
+
+    def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
+        write_case(Pancreas(folder).path(scan.name), image, label)
+
+
+def _by_number(paths: Iterable[Path]) -> dict[str, Path]:
+    """PANCREAS_0001 and label0001.nii.gz by 0001."""
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        number = path.name.split(".")[0].removeprefix("PANCREAS_").removeprefix("label")
+        if number in found:
+            raise ValueError(f"{path} is there twice, the other is {found[number]}; expected one")
+        found[number] = path
+    return found
+
+
+def resample(
+    image: np.ndarray,  # [x, y, z] float32
+    spacing: tuple[float, ...],  # mm
+    wanted: tuple[float, ...],  # mm
+) -> np.ndarray:
+    """Interpolate linearly at voxels of another size; the first corner of the volume stays where it is."""
+    steps = np.divide(wanted, spacing)
+    shape = tuple(max(1, round(size / step)) for size, step in zip(image.shape, steps, strict=True))
+    return ndimage.affine_transform(
+        image, steps, offset=0.5 * steps - 0.5, output_shape=shape, order=1, mode="nearest"
+    )
