@@ -1,17 +1,23 @@
-"""Packaging metadata and the build of the C++ kernels with ninja.
+"""Packaging metadata and the build of the C++ and CUDA kernels with ninja.
 
 Every kernel source `csrc/<operation>_cpu.cpp` is compiled once per x86-64 level and the level is chosen when the
 extension is imported. The build directory is `build/` in the source tree, so a later build compiles only what changed.
 Without a working C++ compiler the package still installs and computes with its PyTorch reference.
+
+Where nvcc works (looked for in CUDA_HOME, CUDA_PATH, PATH and /usr/local/cuda*), `csrc/<operation>_cuda.cu` are compiled
+for compute capabilities 8.0, 9.0, 10.0 and 12.0, with PTX for later ones. SEMISEG_CUDA_ARCHITECTURES="90" or "80;90"
+compiles for fewer, which is quicker; "" or "none" leaves the CUDA kernels out. The CUDA runtime is linked statically.
 """
 
 import filecmp
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,12 +25,16 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build"
+CLIP = ["transformers"]
+PREPARE = ["nibabel", "pynrrd", "pydicom"]
 X86_LEVELS = {"baseline": "", "v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4 -mprefer-vector-width=512"}
 # No -ffast-math: NaN has to propagate. GCC's own AVX-512 header warns of uninitialised values.
 CXXFLAGS = (
     "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -fno-math-errno -fno-trapping-math"
     " -Wall -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
 )
+CUDA_ARCHITECTURES = (80, 90, 100, 120)
+NVCCFLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
 
 
 def find_ninja() -> str:
@@ -72,57 +82,127 @@ def copy_pybind11_headers() -> Path:
     return target
 
 
-def write_ninja_file(compiler: str, pybind11_include: Path, library: Path) -> None:
-    def escape(path: Path) -> str:
-        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    def quote(path: Path | str) -> str:
-        return shlex.quote(str(path)).replace("$", "$$")
 
-    levels = instruction_levels(compiler)
-    includes = f"-I{quote(pybind11_include)} -I{quote(sysconfig.get_paths()['include'])}"
-    defines = " ".join(f"-DSEMISEG_HAS_{level.upper()}" for level in levels)
+def quote(path: Path | str) -> str:
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
+def python_includes() -> str:
+    return f"-I{quote(copy_pybind11_headers())} -I{quote(sysconfig.get_paths()['include'])}"
+
+
+def run_ninja(
+    directory: Path,
+    compile_command: str,
+    link_command: str,
+    sources: list[tuple[Path, str, str]],  # source, name of its object, further flags
+    library: Path,
+) -> None:
+    """Compile the sources whose objects are out of date, and link them to the library."""
     lines = [
-        f"cxx = {compiler}",
         "rule compile",
-        f"  command = $cxx {CXXFLAGS} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = {compile_command} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        "  command = $cxx -shared -fopenmp $in -o $out",
+        f"  command = {link_command} $in -o $out",
     ]
     objects = []
-
-    def compile_object(source: Path, name: str, flags: str) -> None:
-        objects.append(escape(BUILD / name))
-        lines.append(f"build {objects[-1]}: compile {escape(source)}")
-        lines.append(f"  flags = {flags}")
-
-    for source in sorted((ROOT / "csrc").glob("*_cpu.cpp")):
-        for level, flags in levels.items():
-            compile_object(source, f"{level}/{source.stem}.o", f"{flags} -DSEMISEG_LEVEL={level}")
-    compile_object(ROOT / "csrc" / "bindings.cpp", "bindings.o", f"{includes} {defines}")
+    for source, name, flags in sources:
+        objects.append(escape(directory / name))
+        lines += [f"build {objects[-1]}: compile {escape(source)}", f"  flags = {flags}"]
     lines.append(f"build {escape(library)}: link {' '.join(objects)}")
-    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "build.ninja").write_text("\n".join(lines) + "\n")
+    subprocess.run([find_ninja(), "-C", str(directory), "-f", "build.ninja"], check=True)
 
 
-def build_library(library: Path) -> None:
-    ninja = find_ninja()
+def build_cpu_library(library: Path) -> None:
     compiler = find_compiler()
-    BUILD.mkdir(exist_ok=True)
-    write_ninja_file(compiler, copy_pybind11_headers(), library)
-    subprocess.run([ninja, "-C", str(BUILD), "-f", "build.ninja"], check=True)
+    levels = instruction_levels(compiler)
+    sources = [
+        (source, f"{level}/{source.stem}.o", f"{flags} -DSEMISEG_LEVEL={level}")
+        for source in sorted((ROOT / "csrc").glob("*_cpu.cpp"))
+        for level, flags in levels.items()
+    ]
+    defines = " ".join(f"-DSEMISEG_HAS_{level.upper()}" for level in levels)
+    sources.append((ROOT / "csrc" / "bindings.cpp", "bindings.o", f"{python_includes()} {defines}"))
+    run_ninja(BUILD, f"{compiler} {CXXFLAGS}", f"{compiler} -shared -fopenmp", sources, library)
+
+
+def nvcc_candidates() -> Iterator[Path]:
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            yield Path(os.environ[variable]) / "bin" / "nvcc"
+    on_path = shutil.which("nvcc")
+    if on_path is not None:
+        yield Path(on_path)
+    yield from sorted(Path("/usr/local").glob("cuda*/bin/nvcc"), reverse=True)
+
+
+def find_nvcc() -> tuple[Path, set[int]]:
+    """The first nvcc that works, and the architectures it compiles for."""
+    broken = []
+    for nvcc in nvcc_candidates():
+        try:
+            listed = subprocess.run(
+                [nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True
+            ).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            broken.append(f"{nvcc} does not work ({error})")
+            continue
+        return nvcc, {int(number) for number in re.findall(r"compute_(\d+)", listed)}
+    raise RuntimeError("; ".join(broken) or "nvcc is missing (install the CUDA toolkit, or set CUDA_HOME)")
+
+
+def cuda_architectures(known: set[int]) -> list[int]:
+    requested = os.environ.get("SEMISEG_CUDA_ARCHITECTURES")
+    if requested is None:
+        chosen = [architecture for architecture in CUDA_ARCHITECTURES if architecture in known]
+    else:
+        chosen = sorted({int(number) for number in requested.split(";")})
+    if not chosen or not known.issuperset(chosen):
+        raise RuntimeError(f"nvcc compiles for {sorted(known)}, not for {chosen or list(CUDA_ARCHITECTURES)}")
+    return chosen
+
+
+def code_generation_flags(architectures: list[int]) -> str:
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    newest = architectures[-1]
+    return " ".join([*targets, f"-gencode=arch=compute_{newest},code=compute_{newest}"])
+
+
+def build_cuda_library(library: Path) -> None:
+    if os.environ.get("SEMISEG_CUDA_ARCHITECTURES") in ("", "none"):
+        raise RuntimeError("SEMISEG_CUDA_ARCHITECTURES says so")
+    nvcc, known = find_nvcc()
+    flags = code_generation_flags(cuda_architectures(known))
+    sources = [(source, f"{source.stem}.o", flags) for source in sorted((ROOT / "csrc").glob("*_cuda.cu"))]
+    sources.append((ROOT / "csrc" / "bindings_cuda.cpp", "bindings_cuda.o", python_includes()))
+    # PyTorch has a CUDA runtime of its own: the symbols of this one stay inside.
+    link = f"{quote(nvcc)} -shared -cudart=static -Xlinker=--exclude-libs,ALL"
+    run_ninja(BUILD / "cuda", f"{quote(nvcc)} {NVCCFLAGS}", link, sources, library)
+
+
+# How each extension is built, what it holds, and what runs in its place.
+EXTENSIONS = {
+    "_C": (build_cpu_library, "C++", "every operation on the CPU runs on its PyTorch reference"),
+    "_CUDA": (build_cuda_library, "CUDA", "operations on a GPU run on Triton or their PyTorch reference"),
+}
 
 
 class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        build_library, language, instead = EXTENSIONS[ext.name.rpartition(".")[2]]
         target = Path(self.get_ext_fullpath(ext.name))
         library = BUILD / target.name
         try:
             build_library(library)
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            print(f"semiseg: the C++ kernels are not built: {error}")
-            print("semiseg: installing without them; every operation runs on its PyTorch reference")
+        except (RuntimeError, OSError, ValueError, subprocess.CalledProcessError) as error:
+            print(f"semiseg: the {language} kernels are not built, {instead}: {error}")
             # A library left from an earlier build would not match the Python code.
             for stale in (target, ROOT / "semiseg_kernels" / target.name):
                 stale.unlink(missing_ok=True)
@@ -138,7 +218,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["semiseg", "semiseg.*", "semiseg_kernels", "semiseg_kernels.*"]),
     package_data={"semiseg": ["configs/*.yaml", "configs/**/*.yaml"]},
-    ext_modules=[Extension("semiseg_kernels._C", sources=[], optional=True)],
+    ext_modules=[Extension(f"semiseg_kernels.{name}", sources=[], optional=True) for name in EXTENSIONS],
     cmdclass={"build_ext": NinjaBuild},
     install_requires=[
         "torch>=2.11,<2.14",
@@ -152,5 +232,9 @@ setup(
         "safetensors",
         "matplotlib",
     ],
-    extras_require={"test": ["pytest", "pytest-benchmark", "medpy", "ruff", "mypy"]},
+    extras_require={
+        "clip": CLIP,
+        "prepare": PREPARE,
+        "test": [*CLIP, *PREPARE, "pytest", "pytest-benchmark", "medpy", "ruff", "mypy"],
+    },
 )

@@ -57,7 +57,8 @@ class Form:
         return {
             "median_ms": 1e3 * statistics.median(self.seconds[part]),
             "min_ms": 1e3 * min(self.seconds[part]),
-            "extra_peak_mb": host_extra_peak(call)[0] / 1e6,
+            # The least of a few, as the heap's holes may or may not fit.
+            "extra_peak_mb": min(host_extra_peak(call)[0] for _ in range(5)) / 1e6,
         }
 
 

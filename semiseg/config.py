@@ -23,7 +23,7 @@ PRESETS = ("paper", "released")
 class DatasetConfig:
     """Which scans, and how many of them count as labelled."""
 
-    name: str  # la, acdc or phantom
+    name: str  # la, acdc, pancreas or phantom
     labelled: int  # training volumes (ACDC: patients) whose labels may be used, the first of the list
     augmentation: str  # a name semiseg.data.Augmentation knows
     root: str | None = None  # folder of the plain h5 layout; default $SEMISEG_DATA/LA or /ACDC
@@ -40,6 +40,23 @@ class NetworkConfig:
     ]  # channels; vnet: one number, at full resolution; unet: one a stage, finest first
     dropout: tuple[float, ...]  # vnet: one probability, before and after the decoder; unet: one a stage
     embedding_after_dropout: bool = False  # z is the classifier's input before (paper) or after its dropout
+
+    @property
+    def dimensions(self) -> int:
+        """3 for volumes, 2 for slices."""
+        return 3 if self.name == "vnet" else 2
+
+    @property
+    def bottleneck_width(self) -> int:
+        """Channels of the coarsest features."""
+        return self.filters[0] * SIDE_MULTIPLE if self.name == "vnet" else self.filters[-1]
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Filters and dropout as the network's constructor takes them."""
+        if self.name == "vnet":
+            return {"filters": self.filters[0], "dropout": self.dropout[0]}
+        return {"filters": self.filters, "dropout": self.dropout}
 
 
 @dataclass(frozen=True)

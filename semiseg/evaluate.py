@@ -15,6 +15,7 @@ from semiseg.config import Config, config_from_mapping, config_to_mapping, merge
 from semiseg.data import Dataset
 from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import load_checkpoint
+from semiseg.engine.cost import method_cost
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device, open_configured_dataset
 from semiseg.evaluation.evaluator import predictions
@@ -22,6 +23,7 @@ from semiseg.evaluation.figures import overlay
 from semiseg.evaluation.metrics import case_metrics, summarise
 from semiseg.evaluation.tables import results_table
 from semiseg.methods import Method
+from semiseg.text import TextEmbeddings
 
 SELECTED_ON_TEST = "the checkpoint was selected on the test set: these are not figures of unseen data"
 
@@ -50,7 +52,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     """Write results.json: the reported checkpoint, and beside the last one the best on the validation split."""
     device = choose_device(config.training.device)
     dataset = open_configured_dataset(config)
-    method = build_method(config, len(dataset.class_names), device)
+    text = TextEmbeddings.load(run.text) if run.text.is_file() else None
+    method = build_method(config, len(dataset.class_names), device, text)
     reported = config.evaluation.select
     names = [reported] + [
         name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()
@@ -68,6 +71,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         "labelled": config.dataset.labelled,
         "seed": config.seed,
         "classes": list(dataset.class_names),
+        **({"text": text.origin} if text is not None else {}),
+        "cost": method_cost(method, config.training.patch_size),
         "evaluation": dataclasses.asdict(config.evaluation),
         "checkpoint": reported,
         **({"warning": SELECTED_ON_TEST} if reported == "test" else {}),

@@ -60,6 +60,11 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
+def reference_is_requested() -> bool:
+    """For operations without a kernel, which ask for no other backend."""
+    return _requested == "reference"
+
+
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that can run on this machine."""
     return tuple(backend for backend in BACKENDS if missing(backend) is None)

@@ -1,5 +1,7 @@
 """Validation of the public operations' arguments: a ValueError names what was given and what is accepted."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,58 @@ def check_per_voxel(
     check_dtype(name, values, dtypes)
     check_shape(name, values, (x.shape[0], *x.shape[2:]))
     check_device(name, values, x)
+
+
+def check_maps(
+    name: str,
+    maps: Tensor,  # [B, C, *S]
+    x: Tensor,  # [B, channels, *S]
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    check_dtype(name, maps, dtypes)
+    batch, _, *spatial = x.shape
+    if maps.dim() != x.dim() or maps.shape[1] == 0 or list(maps.shape) != [batch, maps.shape[1], *spatial]:
+        accepted = ", ".join(map(str, [batch, "C", *spatial]))
+        raise ValueError(f"{name} has shape {list(maps.shape)}, accepted is [{accepted}] with C >= 1")
+    check_device(name, maps, x)
+
+
+def check_text(
+    text: Tensor,  # [C, E]
+    logits: Tensor,  # [B, C, *S]
+    dtype: torch.dtype,
+) -> None:
+    check_dtype("text", text, (*KERNEL_DTYPES, dtype))
+    if text.dim() != 2 or text.shape[0] != logits.shape[1] or text.numel() == 0:
+        raise ValueError(f"text has shape {list(text.shape)}, accepted is [{logits.shape[1]}, E] with E >= 1")
+    check_device("text", text, logits)
+
+
+def check_convolution(
+    weight: Tensor,  # [O, channels, *k]
+    bias: Tensor | None,  # [O]
+    padding: int | Sequence[int] | str,
+    x: Tensor,  # [B, *, *S]
+    channels: int,
+) -> None:
+    check_dtype("weight", weight, (*KERNEL_DTYPES, x.dtype))
+    axes = x.dim() - 2
+    if weight.dim() != x.dim() or weight.shape[1] != channels or weight.numel() == 0:
+        accepted = ", ".join(["O", str(channels), *["k"] * axes])
+        raise ValueError(f"weight has shape {list(weight.shape)}, accepted is [{accepted}] with O, k >= 1")
+    check_device("weight", weight, x)
+    if bias is not None:
+        check_dtype("bias", bias, (*KERNEL_DTYPES, x.dtype))
+        check_shape("bias", bias, (weight.shape[0],))
+        check_device("bias", bias, x)
+    sizes = [padding] * axes if isinstance(padding, int) else padding
+    if sizes not in ("same", "valid") and (len(sizes) != axes or not all(_is_size(size) for size in sizes)):
+        accepted = f"a number >= 0, {axes} of them, 'same' and 'valid'"
+        raise ValueError(f"padding is {padding!r}, accepted are {accepted}")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def check_regions(

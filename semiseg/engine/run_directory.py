@@ -21,6 +21,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
+        self.text = path / "text.safetensors"  # of a method that learns from text
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.results = path / "results.json"

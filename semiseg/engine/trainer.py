@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from semiseg.config import Config
@@ -16,7 +15,7 @@ from semiseg.evaluation.evaluator import autocast, evaluate_cases
 from semiseg.evaluation.figures import learning_curves
 from semiseg.methods import METHODS, Method, Stage
 from semiseg.methods.method import Batch
-from semiseg.models import build_network
+from semiseg.text import TextEmbeddings
 
 
 def choose_device(name: str) -> torch.device:
@@ -37,20 +36,18 @@ def open_configured_dataset(config: Config) -> Dataset:
     return open_dataset(config.dataset.name, config.dataset.root, config.dataset.cohort_seed)
 
 
-def build_method(config: Config, num_classes: int, device: torch.device) -> Method:
+def build_method(
+    config: Config,
+    num_classes: int,
+    device: torch.device,
+    text: TextEmbeddings | None = None,  # of a method that learns from text
+) -> Method:
     """The method of a configuration around a freshly initialised network (from torch's global generator)."""
-    vnet = config.network.name == "vnet"
-    network = build_network(
-        config.network.name,
-        num_classes=num_classes,
-        filters=config.network.filters[0] if vnet else config.network.filters,
-        dropout=config.network.dropout[0] if vnet else config.network.dropout,
-        embedding_after_dropout=config.network.embedding_after_dropout,
-    )
-    method = METHODS[config.method.name](config.method, network, num_classes).to(device)
+    method = METHODS[config.method.name].build(config, num_classes, text).to(device)
     if config.training.channels_last:
+        memory_format = torch.channels_last_3d if config.network.name == "vnet" else torch.channels_last
         # the stubs of Module.to lack a memory format alone
-        method.to(memory_format=torch.channels_last_3d if vnet else torch.channels_last)  # type: ignore[call-overload]
+        method.to(memory_format=memory_format)  # type: ignore[call-overload]
     return method
 
 
@@ -66,12 +63,15 @@ def train(config: Config) -> RunDirectory:
     generator = torch.Generator().manual_seed(config.seed)
     dataset = open_configured_dataset(config)
     labelled, unlabelled = dataset.training_cases(config.dataset.labelled)
-    method = build_method(config, len(dataset.class_names), device)
+    text = METHODS[config.method.name].text(config, dataset.class_names)
+    method = build_method(config, len(dataset.class_names), device, text)
     stages = method.stages(generator)
     samplers = [_sampler(config, stage, labelled, unlabelled, number) for number, stage in enumerate(stages)]
     selection = Selection(config, dataset, device)
 
     run = RunDirectory.create(config)
+    if text is not None:
+        text.save(run.text)
     print(
         f"{config.name}: {config.method.name} on {config.dataset.name}, run directory {run.path}", flush=True
     )
@@ -82,7 +82,7 @@ def train(config: Config) -> RunDirectory:
         for stage, sampler in zip(stages, samplers, strict=True):
             progress.set_description(stage.name)
             stage.prepare(labelled, config.training.patch_size)
-            optimiser = _optimiser(config, method.network)
+            optimiser = _optimiser(config, method)
             method.network.train()
             for step in range(stage.iterations):
                 for group in optimiser.param_groups:
@@ -127,10 +127,10 @@ def _sampler(
     )
 
 
-def _optimiser(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+def _optimiser(config: Config, method: Method) -> torch.optim.Optimizer:
     training = config.training
     return torch.optim.SGD(
-        network.parameters(),
+        [parameter for parameter in method.parameters() if parameter.requires_grad],
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,

@@ -3,7 +3,8 @@
 from semiseg.methods.method import Method, Stage
 from semiseg.methods.mper import MPER
 from semiseg.methods.supervised import Supervised
+from semiseg.methods.vclipseg import VCLIPSeg
 
-METHODS: dict[str, type[Method]] = {"supervised": Supervised, "mper": MPER}
+METHODS: dict[str, type[Method]] = {"supervised": Supervised, "mper": MPER, "vclipseg": VCLIPSeg}
 
-__all__ = ["METHODS", "MPER", "Method", "Stage", "Supervised"]
+__all__ = ["METHODS", "MPER", "Method", "Stage", "Supervised", "VCLIPSeg"]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.data import Case
+from semiseg.models import build_network
+from semiseg.text import TextEmbeddings
 
 if TYPE_CHECKING:
     from semiseg.config import Config
@@ -77,6 +79,27 @@ class Method(nn.Module):
                 f"evaluation.head is {config.evaluation.head!r}, accepted here are {', '.join(cls.heads)}"
             )
 
+    @classmethod
+    def text(cls, config: Config, class_names: Sequence[str]) -> TextEmbeddings | None:
+        """Text embeddings of the classes, where a method learns from them. ValueError if they cannot be had."""
+        return None
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        num_classes: int,
+        text: TextEmbeddings | None,  # of a method that learns from text
+    ) -> Method:
+        """The method of a configuration around a fresh network (from torch's global generator)."""
+        network = build_network(
+            config.network.name,
+            **config.network.sizes,
+            num_classes=num_classes,
+            embedding_after_dropout=config.network.embedding_after_dropout,
+        )
+        return cls(config.method, network, num_classes)
+
     def stages(self, generator: torch.Generator) -> list[Stage]:
         """The stages in order; `generator` is where their random choices come from."""
         raise NotImplementedError
@@ -90,6 +113,13 @@ class Method(nn.Module):
         """Class probabilities of the trained network by one of `heads`."""
         logits, embedding = self.network(image)
         return self.head_probabilities(logits, embedding, head)
+
+    def training_forward(
+        self,
+        image: Tensor,  # [B, 1, *P]
+    ) -> Sequence[Tensor]:
+        """Everything a training step computes of its images before the losses, for counting what it costs."""
+        return self.network(image)
 
     def head_probabilities(
         self,

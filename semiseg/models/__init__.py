@@ -4,22 +4,46 @@ from typing import Any
 
 from torch import nn
 
-from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
+from semiseg.models.dynamic_labelling import branch_weights, dynamic_pseudo_label, pseudo_label_loss
+from semiseg.models.losses import (
+    cross_pseudo_supervision,
+    mutual_consistency,
+    region_weighted_loss,
+    sigmoid_ramp_up,
+)
 from semiseg.models.prototype_classifier import PrototypeClassifier
+from semiseg.models.two_branches import Branches, TwoDecoders, TwoDecoderUNet, TwoDecoderVNet, TwoNetworks
 from semiseg.models.unet import UNet
+from semiseg.models.vision_text import VisionTextConsistency, agreement_map
 from semiseg.models.vnet import VNet
+from semiseg.models.voxel_prompt import VoxelPrompt
 
 __all__ = [
+    "TWO_DECODERS",
+    "Branches",
     "PrototypeClassifier",
+    "TwoDecoderUNet",
+    "TwoDecoderVNet",
+    "TwoDecoders",
+    "TwoNetworks",
     "UNet",
     "VNet",
+    "VisionTextConsistency",
+    "VoxelPrompt",
+    "agreement_map",
+    "branch_weights",
     "build_network",
+    "cross_pseudo_supervision",
+    "dynamic_pseudo_label",
     "embedding_width",
+    "mutual_consistency",
+    "pseudo_label_loss",
     "region_weighted_loss",
     "sigmoid_ramp_up",
 ]
 
 NETWORKS: dict[str, type[nn.Module]] = {"vnet": VNet, "unet": UNet}
+TWO_DECODERS: dict[str, type[TwoDecoders]] = {"vnet": TwoDecoderVNet, "unet": TwoDecoderUNet}
 
 
 def build_network(

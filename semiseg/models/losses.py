@@ -1,9 +1,13 @@
-"""What methods share about losses: weights per region and the ramp-up of an unsupervised term."""
+"""What methods share about losses: weights per region, a ramp-up, branches that teach each other."""
 
 import math
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional
+
+from semiseg_kernels import dice_ce
 
 RAMP_UP_EXPONENT = -5.0
 
@@ -41,3 +45,34 @@ def sigmoid_ramp_up(
     """
     progress = min(iteration / length, 1.0) if length > 0 else 1.0
     return math.exp(RAMP_UP_EXPONENT * (1.0 - progress) ** 2)
+
+
+def cross_pseudo_supervision(
+    logits_a: Tensor,  # [B, C, *S]
+    logits_b: Tensor,  # [B, C, *S]
+) -> Tensor:
+    """CE(a, arg max b) + CE(b, arg max a): each branch learns the other's prediction, a scalar.
+
+    Source: X. Chen et al., Semi-supervised semantic segmentation with cross pseudo supervision, CVPR 2021.
+    """
+    of_a = dice_ce(logits_a, logits_b.argmax(1).to(torch.uint8)).ce
+    of_b = dice_ce(logits_b, logits_a.argmax(1).to(torch.uint8)).ce
+    return (of_a + of_b).sum()
+
+
+def mutual_consistency(
+    logits_a: Tensor,  # [B, C, *S]
+    logits_b: Tensor,  # [B, C, *S]
+    temperature: float = 0.1,  # sharpens the target: softmax(logits / temperature)
+) -> Tensor:
+    """Mean squared distance of each branch's probabilities from the other's sharpened ones, summed, a scalar.
+
+    Source: Y. Wu et al., Semi-supervised left atrium segmentation with mutual consistency training, MICCAI
+    2021.
+    """
+
+    def distance(logits: Tensor, teacher: Tensor) -> Tensor:
+        target = (teacher.detach().float() / temperature).softmax(1)
+        return functional.mse_loss(logits.float().softmax(1), target)
+
+    return distance(logits_a, logits_b) + distance(logits_b, logits_a)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.models.initialisation import initialise
+from semiseg.models.vnet import check_upsampling
 
 
 def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
@@ -19,6 +20,74 @@ def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
         nn.BatchNorm2d(channels),
         nn.LeakyReLU(inplace=True),
     )
+
+
+class UNetEncoder(nn.Module):
+    """The contracting half: features at as many resolutions as filters, each half the side of the last."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        filters: Sequence[int] = (16, 32, 64, 128, 256),  # per stage
+        dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),  # of single values, per stage
+    ) -> None:
+        super().__init__()
+        if len(dropout) != len(filters):
+            raise ValueError(
+                f"dropout has {len(dropout)} values, accepted are as many as filters, {len(filters)}"
+            )
+        self.stages = nn.ModuleList(
+            _stage(before, width, probability)
+            for before, width, probability in zip((in_channels, *filters[:-1]), filters, dropout, strict=True)
+        )
+        self.down = nn.MaxPool2d(2)
+        self.side_multiple = 2 ** (len(filters) - 1)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, H, W]
+    ) -> list[Tensor]:
+        """Features [B, filters[i], H / 2**i, W / 2**i]."""
+        if any(side % self.side_multiple for side in x.shape[2:]):
+            raise ValueError(
+                f"x has sides {tuple(x.shape[2:])}, accepted are multiples of {self.side_multiple}"
+            )
+        features = [self.stages[0](x)]
+        for stage in self.stages[1:]:
+            features.append(stage(self.down(features[-1])))
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """The expanding half: upsampling and skip connections that are concatenated."""
+
+    def __init__(
+        self,
+        filters: Sequence[int] = (16, 32, 64, 128, 256),
+        upsampling: str = "transposed",  # convolutions; linear: bilinear, then a 3x3 convolution
+    ) -> None:
+        super().__init__()
+        check_upsampling(upsampling)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(below, width, kernel_size=2, stride=2)
+            if upsampling == "transposed"
+            else nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="bilinear"),
+                nn.Conv2d(below, width, kernel_size=3, padding=1),
+            )
+            for below, width in zip(filters[:0:-1], filters[-2::-1], strict=True)
+        )
+        self.stages = nn.ModuleList(_stage(2 * width, width, dropout=0.0) for width in filters[-2::-1])
+
+    def forward(
+        self,
+        features: list[Tensor],  # of the encoder, finest first
+    ) -> Tensor:
+        """Embedding [B, filters[0], H, W]."""
+        x = features[-1]
+        for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
+            x = stage(torch.cat((skip, up(x)), dim=1))
+        return x
 
 
 class UNet(nn.Module):
@@ -39,23 +108,10 @@ class UNet(nn.Module):
         embedding_after_dropout: bool = False,
     ) -> None:
         super().__init__()
-        if len(dropout) != len(filters):
-            raise ValueError(
-                f"dropout has {len(dropout)} values, accepted are as many as filters, {len(filters)}"
-            )
-        self.encoder = nn.ModuleList(
-            _stage(before, width, probability)
-            for before, width, probability in zip((in_channels, *filters[:-1]), filters, dropout, strict=True)
-        )
-        self.down = nn.MaxPool2d(2)
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(below, width, kernel_size=2, stride=2)
-            for below, width in zip(filters[:0:-1], filters[-2::-1], strict=True)
-        )
-        self.decoder = nn.ModuleList(_stage(2 * width, width, dropout=0.0) for width in filters[-2::-1])
+        self.encoder = UNetEncoder(in_channels, filters, dropout)
+        self.decoder = UNetDecoder(filters)
         self.dropout = nn.Dropout2d(classifier_dropout)
         self.classifier = nn.Conv2d(filters[0], num_classes, kernel_size=1)
-        self.side_multiple = 2 ** (len(filters) - 1)
         self.embedding_after_dropout = embedding_after_dropout
         initialise(self)
 
@@ -64,15 +120,6 @@ class UNet(nn.Module):
         x: Tensor,  # [B, in_channels, H, W], sides multiples of 16 (2 per halving)
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, num_classes, H, W] and embedding [B, filters[0], H, W]. ValueError for other sides."""
-        if any(side % self.side_multiple for side in x.shape[2:]):
-            raise ValueError(
-                f"x has sides {tuple(x.shape[2:])}, accepted are multiples of {self.side_multiple}"
-            )
-        features = [self.encoder[0](x)]
-        for stage in self.encoder[1:]:
-            features.append(stage(self.down(features[-1])))
-        embedding = features.pop()
-        for up, stage in zip(self.up, self.decoder, strict=True):
-            embedding = stage(torch.cat((features.pop(), up(embedding)), dim=1))
+        embedding = self.decoder(self.encoder(x))
         dropped = self.dropout(embedding)
         return self.classifier(dropped), dropped if self.embedding_after_dropout else embedding

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from semiseg.models.initialisation import initialise
 
+UPSAMPLING = ("transposed", "linear")  # convolutions; interpolation and then a convolution
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per stage, from full resolution to the bottleneck
 SIDE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
 
@@ -27,6 +28,17 @@ def _resample(
 ) -> nn.Sequential:
     layer = convolution(in_channels, channels, kernel_size=2, stride=2, bias=not normalization)
     return nn.Sequential(*_activated(layer, channels, normalization))
+
+
+def _interpolate(in_channels: int, channels: int, normalization: bool) -> nn.Sequential:
+    convolution = nn.Conv3d(in_channels, channels, kernel_size=3, padding=1, bias=not normalization)
+    upsample = nn.Upsample(scale_factor=2, mode="trilinear")
+    return nn.Sequential(upsample, *_activated(convolution, channels, normalization))
+
+
+def check_upsampling(upsampling: str) -> None:
+    if upsampling not in UPSAMPLING:
+        raise ValueError(f"upsampling is {upsampling!r}, accepted are {', '.join(map(repr, UPSAMPLING))}")
 
 
 class VNetEncoder(nn.Module):
@@ -65,13 +77,22 @@ class VNetEncoder(nn.Module):
 
 
 class VNetDecoder(nn.Module):
-    """The expanding half, with transposed convolutions and skip connections that are added."""
+    """The expanding half: upsampling and skip connections that are added."""
 
-    def __init__(self, filters: int = 16, normalization: bool = True) -> None:
+    def __init__(
+        self,
+        filters: int = 16,
+        normalization: bool = True,
+        upsampling: str = "transposed",  # convolutions; linear: trilinear, then a 3x3x3 convolution
+    ) -> None:
         super().__init__()
+        check_upsampling(upsampling)
         widths = [filters * 2**stage for stage in reversed(range(len(CONVOLUTIONS) - 1))]
         self.up = nn.ModuleList(
-            _resample(nn.ConvTranspose3d, 2 * width, width, normalization) for width in widths
+            _resample(nn.ConvTranspose3d, 2 * width, width, normalization)
+            if upsampling == "transposed"
+            else _interpolate(2 * width, width, normalization)
+            for width in widths
         )
         self.stages = nn.ModuleList(
             _stage(convolutions, width, width, normalization)

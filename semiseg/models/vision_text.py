@@ -1,0 +1,82 @@
+"""Consistency of image features with text: the mean feature of every class points where its text does."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from semiseg.models.initialisation import initialise
+from semiseg.models.voxel_prompt import CONVOLUTIONS
+from semiseg_kernels import masked_class_mean
+
+MASK_RESAMPLING = ("area", "nearest")
+
+
+class VisionTextConsistency(nn.Module):
+    """The vision-text consistency module, VTCM (VCLIPSeg eqs. 4 and 5), for training only.
+
+    A projection head of two 1x1(x1) convolutions with ReLU between them maps features to unit length vectors
+    of the text's width; their class means over a map of reliable voxels are compared with the text.
+    """
+
+    text: Tensor  # [C, E], a buffer
+
+    def __init__(
+        self,
+        text: Tensor,  # [C, E], frozen
+        width: int,  # F, channels of the features
+        *,
+        dimensions: int,  # 2 or 3
+        heads: int = 1,  # projection heads, whose losses are added
+    ) -> None:
+        super().__init__()
+        convolution = CONVOLUTIONS[dimensions]
+        self.register_buffer("text", text.clone(), persistent=False)
+        self.projections = nn.ModuleList(
+            nn.Sequential(
+                convolution(width, width, kernel_size=1),
+                nn.ReLU(inplace=True),
+                convolution(width, text.shape[1], kernel_size=1),
+            )
+            for _ in range(heads)
+        )
+        initialise(self)
+
+    def forward(
+        self,
+        features: Tensor,  # [B, F, *S]
+        weight: Tensor,  # [B, C, *S], of a voxel in the mean of each class
+    ) -> Tensor:
+        """Mean of 1 - cos(class mean, text) over the classes that have a voxel; 0 without any."""
+        losses = []
+        for projection in self.projections:
+            projected = functional.normalize(projection(features).float(), dim=1)
+            losses.append(text_distance(masked_class_mean(projected, weight), self.text, weight))
+        return torch.stack(losses).sum()
+
+
+def text_distance(
+    prototypes: Tensor,  # [C, E]
+    text: Tensor,  # [C, E]
+    weight: Tensor,  # [B, C, *S]
+) -> Tensor:
+    """Eq. 5: the mean of 1 - cos(prototype, text) over the classes whose weights do not sum to 0, else 0."""
+    distance = 1 - functional.cosine_similarity(prototypes, text, dim=1)
+    present = weight.transpose(0, 1).flatten(1).any(dim=1)
+    return torch.where(present, distance, 0).sum() / present.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def agreement_map(
+    logits_a: Tensor,  # [B, C, *S]
+    logits_b: Tensor,  # [B, C, *S]
+    labels: Tensor,  # [B, *S] integer
+    size: torch.Size,  # of the features
+    resampling: str = "area",  # a coarse voxel counts by its share of such voxels; nearest picks one
+) -> Tensor:  # [B, C, *size] float32
+    """Where both branches predict the label, class by class, brought to the resolution of the features."""
+    agree = (logits_a.argmax(1) == labels) & (logits_b.argmax(1) == labels)
+    maps = []
+    for c in range(logits_a.shape[1]):  # one full-size map at a time
+        mask = (agree & (labels == c)).unsqueeze(1).float()
+        maps.append(functional.interpolate(mask, size, mode=resampling))
+    return torch.cat(maps, dim=1)

@@ -1,0 +1,180 @@
+"""Text embeddings of the classes: from CLIP's text tower, from a file, or random ones to compare with."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from semiseg.engine.atomic import replace_atomically
+
+SOURCES = ("clip", "file", "random")
+CLASS_PLACEHOLDER = "[CLS]"
+CLIP_FILES = "https://huggingface.co/{model}/resolve/main/config.json"
+REACH_TIMEOUT = 10.0  # seconds
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """One embedding a class, and where they come from."""
+
+    embeddings: Tensor  # [C, E] float32
+    origin: dict[str, str | int | list[str]]  # for results.json: the source, and what else names it
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file that `load` reads."""
+        with replace_atomically(path) as temporary:
+            save_file({"text": self.embeddings}, temporary, {"origin": json.dumps(self.origin)})
+
+    @classmethod
+    def load(cls, path: Path) -> TextEmbeddings:
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError where the file is damaged."""
+        if not path.is_file():
+            raise FileNotFoundError(f"text embeddings {path} do not exist")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls(file.get_tensor("text"), json.loads(file.metadata()["origin"]))
+        except SafetensorError as error:
+            raise ValueError(f"text embeddings {path} are damaged: {error}") from None
+
+
+def class_prompts(
+    template: str,  # with [CLS] where the class's name belongs
+    class_names: Sequence[str],
+) -> list[str]:
+    """The sentence of every class."""
+    return [template.replace(CLASS_PLACEHOLDER, name) for name in class_names]
+
+
+def clip_text(
+    model: str,  # a name on the Hugging Face hub, or a folder
+    prompts: Sequence[str],
+) -> TextEmbeddings:
+    """Projected features of CLIP's text tower (transformers), as they are, not of unit length.
+
+    The hub is asked only for what is neither a folder nor in its cache. Raises ValueError naming the other
+    sources where transformers is not installed, the hub cannot be reached, or the folder holds no such model.
+    """
+    try:
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    except ImportError:
+        raise ValueError(_without_clip(model, "transformers is not installed")) from None
+
+    def load(local_files_only: bool) -> tuple:
+        tower = CLIPTextModelWithProjection.from_pretrained(model, local_files_only=local_files_only)
+        tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local_files_only)
+        if (
+            len(tokenizer) != tower.config.vocab_size
+        ):  # without its files transformers makes an empty tokenizer
+            raise OSError(f"tokenizer of {len(tokenizer)} words for a tower of {tower.config.vocab_size}")
+        return tokenizer, tower
+
+    try:
+        try:
+            tokenizer, tower = load(local_files_only=True)
+        except OSError:
+            if Path(model).is_dir():
+                raise
+            # transformers would try again for minutes
+            urllib.request.urlopen(CLIP_FILES.format(model=model), timeout=REACH_TIMEOUT).close()
+            tokenizer, tower = load(local_files_only=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(_without_clip(model, str(error).splitlines()[0])) from None
+    tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        embeddings = tower.eval()(**tokens).text_embeds
+    return TextEmbeddings(
+        embeddings.float().clone(), {"source": "clip", "model": model, "prompts": list(prompts)}
+    )
+
+
+def _without_clip(model: str, reason: str) -> str:
+    return (
+        f"method.text=clip cannot load {model!r} ({reason}); three ways out: "
+        "pip install 'semiseg[clip]' and a network or method.clip_model=FOLDER of a saved model; "
+        "method.text=file method.text_file=FILE with one embedding a class; method.text=random"
+    )
+
+
+def file_text(
+    path: str | Path,
+    num_classes: int,
+) -> TextEmbeddings:
+    """The one array of a .npz, .safetensors, .pt or .pth file, [num_classes, E] floating point.
+
+    Raises FileNotFoundError, or ValueError for another ending, a damaged file, more than one array or another
+    shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"method.text_file is {str(path)!r}, which does not exist")
+    try:
+        arrays = _read_arrays(path)
+    except UNREADABLE as error:
+        raise ValueError(f"method.text_file {path}: {str(error).splitlines()[0]}") from None
+    if len(arrays) != 1:
+        raise ValueError(f"method.text_file {path} holds {len(arrays)} arrays, accepted is one")
+    embeddings = torch.as_tensor(arrays[0])
+    if embeddings.dim() != 2 or len(embeddings) != num_classes or not embeddings.is_floating_point():
+        raise ValueError(
+            f"method.text_file {path} holds {str(embeddings.dtype).removeprefix('torch.')} "
+            f"{list(embeddings.shape)}, accepted is floating point [{num_classes}, width]: "
+            "one row a class, background first"
+        )
+    if not embeddings.isfinite().all():
+        raise ValueError(f"method.text_file {path} holds NaN or infinite values")
+    return TextEmbeddings(embeddings.float().contiguous(), {"source": "file", "file": path.name})
+
+
+def _read_arrays(path: Path) -> list:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return list(arrays.values())
+    if path.suffix == ".safetensors":
+        return list(load_file(path).values())
+    if path.suffix in (".pt", ".pth"):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return list(content.values()) if isinstance(content, dict) else [content]
+    raise ValueError("accepted are .npz, .safetensors, .pt and .pth")
+
+
+def random_text(
+    num_classes: int,
+    width: int,  # E
+    seed: int,
+) -> TextEmbeddings:
+    """Orthogonal rows that depend on the seed alone.
+
+    Their length is √E: components of unit variance, as a linear layer expects. Raises ValueError for more
+    classes than components.
+    """
+    if num_classes > width:
+        raise ValueError(
+            f"method.text_width is {width}, accepted are widths from the {num_classes} classes on"
+        )
+    gaussian = torch.randn(
+        width, num_classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    basis, triangle = torch.linalg.qr(gaussian)
+    rows = (basis * triangle.diagonal().sign()).T * math.sqrt(width)
+    return TextEmbeddings(rows.float().contiguous(), {"source": "random", "seed": seed})
