@@ -222,6 +222,7 @@ setup(
     cmdclass={"build_ext": NinjaBuild},
     install_requires=[
         "torch>=2.11,<2.14",
+        "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "scipy",
         "scikit-learn",
@@ -235,6 +236,6 @@ setup(
     extras_require={
         "clip": CLIP,
         "prepare": PREPARE,
-        "test": [*CLIP, *PREPARE, "pytest", "pytest-benchmark", "medpy", "ruff", "mypy"],
+        "test": [*CLIP, *PREPARE, "pybind11", "ninja", "setuptools", "pytest", "pytest-benchmark", "medpy", "ruff", "mypy"],
     },
 )

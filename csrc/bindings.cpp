@@ -3,10 +3,24 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
-#include "python_voxels.h"
+#include "python_arguments.h"
+
+namespace semiseg {
+
+struct Processor {
+  int threads = 1;
+};
+
+template <class Visit>
+void machine_arguments(Processor& processor, const Visit& visit) {
+  visit("threads", processor.threads);
+}
+
+}  // namespace semiseg
 
 namespace py = pybind11;
 using namespace semiseg;
@@ -46,6 +60,19 @@ void use_level(const std::string& name) {
   throw std::invalid_argument("level " + name + " is not usable here, see levels()");
 }
 
+// Binds the kernel that the level in use has in this place; result(operation) is what Python gets.
+template <class Operation, class Argument, class Result>
+void bind_kernel(py::module_& module, const char* name, Direction direction, void (*Kernels::*kernel)(Argument),
+                 const Result& result) {
+  bind<Operation, Processor>(module, name, direction,
+                             [kernel, result](Operation& operation, const Processor& processor) {
+                               if constexpr (!std::is_same_v<Operation, MomentumUpdate>)
+                                 operation.threads = processor.threads;
+                               (kernels->*kernel)(operation);
+                               return result(operation);
+                             });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -57,139 +84,30 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("use_level", &use_level, "Compute with this x86-64 level; the best usable one is the default.");
 
-  module.def(
-      "prototype_similarity_forward",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels similarity, Voxels index, int threads) {
-        kernels->prototype_similarity_forward(
-            {z, pointer<const float>(prototypes), C, K, similarity, index, {}, threads});
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("similarity"),
-      py::arg("index"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "prototype_similarity_backward",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels grad_similarity, Voxels index, Voxels grad_z,
-         int threads) {
-        kernels->prototype_similarity_backward(
-            {z, pointer<const float>(prototypes), C, K, grad_similarity, index, grad_z, threads});
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("grad_similarity"),
-      py::arg("index"), py::arg("grad_z"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "prototype_info_nce_forward",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels labels, Voxels weight, float temperature,
-         bool normalize, int32_t ignore_prototype, int threads, uintptr_t denominator, uintptr_t loss) {
-        PrototypeInfoNCE a{z, pointer<const float>(prototypes), C, K, labels, weight, temperature, normalize,
-                           ignore_prototype, threads, pointer<double>(denominator), pointer<float>(loss), {}, -1};
-        kernels->prototype_info_nce_forward(a);
-        return a.highest_label;
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("labels"),
-      py::arg("weight"), py::arg("temperature"), py::arg("normalize"), py::arg("ignore_prototype"),
-      py::arg("threads"), py::arg("denominator"), py::arg("loss"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "prototype_info_nce_backward",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels labels, Voxels weight, float temperature,
-         bool normalize, int32_t ignore_prototype, int threads, uintptr_t denominator, uintptr_t grad_loss,
-         Voxels grad_z) {
-        kernels->prototype_info_nce_backward({z, pointer<const float>(prototypes), C, K, labels, weight, temperature,
-                                              normalize, ignore_prototype, threads, pointer<double>(denominator),
-                                              pointer<float>(grad_loss), grad_z, -1});
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("labels"),
-      py::arg("weight"), py::arg("temperature"), py::arg("normalize"), py::arg("ignore_prototype"),
-      py::arg("threads"), py::arg("denominator"), py::arg("grad_loss"), py::arg("grad_z"),
-      py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "prototype_head_forward",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels labels, Voxels regions, Voxels weight,
-         int64_t num_regions, float class_temperature, float temperature, bool normalize, bool positive_of_label,
-         int32_t ignore_prototype, bool unit_length, bool require_agreement, int threads, Voxels similarity,
-         Voxels index, uintptr_t ce, uintptr_t dice, uintptr_t info_nce, uintptr_t cluster_sum,
-         uintptr_t cluster_count, uintptr_t statistics) {
-        PrototypeHeadForward a{{z, pointer<const float>(prototypes), C, K, labels, regions, num_regions,
-                                class_temperature, temperature, normalize, positive_of_label, ignore_prototype,
-                                threads, pointer<double>(statistics)},
-                               weight, unit_length, require_agreement, similarity, index, pointer<float>(ce),
-                               pointer<float>(dice), pointer<float>(info_nce), pointer<float>(cluster_sum),
-                               pointer<double>(cluster_count), -1, -1};
-        kernels->prototype_head_forward(a);
-        return std::make_pair(a.highest_label, a.highest_region);
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("labels"),
-      py::arg("regions"), py::arg("weight"), py::arg("num_regions"), py::arg("class_temperature"),
-      py::arg("temperature"), py::arg("normalize"), py::arg("positive_of_label"), py::arg("ignore_prototype"),
-      py::arg("unit_length"), py::arg("require_agreement"), py::arg("threads"), py::arg("similarity"),
-      py::arg("index"), py::arg("ce"), py::arg("dice"), py::arg("info_nce"), py::arg("cluster_sum"),
-      py::arg("cluster_count"), py::arg("statistics"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "prototype_head_backward",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels labels, Voxels regions, int64_t num_regions,
-         float class_temperature, float temperature, bool normalize, bool positive_of_label, int32_t ignore_prototype,
-         int threads, uintptr_t statistics, Voxels grad_similarity, uintptr_t grad_ce, uintptr_t grad_dice,
-         uintptr_t grad_info_nce, Voxels grad_z) {
-        kernels->prototype_head_backward({{z, pointer<const float>(prototypes), C, K, labels, regions, num_regions,
-                                           class_temperature, temperature, normalize, positive_of_label,
-                                           ignore_prototype, threads, pointer<double>(statistics)},
-                                          grad_similarity, pointer<const float>(grad_ce),
-                                          pointer<const float>(grad_dice), pointer<const float>(grad_info_nce),
-                                          grad_z});
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("labels"),
-      py::arg("regions"), py::arg("num_regions"), py::arg("class_temperature"), py::arg("temperature"),
-      py::arg("normalize"), py::arg("positive_of_label"), py::arg("ignore_prototype"), py::arg("threads"),
-      py::arg("statistics"), py::arg("grad_similarity"), py::arg("grad_ce"), py::arg("grad_dice"),
-      py::arg("grad_info_nce"), py::arg("grad_z"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "cluster_mean",
-      [](Voxels z, uintptr_t prototypes, int64_t C, int64_t K, Voxels labels, Voxels weight, bool unit_length,
-         bool require_agreement, int threads, uintptr_t cluster_sum, uintptr_t cluster_count) {
-        ClusterMean a{z, pointer<const float>(prototypes), C, K, labels, weight, unit_length, require_agreement,
-                      threads, pointer<float>(cluster_sum), pointer<double>(cluster_count), -1};
-        kernels->cluster_mean(a);
-        return a.highest_label;
-      },
-      py::kw_only(), py::arg("z"), py::arg("prototypes"), py::arg("C"), py::arg("K"), py::arg("labels"),
-      py::arg("weight"), py::arg("unit_length"), py::arg("require_agreement"), py::arg("threads"),
-      py::arg("cluster_sum"), py::arg("cluster_count"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "dice_ce_forward",
-      [](Voxels logits, Voxels labels, Voxels soft_target, Voxels regions, int64_t num_regions, float temperature,
-         int threads, uintptr_t statistics, uintptr_t ce, uintptr_t dice) {
-        DiceCE a{logits, labels, soft_target, regions, num_regions, temperature, threads, pointer<double>(statistics),
-                 pointer<float>(ce), pointer<float>(dice), {}, -1, -1};
-        kernels->dice_ce_forward(a);
-        return std::make_pair(a.highest_label, a.highest_region);
-      },
-      py::kw_only(), py::arg("logits"), py::arg("labels"), py::arg("soft_target"), py::arg("regions"),
-      py::arg("num_regions"), py::arg("temperature"), py::arg("threads"), py::arg("statistics"), py::arg("ce"),
-      py::arg("dice"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "dice_ce_backward",
-      [](Voxels logits, Voxels labels, Voxels soft_target, Voxels regions, int64_t num_regions, float temperature,
-         int threads, uintptr_t statistics, uintptr_t grad_ce, uintptr_t grad_dice, Voxels grad_logits) {
-        kernels->dice_ce_backward({logits, labels, soft_target, regions, num_regions, temperature, threads,
-                                   pointer<double>(statistics), pointer<float>(grad_ce), pointer<float>(grad_dice),
-                                   grad_logits, -1, -1});
-      },
-      py::kw_only(), py::arg("logits"), py::arg("labels"), py::arg("soft_target"), py::arg("regions"),
-      py::arg("num_regions"), py::arg("temperature"), py::arg("threads"), py::arg("statistics"), py::arg("grad_ce"),
-      py::arg("grad_dice"), py::arg("grad_logits"), py::call_guard<py::gil_scoped_release>());
-
-  module.def(
-      "momentum_update",
-      [](uintptr_t prototypes, uintptr_t cluster_sum, uintptr_t cluster_count, int64_t clusters, int64_t d,
-         double momentum) {
-        kernels->momentum_update({pointer<float>(prototypes), pointer<const float>(cluster_sum),
-                                  pointer<const double>(cluster_count), clusters, d, momentum});
-      },
-      py::kw_only(), py::arg("prototypes"), py::arg("cluster_sum"), py::arg("cluster_count"), py::arg("clusters"),
-      py::arg("d"), py::arg("momentum"), py::call_guard<py::gil_scoped_release>());
+  const auto forward = Direction::forward, backward = Direction::backward;
+  const auto nothing = [](const auto&) { return std::tuple<>(); };
+  const auto highest_label = [](const auto& a) { return std::make_tuple(a.highest_label); };
+  const auto highest = [](const auto& a) { return std::make_tuple(a.highest_label, a.highest_region); };
+  bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_forward", forward,
+                                   &Kernels::prototype_similarity_forward, nothing);
+  bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_backward", backward,
+                                   &Kernels::prototype_similarity_backward, nothing);
+  bind_kernel<PrototypeInfoNCE>(module, "prototype_info_nce_forward", forward, &Kernels::prototype_info_nce_forward,
+                                highest_label);
+  bind_kernel<PrototypeInfoNCE>(module, "prototype_info_nce_backward", backward, &Kernels::prototype_info_nce_backward,
+                                nothing);
+  bind_kernel<PrototypeHeadForward>(module, "prototype_head_forward", forward, &Kernels::prototype_head_forward,
+                                    highest);
+  bind_kernel<PrototypeHeadBackward>(module, "prototype_head_backward", backward, &Kernels::prototype_head_backward,
+                                     nothing);
+  bind_kernel<ClusterMean>(module, "cluster_mean", forward, &Kernels::cluster_mean, highest_label);
+  bind_kernel<MomentumUpdate>(module, "momentum_update", forward, &Kernels::momentum_update, nothing);
+  bind_kernel<DiceCE>(module, "dice_ce_forward", forward, &Kernels::dice_ce_forward, highest);
+  bind_kernel<DiceCE>(module, "dice_ce_backward", backward, &Kernels::dice_ce_backward, nothing);
+  bind_kernel<PromptMix>(module, "prompt_mix_forward", forward, &Kernels::prompt_mix_forward, nothing);
+  bind_kernel<PromptMix>(module, "prompt_mix_backward", backward, &Kernels::prompt_mix_backward, nothing);
+  bind_kernel<MaskedClassMean>(module, "masked_class_mean_forward", forward, &Kernels::masked_class_mean_forward,
+                               nothing);
+  bind_kernel<MaskedClassMean>(module, "masked_class_mean_backward", backward, &Kernels::masked_class_mean_backward,
+                               nothing);
 }

@@ -6,13 +6,10 @@
 // Statistics of a region: number of kept voxels, I [C], P [C], Y [C].
 #pragma once
 
+#include "dice_ce.h"
 #include "tile.h"
 
 namespace semiseg::SEMISEG_LEVEL {
-
-constexpr double DICE_SMOOTH = 1e-5;
-
-INLINE int64_t statistics_per_region(int64_t C) { return 1 + 3 * C; }
 
 struct HardTarget {
   vint label;

@@ -4,6 +4,10 @@
 
 namespace semiseg {
 
+constexpr double DICE_SMOOTH = 1e-5;
+
+constexpr int64_t statistics_per_region(int64_t C) { return 1 + 3 * C; }
+
 struct DiceCE {
   Voxels logits;       // [B, C, *S]
   Voxels labels;       // [B, *S]; absent where the target is soft

@@ -3,7 +3,9 @@
 
 #include "cluster_mean.h"
 #include "dice_ce.h"
+#include "masked_class_mean.h"
 #include "momentum_update.h"
+#include "prompt_mix.h"
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
 #include "prototype_similarity.h"
@@ -21,6 +23,10 @@ struct Kernels {
   void (*momentum_update)(const MomentumUpdate&);
   void (*dice_ce_forward)(DiceCE&);
   void (*dice_ce_backward)(const DiceCE&);
+  void (*prompt_mix_forward)(const PromptMix&);
+  void (*prompt_mix_backward)(const PromptMix&);
+  void (*masked_class_mean_forward)(const MaskedClassMean&);
+  void (*masked_class_mean_backward)(const MaskedClassMean&);
 };
 
 #define SEMISEG_DECLARE_LEVEL(level)                                                   \
@@ -35,12 +41,18 @@ struct Kernels {
   void momentum_update(const MomentumUpdate&);                                         \
   void dice_ce_forward(DiceCE&);                                                       \
   void dice_ce_backward(const DiceCE&);                                                \
+  void prompt_mix_forward(const PromptMix&);                                           \
+  void prompt_mix_backward(const PromptMix&);                                          \
+  void masked_class_mean_forward(const MaskedClassMean&);                              \
+  void masked_class_mean_backward(const MaskedClassMean&);                             \
   inline constexpr Kernels kernels{                                                    \
       prototype_similarity_forward, prototype_similarity_backward,                     \
       prototype_info_nce_forward,   prototype_info_nce_backward,                       \
       prototype_head_forward,       prototype_head_backward,                           \
       cluster_mean,                 momentum_update,                                   \
       dice_ce_forward,              dice_ce_backward,                                  \
+      prompt_mix_forward,           prompt_mix_backward,                               \
+      masked_class_mean_forward,    masked_class_mean_backward,                        \
   };                                                                                   \
   }
 

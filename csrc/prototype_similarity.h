@@ -4,6 +4,8 @@
 
 namespace semiseg {
 
+constexpr float EPSILON = 1e-6f;  // norms are clamped here
+
 struct PrototypeSimilarity {
   Voxels z;                 // [B, d, *S]
   const float* prototypes;  // [C, K, d]

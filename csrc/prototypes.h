@@ -6,10 +6,9 @@
 #pragma once
 
 #include "panels.h"
+#include "prototype_similarity.h"
 
 namespace semiseg::SEMISEG_LEVEL {
-
-constexpr float EPSILON = 1e-6f;
 
 // Class and prototype counts, known to the compiler in the common cases.
 template <int CLASSES, int PER_CLASS>

@@ -114,6 +114,10 @@ INLINE void store(float* p, vfloat v) { *reinterpret_cast<unaligned_vfloat*>(p) 
 INLINE vint load(const int32_t* p) { return *reinterpret_cast<const unaligned_vint*>(p); }
 INLINE void store(int32_t* p, vint v) { *reinterpret_cast<unaligned_vint*>(p) = v; }
 
+INLINE vfloat load(const uint8_t* p) {
+  return __builtin_convertvector(__builtin_convertvector(read<vbyte>(p), vint), vfloat);
+}
+
 INLINE vfloat load(const bfloat16* p) {
   return bit_cast<vfloat>(__builtin_convertvector(read<vhalf>(p), vint) << 16);
 }

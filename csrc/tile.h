@@ -165,7 +165,8 @@ struct Prefetch {
 INLINE void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
   if (x.type == DataType::float32) return load_tile<float>(x, span, tile, pitch);
   if (x.type == DataType::bfloat16) return load_tile<bfloat16>(x, span, tile, pitch);
-  load_tile<float16>(x, span, tile, pitch);
+  if (x.type == DataType::float16) return load_tile<float16>(x, span, tile, pitch);
+  load_tile<uint8_t>(x, span, tile, pitch);
 }
 
 // Streaming stores spare the read of a line that is wholly written; they pay once the result exceeds the caches.

@@ -1,6 +1,10 @@
 """Masked class mean: per class the mean embedding over a map of weights."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
 
@@ -23,5 +27,45 @@ def masked_class_mean(
     """
     checks.check_voxels("z", z)
     checks.check_maps("weight", weight, z, (*checks.WEIGHT_DTYPES, z.dtype))
-    backends.select("masked_class_mean", z, weight.shape[1], z.shape[1])
-    return reference.masked_class_mean(z, weight)
+    backend = backends.select("masked_class_mean", z, weight.shape[1], z.shape[1])
+    if backend == "reference":
+        return reference.masked_class_mean(z, weight)
+    return _MaskedClassMean.apply(z, weight.detach(), backend)
+
+
+class _MaskedClassMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor, backend: str) -> Tensor:
+        mean, total = torch.ops.semiseg_kernels.masked_class_mean_forward(z, weight, backend)
+        ctx.save_for_backward(total, z, weight)
+        ctx.backend = backend
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
+        grad_z = torch.ops.semiseg_kernels.masked_class_mean_backward(
+            grad_mean, *ctx.saved_tensors, ctx.backend
+        )
+        return grad_z, None, None
+
+
+def _fake_forward(z: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    num_classes = weight.shape[1]
+    return (
+        z.new_empty((num_classes, z.shape[1]), dtype=torch.float32),
+        z.new_empty((num_classes,), dtype=torch.float64),
+    )
+
+
+def _fake_backward(grad_mean: Tensor, total: Tensor, z: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(z)
+
+
+backends.register(
+    "masked_class_mean_forward(Tensor z, Tensor weight, str backend) -> (Tensor, Tensor)", _fake_forward
+)
+backends.register(
+    "masked_class_mean_backward(Tensor grad_mean, Tensor total, Tensor z, Tensor weight, str backend) -> Tensor",
+    _fake_backward,
+)

@@ -65,7 +65,7 @@ class _FoldedWeight(torch.autograd.Function):
         ctx.save_for_backward(weight, text)
         of_features, of_prompt = _parts(weight, text)
         folded = bmm(text.to(weight.dtype).expand(weight.shape[0], -1, -1), of_prompt)
-        return of_features, folded.unflatten(2, weight.shape[2:])
+        return of_features, folded.view(*folded.shape[:2], *weight.shape[2:])
 
     @staticmethod
     @once_differentiable

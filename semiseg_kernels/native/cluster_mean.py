@@ -3,8 +3,8 @@ from torch import Tensor
 
 from semiseg_kernels.native.extension import (
     check_highest,
-    extension,
     float_prototypes,
+    launch,
     readable,
     voxel_map,
     voxels,
@@ -21,11 +21,14 @@ def forward(
     require_agreement: bool,
 ) -> tuple[Tensor, Tensor]:  # cluster_sum [C, K, d] float32, cluster_count [C, K] float64
     C, K, d = prototypes.shape
-    cluster_sum = torch.empty(C, K, d, dtype=torch.float32)
-    cluster_count = torch.empty(C, K, dtype=torch.float64)
+    cluster_sum = torch.empty(C, K, d, dtype=torch.float32, device=z.device)
+    cluster_count = torch.empty(C, K, dtype=torch.float64, device=z.device)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
-    highest = extension(backend).cluster_mean(
+    highest = launch(
+        backend,
+        "cluster_mean",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -34,9 +37,8 @@ def forward(
         weight=voxels(weight_map),
         unit_length=unit_length,
         require_agreement=require_agreement,
-        threads=torch.get_num_threads(),
         cluster_sum=cluster_sum.data_ptr(),
         cluster_count=cluster_count.data_ptr(),
     )
-    check_highest("labels", highest, C)
+    check_highest(highest, labels=C)
     return cluster_sum, cluster_count

@@ -4,8 +4,8 @@ from torch import Tensor
 from semiseg_kernels.native.extension import (
     check_highest,
     empty_gradient,
-    extension,
     finish_gradient,
+    launch,
     readable,
     voxel_map,
     voxels,
@@ -25,24 +25,26 @@ def forward(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ce [R], dice [R], statistics
     C = logits.shape[1]
-    ce, dice = torch.empty(num_regions), torch.empty(num_regions)
-    statistics = torch.empty(num_regions * (1 + 3 * C), dtype=torch.float64)
+    ce = torch.empty(num_regions, dtype=torch.float32, device=logits.device)
+    dice = torch.empty_like(ce)
+    statistics = torch.empty(num_regions * (1 + 3 * C), dtype=torch.float64, device=logits.device)
     read, region_map = readable(logits), voxel_map(regions)
     labels, soft_target = _labels_or_soft(target)
-    highest_label, highest_region = extension(backend).dice_ce_forward(
+    highest = launch(
+        backend,
+        "dice_ce_forward",
+        logits.device,
         logits=voxels(read),
         labels=voxels(labels),
         soft_target=voxels(soft_target),
         regions=voxels(region_map),
         num_regions=num_regions,
         temperature=temperature,
-        threads=torch.get_num_threads(),
         statistics=statistics.data_ptr(),
         ce=ce.data_ptr(),
         dice=dice.data_ptr(),
     )
-    check_highest("target", highest_label, C)
-    check_highest("regions", highest_region, num_regions)
+    check_highest(highest, target=C, regions=num_regions)
     return ce, dice, statistics
 
 
@@ -61,14 +63,16 @@ def backward(
     read, region_map = readable(logits), voxel_map(regions)
     labels, soft_target = _labels_or_soft(target)
     by_ce, by_dice = (grad.to(torch.float32).contiguous() for grad in (grad_ce, grad_dice))
-    extension(backend).dice_ce_backward(
+    launch(
+        backend,
+        "dice_ce_backward",
+        logits.device,
         logits=voxels(read),
         labels=voxels(labels),
         soft_target=voxels(soft_target),
         regions=voxels(region_map),
         num_regions=num_regions,
         temperature=temperature,
-        threads=torch.get_num_threads(),
         statistics=statistics.data_ptr(),
         grad_ce=by_ce.data_ptr(),
         grad_dice=by_dice.data_ptr(),

@@ -3,6 +3,7 @@
 import importlib
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,31 @@ def extension(backend: str) -> ModuleType:
     It is imported after torch, so that both share the OpenMP runtime torch brings.
     """
     return importlib.import_module(MODULES[backend])
+
+
+def launch(
+    backend: str,
+    name: str,  # of the function in the backend's module
+    device: torch.device,
+    **arguments: Any,
+) -> tuple[int, ...]:
+    """Call a compiled operation with its arguments and with what it needs to know about the machine.
+
+    On the CPU that is the number of threads; the result is the highest label, and the highest region, that the
+    operation met, where it looks at them. On a GPU it is the device, the stream, and a workspace whose size the operation
+    itself tells when it is called without one; the result is empty, as reading it back would synchronise. An emulated
+    GPU has neither devices nor streams.
+    """
+    operation = getattr(extension(backend), name)
+    if backend == "cpu":
+        return operation(**arguments, threads=torch.get_num_threads())
+    on_gpu = device.type == "cuda"
+    arguments["device"] = device.index if on_gpu else 0
+    arguments["stream"] = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+    size = operation(**arguments, workspace=0)
+    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=device)  # nothing would have no address
+    operation(**arguments, workspace=workspace.data_ptr())
+    return ()
 
 
 def _has_kernel_layout(x: Tensor) -> bool:  # x [B, channels, voxels]
@@ -79,8 +105,9 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def check_highest(name: str, highest: int, limit: int) -> None:
-    """Raise ValueError if a kernel met a value of `name` beyond `limit` - 1."""
-    if highest >= limit:
-        negative = " and negative values (ignored)" if name == "labels" or name == "target" else ""
-        raise ValueError(f"{name} holds {highest}, accepted are 0..{limit - 1}{negative}")
+def check_highest(highest: tuple[int, ...], **limits: int) -> None:
+    """Raise ValueError if a kernel met a value beyond its limit - 1; `highest` is in the order of the names."""
+    for (name, limit), value in zip(limits.items(), highest, strict=False):
+        if value >= limit:
+            negative = "" if name == "regions" else " and negative values (ignored)"
+            raise ValueError(f"{name} holds {value}, accepted are 0..{limit - 1}{negative}")

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import extension
+from semiseg_kernels.native.extension import launch
 
 
 def forward(
@@ -14,7 +14,10 @@ def forward(
     updated = prototypes.to(torch.float32).contiguous()
     sums = cluster_sum.to(torch.float32).contiguous()
     counts = cluster_count.to(torch.float64).contiguous()
-    extension(backend).momentum_update(
+    launch(
+        backend,
+        "momentum_update",
+        prototypes.device,
         prototypes=updated.data_ptr(),
         cluster_sum=sums.data_ptr(),
         cluster_count=counts.data_ptr(),

@@ -5,9 +5,9 @@ from semiseg_kernels.native.extension import (
     address,
     check_highest,
     empty_gradient,
-    extension,
     finish_gradient,
     float_prototypes,
+    launch,
     readable,
     voxel_map,
     voxels,
@@ -34,18 +34,21 @@ def forward(
     """similarity, index, ce, dice, info_nce, cluster_sum, cluster_count, statistics; empty where not computed."""
     C, K, d = prototypes.shape
     shape = (z.shape[0], C, *z.shape[2:]) if return_similarity else (0,)
-    similarity = torch.empty(shape, dtype=z.dtype)
-    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16)
+    similarity = torch.empty(shape, dtype=z.dtype, device=z.device)
+    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16, device=z.device)
     labelled = labels is not None
-    ce = torch.empty(num_regions if labelled else 0, dtype=torch.float32)
+    ce = torch.empty(num_regions if labelled else 0, dtype=torch.float32, device=z.device)
     dice = torch.empty_like(ce)
-    info_nce = torch.empty((), dtype=torch.float32)
-    cluster_sum = torch.empty((C, K, d) if labelled else (0,), dtype=torch.float32)
-    cluster_count = torch.empty((C, K) if labelled else (0,), dtype=torch.float64)
-    statistics = torch.empty(1 + labelled * num_regions * (1 + 3 * C), dtype=torch.float64)
+    info_nce = torch.empty((), dtype=torch.float32, device=z.device)
+    cluster_sum = torch.empty((C, K, d) if labelled else (0,), dtype=torch.float32, device=z.device)
+    cluster_count = torch.empty((C, K) if labelled else (0,), dtype=torch.float64, device=z.device)
+    statistics = torch.empty(1 + labelled * num_regions * (1 + 3 * C), dtype=torch.float64, device=z.device)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, region_map, weight_map = voxel_map(labels), voxel_map(regions), voxel_map(weight)
-    highest_label, highest_region = extension(backend).prototype_head_forward(
+    highest = launch(
+        backend,
+        "prototype_head_forward",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -61,7 +64,6 @@ def forward(
         ignore_prototype=ignore_prototype,
         unit_length=unit_length,
         require_agreement=require_agreement,
-        threads=torch.get_num_threads(),
         similarity=voxels(similarity.flatten(2) if return_similarity else None),
         index=voxels(index.flatten(2) if return_similarity else None),
         ce=ce.data_ptr(),
@@ -71,8 +73,7 @@ def forward(
         cluster_count=cluster_count.data_ptr(),
         statistics=statistics.data_ptr(),
     )
-    check_highest("labels", highest_label, C)
-    check_highest("regions", highest_region, num_regions)
+    check_highest(highest, labels=C, regions=num_regions)
     return similarity, index, ce, dice, info_nce, cluster_sum, cluster_count, statistics
 
 
@@ -103,7 +104,10 @@ def backward(
         None if grad is None else grad.to(torch.float32).contiguous()
         for grad in (grad_ce, grad_dice, grad_info_nce)
     )
-    extension(backend).prototype_head_backward(
+    launch(
+        backend,
+        "prototype_head_backward",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -116,7 +120,6 @@ def backward(
         normalize=normalize,
         positive_of_label=positive == "label",
         ignore_prototype=ignore_prototype,
-        threads=torch.get_num_threads(),
         statistics=statistics.data_ptr(),
         grad_similarity=voxels(upstream),
         grad_ce=address(by_ce),

@@ -4,9 +4,9 @@ from torch import Tensor
 from semiseg_kernels.native.extension import (
     check_highest,
     empty_gradient,
-    extension,
     finish_gradient,
     float_prototypes,
+    launch,
     readable,
     voxel_map,
     voxels,
@@ -24,11 +24,14 @@ def forward(
     ignore_prototype: int,
 ) -> tuple[Tensor, Tensor]:  # loss float32, sum of the kept voxels' weights float64
     C, K, _ = prototypes.shape
-    loss = torch.empty((), dtype=torch.float32)
-    denominator = torch.empty((), dtype=torch.float64)
+    loss = torch.empty((), dtype=torch.float32, device=z.device)
+    denominator = torch.empty((), dtype=torch.float64, device=z.device)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
-    highest = extension(backend).prototype_info_nce_forward(
+    highest = launch(
+        backend,
+        "prototype_info_nce_forward",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -38,11 +41,10 @@ def forward(
         temperature=temperature,
         normalize=normalize,
         ignore_prototype=ignore_prototype,
-        threads=torch.get_num_threads(),
         denominator=denominator.data_ptr(),
         loss=loss.data_ptr(),
     )
-    check_highest("labels", highest, C)
+    check_highest(highest, labels=C)
     return loss, denominator
 
 
@@ -63,7 +65,10 @@ def backward(
     read, points = readable(z), float_prototypes(prototypes)
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
     upstream = grad_loss.to(torch.float32)
-    extension(backend).prototype_info_nce_backward(
+    launch(
+        backend,
+        "prototype_info_nce_backward",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -73,7 +78,6 @@ def backward(
         temperature=temperature,
         normalize=normalize,
         ignore_prototype=ignore_prototype,
-        threads=torch.get_num_threads(),
         denominator=denominator.data_ptr(),
         grad_loss=upstream.data_ptr(),
         grad_z=voxels(written),

@@ -3,9 +3,9 @@ from torch import Tensor
 
 from semiseg_kernels.native.extension import (
     empty_gradient,
-    extension,
     finish_gradient,
     float_prototypes,
+    launch,
     readable,
     voxels,
 )
@@ -18,17 +18,19 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # similarity, index: [B, C, *S]
     C, K, _ = prototypes.shape
     shape = (z.shape[0], C, *z.shape[2:])
-    similarity = torch.empty(shape, dtype=z.dtype)
-    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16)
+    similarity = torch.empty(shape, dtype=z.dtype, device=z.device)
+    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16, device=z.device)
     read, points = readable(z), float_prototypes(prototypes)
-    extension(backend).prototype_similarity_forward(
+    launch(
+        backend,
+        "prototype_similarity_forward",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
         K=K,
         similarity=voxels(similarity.flatten(2)),
         index=voxels(index.flatten(2)),
-        threads=torch.get_num_threads(),
     )
     return similarity, index
 
@@ -44,7 +46,10 @@ def backward(
     gradient, written = empty_gradient(z)
     read, points = readable(z), float_prototypes(prototypes)
     upstream, winners = readable(grad_similarity), index.contiguous().flatten(2)
-    extension(backend).prototype_similarity_backward(
+    launch(
+        backend,
+        "prototype_similarity_backward",
+        z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),
         C=C,
@@ -52,6 +57,5 @@ def backward(
         grad_similarity=voxels(upstream),
         index=voxels(winners),
         grad_z=voxels(written),
-        threads=torch.get_num_threads(),
     )
     return finish_gradient(gradient, written)

@@ -11,4 +11,4 @@ def prompt_mix(
 ) -> Tensor:  # [B, E, *S]
     share = flatten(logits).softmax(dim=1)
     prompt = bmm(text.to(share.dtype).T.expand(share.shape[0], -1, -1), share)
-    return prompt.unflatten(2, logits.shape[2:]).to(logits.dtype)
+    return prompt.view(*prompt.shape[:2], *logits.shape[2:]).to(logits.dtype)

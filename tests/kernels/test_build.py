@@ -1,10 +1,12 @@
-"""The build of the C++ kernels, run in a copy of the source tree."""
+"""The build of the C++ and CUDA kernels, run in a copy of the source tree."""
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -23,18 +25,45 @@ def source_tree(tmp_path):
 
 
 def build(tree, **environment):
+    """Without the CUDA kernels, unless the environment asks for them."""
     return subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         check=False,
         cwd=tree,
-        env=os.environ | environment,
+        env=os.environ | {"SEMISEG_CUDA_ARCHITECTURES": "none"} | environment,
         capture_output=True,
         text=True,
     )
 
 
-def built_library(tree):
-    return next((tree / "semiseg_kernels").glob("_C*.so"), None)
+def built_library(tree, name="_C"):
+    return next((tree / "semiseg_kernels").glob(f"{name}.*.so"), None)
+
+
+@pytest.fixture
+def small_source_tree(source_tree):
+    """One operation, and modules without bindings: what is compiled matters here, not what it computes."""
+    for source in [*(source_tree / "csrc").glob("*_cpu.cpp"), *(source_tree / "csrc").glob("*_cuda.cu")]:
+        if not source.name.startswith("momentum_update"):
+            source.unlink()
+    for bindings in ("bindings.cpp", "bindings_cuda.cpp"):
+        (source_tree / "csrc" / bindings).write_text('extern "C" void nothing() {}\n')
+    return source_tree
+
+
+@pytest.fixture
+def setup_functions(monkeypatch):
+    """The global names of setup.py, which monkeypatch can replace."""
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    return runpy.run_path(str(ROOT / "setup.py"))["find_nvcc"].__globals__
+
+
+def fake_nvcc(directory, script):
+    nvcc = directory / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return nvcc
 
 
 def test_no_torch_header():
@@ -51,16 +80,11 @@ def test_installs_without_a_working_compiler(source_tree, compiler):
     assert built_library(source_tree) is None
 
 
-def test_recompiles_only_what_changed(source_tree):
+def test_recompiles_only_what_changed(small_source_tree):
     pytest.importorskip("pybind11")
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
-    keep = {"momentum_update_cpu.cpp"}
-    for source in (source_tree / "csrc").glob("*_cpu.cpp"):
-        if source.name not in keep:
-            source.unlink()
-    # What is compiled matters here, not what it computes: an empty module is enough, and quick.
-    (source_tree / "csrc" / "bindings.cpp").write_text('extern "C" void nothing() {}\n')
+    source_tree = small_source_tree
 
     assert build(source_tree).returncode == 0
     assert built_library(source_tree) is not None
@@ -82,3 +106,96 @@ def test_recompiles_only_what_changed(source_tree):
     assert build(source_tree).returncode == 0
     changed = {path.name for path, time in unchanged.items() if path.stat().st_mtime_ns != time}
     assert changed == {"momentum_update_cpu.o"}
+
+
+def test_installs_with_a_broken_nvcc(small_source_tree, tmp_path):
+    """It lists what it would compile for, and then fails. The C++ kernels are built all the same."""
+    pytest.importorskip("pybind11")
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    fake_nvcc(tmp_path / "cuda", 'test "$1" = --list-gpu-arch && echo compute_90 && exit\nexit 1')
+    stale = small_source_tree / "semiseg_kernels" / built_name("_CUDA")
+    stale.touch()
+    result = build(small_source_tree, CUDA_HOME=str(tmp_path / "cuda"), SEMISEG_CUDA_ARCHITECTURES="90")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("semiseg: the CUDA kernels are not built") == 1
+    assert not stale.exists() and built_library(small_source_tree, "_CUDA") is None
+    assert built_library(small_source_tree) is not None
+
+
+def built_name(name):
+    return f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def test_cuda_can_be_left_out(small_source_tree):
+    result = build(small_source_tree, CXX="false", SEMISEG_CUDA_ARCHITECTURES="")
+    assert result.returncode == 0, result.stderr
+    assert "the CUDA kernels are not built" in result.stdout and "SEMISEG_CUDA_ARCHITECTURES" in result.stdout
+    assert built_library(small_source_tree, "_CUDA") is None
+
+
+def test_nvcc_is_looked_for(setup_functions, monkeypatch, tmp_path):
+    for directory in ("home", "path", "searched"):
+        fake_nvcc(tmp_path / directory, "echo compute_80")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("PATH", str(tmp_path / "searched" / "bin"))
+    candidates = list(setup_functions["nvcc_candidates"]())
+    assert candidates[:3] == [tmp_path / name / "bin" / "nvcc" for name in ("home", "path", "searched")]
+
+
+def test_the_first_nvcc_that_works_is_taken(setup_functions, monkeypatch, tmp_path):
+    broken = fake_nvcc(tmp_path / "broken", "exit 1")
+    working = fake_nvcc(tmp_path / "working", "echo compute_80; echo compute_90")
+    monkeypatch.setitem(
+        setup_functions, "nvcc_candidates", lambda: iter([tmp_path / "absent", broken, working])
+    )
+    assert setup_functions["find_nvcc"]() == (working, {80, 90})
+    monkeypatch.setitem(setup_functions, "nvcc_candidates", lambda: iter([broken]))
+    with pytest.raises(RuntimeError, match="broken/bin/nvcc does not work"):
+        setup_functions["find_nvcc"]()
+    monkeypatch.setitem(setup_functions, "nvcc_candidates", lambda: iter([]))
+    with pytest.raises(RuntimeError, match="nvcc is missing"):
+        setup_functions["find_nvcc"]()
+
+
+def test_architectures(setup_functions, monkeypatch):
+    architectures = setup_functions["cuda_architectures"]
+    monkeypatch.delenv("SEMISEG_CUDA_ARCHITECTURES", raising=False)
+    assert architectures({75, 80, 86, 90, 100, 120, 121}) == [80, 90, 100, 120]
+    assert architectures({75, 80, 86, 90}) == [80, 90]
+    monkeypatch.setenv("SEMISEG_CUDA_ARCHITECTURES", "90;86")
+    assert architectures({80, 86, 90}) == [86, 90]
+    with pytest.raises(RuntimeError, match=r"nvcc compiles for \[80\], not for \[86, 90\]"):
+        architectures({80})
+    flags = setup_functions["code_generation_flags"]([80, 90]).split()
+    assert flags == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100, 120])
+def test_cuda_compiles_without_spills(setup_functions, architecture, tmp_path):
+    try:
+        nvcc, known = setup_functions["find_nvcc"]()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    if architecture not in known:
+        pytest.skip(f"{nvcc} does not compile for {architecture}")
+    flags = [*setup_functions["NVCCFLAGS"].split(), f"-arch=sm_{architecture}", "--cubin", "-Xptxas=-v"]
+    kernels = 0
+    for source in sorted((ROOT / "csrc").glob("*_cuda.cu")):
+        command = [nvcc, *flags, source, "-o", tmp_path / "kernels.cubin"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr
+        usage = re.findall(
+            r"properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+            done.stderr,
+        )
+        kernels += len(usage)
+        assert [(source.name, *kernel) for kernel in usage if kernel[1:] != ("0", "0", "0")] == []
+    assert kernels >= 30

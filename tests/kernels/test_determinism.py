@@ -51,13 +51,6 @@ def everything(operation, inputs):
     return [result.detach() for result in results] + gradient
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_same_bits_on_every_run_and_number_of_threads(kernel, operation, layout, threads):
@@ -143,4 +136,5 @@ def test_saved_for_backward_is_small(kernel):
 
 
 def test_every_operation_of_a_backend_is_tested():
-    assert backends.OPERATIONS["cpu"] - {"extension", "momentum_update"} <= OPERATIONS.keys()
+    elsewhere = {"momentum_update", "prompt_mix", "masked_class_mean"}  # in the tests of the operation
+    assert backends.OPERATIONS["cpu"] - {"extension"} - elsewhere <= OPERATIONS.keys()

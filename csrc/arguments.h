@@ -1,0 +1,149 @@
+// The names that Python gives an operation's arguments: visit(name, member) for every member of the operation's struct
+// that the direction has.
+#pragma once
+
+#include "cluster_mean.h"
+#include "dice_ce.h"
+#include "masked_class_mean.h"
+#include "momentum_update.h"
+#include "prompt_mix.h"
+#include "prototype_head.h"
+#include "prototype_info_nce.h"
+#include "prototype_similarity.h"
+
+namespace semiseg {
+
+enum class Direction { forward, backward };
+
+template <class Visit>
+void arguments(PrototypeSimilarity& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  visit("z", a.z);
+  visit("prototypes", a.prototypes);
+  visit("C", a.C);
+  visit("K", a.K);
+  visit(forward ? "similarity" : "grad_similarity", a.similarity);
+  visit("index", a.index);
+  if (!forward) visit("grad_z", a.grad_z);
+}
+
+template <class Visit>
+void arguments(PrototypeInfoNCE& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  visit("z", a.z);
+  visit("prototypes", a.prototypes);
+  visit("C", a.C);
+  visit("K", a.K);
+  visit("labels", a.labels);
+  visit("weight", a.weight);
+  visit("temperature", a.temperature);
+  visit("normalize", a.normalize);
+  visit("ignore_prototype", a.ignore_prototype);
+  visit("denominator", a.denominator);
+  visit(forward ? "loss" : "grad_loss", a.loss);
+  if (!forward) visit("grad_z", a.grad_z);
+}
+
+template <class Visit>
+void common_arguments(PrototypeHead& a, const Visit& visit) {
+  visit("z", a.z);
+  visit("prototypes", a.prototypes);
+  visit("C", a.C);
+  visit("K", a.K);
+  visit("labels", a.labels);
+  visit("regions", a.regions);
+  visit("num_regions", a.num_regions);
+  visit("class_temperature", a.class_temperature);
+  visit("temperature", a.temperature);
+  visit("normalize", a.normalize);
+  visit("positive_of_label", a.positive_of_label);
+  visit("ignore_prototype", a.ignore_prototype);
+  visit("statistics", a.statistics);
+}
+
+template <class Visit>
+void arguments(PrototypeHeadForward& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("weight", a.weight);
+  visit("unit_length", a.unit_length);
+  visit("require_agreement", a.require_agreement);
+  visit("similarity", a.similarity);
+  visit("index", a.index);
+  visit("ce", a.ce);
+  visit("dice", a.dice);
+  visit("info_nce", a.info_nce);
+  visit("cluster_sum", a.cluster_sum);
+  visit("cluster_count", a.cluster_count);
+}
+
+template <class Visit>
+void arguments(PrototypeHeadBackward& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("grad_similarity", a.grad_similarity);
+  visit("grad_ce", a.grad_ce);
+  visit("grad_dice", a.grad_dice);
+  visit("grad_info_nce", a.grad_info_nce);
+  visit("grad_z", a.grad_z);
+}
+
+template <class Visit>
+void arguments(ClusterMean& a, Direction, const Visit& visit) {
+  visit("z", a.z);
+  visit("prototypes", a.prototypes);
+  visit("C", a.C);
+  visit("K", a.K);
+  visit("labels", a.labels);
+  visit("weight", a.weight);
+  visit("unit_length", a.unit_length);
+  visit("require_agreement", a.require_agreement);
+  visit("cluster_sum", a.cluster_sum);
+  visit("cluster_count", a.cluster_count);
+}
+
+template <class Visit>
+void arguments(DiceCE& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  visit("logits", a.logits);
+  visit("labels", a.labels);
+  visit("soft_target", a.soft_target);
+  visit("regions", a.regions);
+  visit("num_regions", a.num_regions);
+  visit("temperature", a.temperature);
+  visit("statistics", a.statistics);
+  visit(forward ? "ce" : "grad_ce", a.ce);
+  visit(forward ? "dice" : "grad_dice", a.dice);
+  if (!forward) visit("grad_logits", a.grad_logits);
+}
+
+template <class Visit>
+void arguments(PromptMix& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  visit("logits", a.logits);
+  visit("text", a.text);
+  visit("E", a.E);
+  visit(forward ? "prompt" : "grad_prompt", a.prompt);
+  if (!forward) visit("grad_logits", a.grad_logits);
+  if (!forward) visit("grad_text", a.grad_text);
+}
+
+template <class Visit>
+void arguments(MaskedClassMean& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  if (forward) visit("z", a.z);
+  visit("weight", a.weight);
+  visit("total", a.total);
+  visit(forward ? "mean" : "grad_mean", a.mean);
+  if (!forward) visit("grad_z", a.grad_z);
+}
+
+template <class Visit>
+void arguments(MomentumUpdate& a, Direction, const Visit& visit) {
+  visit("prototypes", a.prototypes);
+  visit("cluster_sum", a.cluster_sum);
+  visit("cluster_count", a.cluster_count);
+  visit("clusters", a.clusters);
+  visit("d", a.d);
+  visit("momentum", a.momentum);
+}
+
+}  // namespace semiseg

@@ -1,0 +1,75 @@
+// sum[c, k] = sum_v w z, count[c, k] = sum_v w over the voxels of label c whose nearest prototype of class c is k.
+#include "cluster_sums.cuh"
+#include "kernels.cuh"
+
+namespace semiseg::cuda {
+
+namespace {
+
+template <class Tile>
+struct Memory {
+  Tile tile;
+  ClusterSums<Tile> clusters;
+
+  __host__ __device__ __forceinline__ Memory(Arena& shared, const Prototypes& prototypes, const Voxels& z)
+      : tile(shared, prototypes, z), clusters(shared) {}
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+    forward(ClusterMean a, Prototypes prototypes, Tiling tiling, Assignments assignments, Partials partials) {
+  Arena shared{dynamic_shared<char>()};
+  Memory<Tile> memory(shared, prototypes, a.z);
+  Tile& tile = memory.tile;
+  tile.start(prototypes);
+  memory.clusters.start();
+  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
+    const Span span = tiling.span(t);
+    int label[Tile::SLOTS];
+    float weight[Tile::SLOTS];
+    load_labels(tile, a.labels, span, tile.C, label);
+    load_weights(tile, a.weight, span, weight);
+    tile.read(a.z, span);
+    memory.clusters.start_tile(tile);
+    tile.for_voxels(span, [&](const auto& x) {
+      const Nearest nearest = find_nearest(tile, x, label[x.slot], [](int, const Winner&) {});
+      memory.clusters.add(assignments, a.z, span, x,
+                          assign(nearest, x, label[x.slot], weight[x.slot], a.unit_length, a.require_agreement));
+    });
+    memory.clusters.finish_tile();
+  }
+  memory.clusters.finish(partials);
+}
+
+__global__ void __launch_bounds__(THREADS) finish(
+    ClusterMean a,
+    const double* total  // [cluster_sums]
+) {
+  write_clusters(total, a.C * a.K, a.z.channels, a.cluster_sum, a.cluster_count);
+}
+
+}  // namespace
+
+int64_t cluster_mean(const ClusterMean& a, const Device& device) {
+  Arena workspace{static_cast<char*>(device.workspace)};
+  const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
+  const int64_t sums = cluster_sums(prototypes.count(), prototypes.d);
+  with_tile<SUMS_SLOTS>(prototypes, true, [&](auto chosen) {
+    using Tile = typename decltype(chosen)::type;
+    const Tiling tiling(a.z, Tile::VOXELS);
+    const int64_t shared = shared_bytes<Memory<Tile>>(prototypes, a.z);
+    const int blocks = Tile::LANES == 1 ? blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device)
+                                        : blocks_without_sums(tiling.tiles, device);
+    const ClusterWork<Tile> clusters(workspace, prototypes, a.z, blocks, device);
+    double* total = workspace.take<double>(sums);
+    if (device.workspace == nullptr) return;
+    launch_normalize(prototypes, device);
+    launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, prototypes, tiling,
+           clusters.assignments, clusters.partials);
+    clusters.finish(prototypes, a.z, a.weight, total, device);
+    launch(finish, dim3(blocks_without_sums(prototypes.count(), device)), dim3(THREADS), 0, device.stream, a, total);
+  });
+  return workspace.bytes;
+}
+
+}  // namespace semiseg::cuda

@@ -1,0 +1,165 @@
+// Sums over voxels: float64 partial sums of every block, added in a fixed order by a second kernel.
+#pragma once
+
+#include "device_voxels.cuh"
+
+namespace semiseg {
+
+__device__ __forceinline__ double warp_sum(double x) {
+  for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+  return x;
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+  return x;
+}
+
+// A voxel of one thread, and one that neighbouring threads share.
+struct OneLane {
+  static constexpr int lane = 0;
+  __device__ __forceinline__ float sum(float x) const { return x; }
+  __device__ __forceinline__ float max(float x) const { return x; }
+};
+
+template <int LANES>
+struct SeveralLanes {
+  int lane;
+  __device__ __forceinline__ float sum(float x) const {
+    for (int step = 1; step < LANES; step *= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+  }
+  __device__ __forceinline__ float max(float x) const {
+    for (int step = 1; step < LANES; step *= 2) {
+      const float other = __shfl_xor_sync(ALL_LANES, x, step);
+      x = other > x ? other : x;
+    }
+    return x;
+  }
+};
+
+// [count, blocks]: the partial sums of all blocks.
+struct Partials {
+  double* data;
+  int64_t count;
+  int blocks;
+
+  Partials(Arena& workspace, int64_t count, int blocks)
+      : data(workspace.take<double>(count * blocks)), count(count), blocks(blocks) {}
+
+  __device__ __forceinline__ double& mine(int64_t i) const { return data[i * blocks + blockIdx.x]; }
+};
+
+// Running sums of a block in shared memory, [count, THREADS]: a column for every thread, so that nobody waits.
+struct ColumnSums {
+  double* columns;
+  int count;
+
+  __host__ __device__ ColumnSums(Arena& shared, int count)
+      : columns(shared.take<double>(count * THREADS)), count(count) {}
+
+  __device__ void start() const {
+    for (int i = 0; i < count; ++i) columns[i * THREADS + threadIdx.x] = 0;
+  }
+  __device__ __forceinline__ void add(int i, float x) const { columns[i * THREADS + threadIdx.x] += x; }
+
+  // Writes the block's sums to its partials first, first + 1, ...
+  __device__ void finish(const Partials& partials, int64_t first) const {
+    __syncthreads();
+    for (int i = threadIdx.x / WARP; i < count; i += WARPS) {
+      double sum = 0;
+      for (int t = threadIdx.x % WARP; t < THREADS; t += WARP) sum += columns[i * THREADS + t];
+      sum = warp_sum(sum);
+      if (threadIdx.x % WARP == 0) partials.mine(first + i) = sum;
+    }
+  }
+};
+
+// total[i] = sum of the blocks' partials, by `lanes` neighbouring threads each, a power of two up to a warp.
+static __global__ void __launch_bounds__(THREADS) add_partials(
+    Partials partials, int lanes,
+    double* total  // [partials.count]
+) {
+  const int lane = int(threadIdx.x) % lanes;
+  const int64_t sums_per_block = THREADS / lanes;
+  for (int64_t first = blockIdx.x * sums_per_block; first < partials.count; first += gridDim.x * sums_per_block) {
+    const int64_t i = first + threadIdx.x / lanes;
+    double sum = 0;
+    if (i < partials.count)
+      for (int b = lane; b < partials.blocks; b += lanes) sum += partials.data[i * partials.blocks + b];
+    for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+    if (lane == 0 && i < partials.count) total[i] = sum;
+  }
+}
+
+inline void launch_add_partials(const Partials& partials, double* total, const Device& device) {
+  constexpr int64_t most_blocks = 4096;
+  int lanes = 1;
+  while (lanes < WARP && lanes < partials.blocks) lanes *= 2;
+  const int64_t blocks = (partials.count * lanes + THREADS - 1) / THREADS;
+  launch(add_partials, dim3(unsigned(blocks < most_blocks ? blocks : most_blocks)), dim3(THREADS), 0, device.stream,
+         partials, lanes, total);
+}
+
+// The per-voxel maps of a tile, a thread's voxels each.
+template <class Tile>
+__device__ __forceinline__ void load_labels(const Tile& tile, const Voxels& map, const Span& span, int limit,
+                                            int (&label)[Tile::SLOTS]) {
+#pragma unroll
+  for (int slot = 0; slot < Tile::SLOTS; ++slot) {
+    const int v = tile.offset(slot);
+    label[slot] = v < span.n ? load_label(map, span.image, span.first + v, limit) : -1;
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void load_weights(const Tile& tile, const Voxels& map, const Span& span,
+                                             float (&weight)[Tile::SLOTS]) {
+#pragma unroll
+  for (int slot = 0; slot < Tile::SLOTS; ++slot) {
+    const int v = tile.offset(slot);
+    weight[slot] = v < span.n ? load_weight(map, span.image, span.first + v) : 0.f;
+  }
+}
+
+// Blocks of a kernel that walks over tiles and leaves partial sums: as many as the device runs at once, unless their
+// partials would take too much memory.
+template <class... Parameters>
+int blocks_with_sums(void (*kernel)(Parameters...), int64_t shared_bytes, int64_t tiles, int64_t sums,
+                     const Device& device) {
+  constexpr int64_t partial_bytes = 4 << 20, fewest = 4;
+  allow_shared_bytes(kernel, shared_bytes);
+  int resident = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, THREADS, size_t(shared_bytes)),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  const int64_t affordable = partial_bytes / (8 * (sums + 1));
+  int64_t blocks = int64_t(resident) * multiprocessors(device);
+  if (blocks > affordable) blocks = affordable > fewest ? affordable : fewest;
+  if (blocks > tiles) blocks = tiles;
+  return int(blocks > 0 ? blocks : 1);
+}
+
+// Blocks of one that leaves none.
+inline int blocks_without_sums(int64_t tiles, const Device& device) {
+  const int64_t most = int64_t(64) * multiprocessors(device), blocks = tiles < most ? tiles : most;
+  return int(blocks > 0 ? blocks : 1);
+}
+
+constexpr int64_t MOST_SHARED_BYTES = 99 * 1024;  // what a block can have on every GPU from compute capability 8.0 on
+
+// Bytes of shared memory of a kernel whose arrays are laid out by Layout(arena, arguments...).
+template <class Layout, class... Arguments>
+int64_t shared_bytes(const Arguments&... arguments) {
+  Arena shared{nullptr};
+  Layout(shared, arguments...);
+  if (shared.bytes > MOST_SHARED_BYTES) throw std::length_error("the kernel needs too much shared memory");
+  return shared.bytes;
+}
+
+// A type as a value, to choose it at run time.
+template <class Tile>
+struct Type {
+  using type = Tile;
+};
+
+}  // namespace semiseg

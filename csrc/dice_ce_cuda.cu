@@ -1,0 +1,253 @@
+// Cross-entropy and Dice of softmax_c(logit[c] / temperature), per region; see class_losses.cuh.
+#include "class_losses.cuh"
+#include "kernels.cuh"
+
+namespace semiseg::cuda {
+
+namespace {
+
+// A block's tile of voxels with few classes: a thread keeps its voxels in registers.
+template <int CLASSES>
+struct NarrowLogits {
+  static constexpr int C = CLASSES, SLOTS = 4, LANES = 1, VOXELS = ThreadVoxels<SLOTS>::LENGTH;
+  static constexpr int BACKWARD_BLOCKS = 4;
+
+  struct Voxel : OneLane {
+    int slot, offset;
+    const float (&logit)[C][SLOTS];
+    float (&gradient)[C][SLOTS];
+    __device__ __forceinline__ float operator()(int c) const { return logit[c][slot]; }
+    __device__ __forceinline__ void set_gradient(int c, float x) const { gradient[c][slot] = x; }
+  };
+
+  struct SoftTarget {
+    const float (&probability)[C][SLOTS];
+    int slot;
+    __device__ __forceinline__ float operator()(int c) const { return probability[c][slot]; }
+    __device__ __forceinline__ float times(int c, float x) const { return probability[c][slot] * x; }
+  };
+
+  struct SoftTargets {
+    float probability[C][SLOTS] = {};
+    __device__ __forceinline__ SoftTargets(const NarrowLogits& tile, const Voxels& source, const Span& span) {
+      load_voxels(source, span, tile.mine, probability);
+    }
+    __device__ __forceinline__ SoftTarget at(int slot, int) const { return {probability, slot}; }
+  };
+
+  ThreadVoxels<SLOTS> mine;
+  float logit[C][SLOTS], gradient[C][SLOTS];
+
+  __host__ __device__ __forceinline__ NarrowLogits(Arena&, const Voxels& logits)
+      : mine{has_aligned_rows(logits)} {}
+
+  __device__ __forceinline__ int offset(int slot) const { return mine.offset(slot); }
+
+  __device__ __forceinline__ void read(const Voxels& logits, const Span& span) {
+    load_voxels(logits, span, mine, logit);
+  }
+
+  template <class Run>
+  __device__ __forceinline__ void for_voxels(const Span&, const Run& run) {
+#pragma unroll
+    for (int slot = 0; slot < SLOTS; ++slot) run(Voxel{{}, slot, offset(slot), logit, gradient});
+  }
+
+  __device__ __forceinline__ void write_gradient(const Voxels& target, const Span& span) const {
+    store_voxels(target, span, mine, gradient);
+  }
+};
+
+// One with any number of classes, in shared memory: neighbouring threads share a voxel.
+struct WideLogits {
+  static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES, PITCH = VOXELS + 1;
+  static constexpr int BACKWARD_BLOCKS = 4;
+
+  struct Voxel : SeveralLanes<LANES> {
+    static constexpr int slot = 0;
+    int offset;
+    float* column;
+    __device__ __forceinline__ float operator()(int c) const { return column[c * PITCH]; }
+    __device__ __forceinline__ void set_gradient(int c, float x) const { column[c * PITCH] = x; }
+  };
+
+  struct SoftTarget {
+    const Voxels& source;
+    const Span& span;
+    int offset;
+    __device__ __forceinline__ float operator()(int c) const {
+      return offset < span.n ? load_float(source, span.image, c, span.first + offset) : 0.f;
+    }
+    __device__ __forceinline__ float times(int c, float x) const { return (*this)(c) * x; }
+  };
+
+  struct SoftTargets {
+    const Voxels& source;
+    const Span& span;
+    __device__ __forceinline__ SoftTargets(const WideLogits&, const Voxels& source, const Span& span)
+        : source(source), span(span) {}
+    __device__ __forceinline__ SoftTarget at(int, int offset) const { return {source, span, offset}; }
+  };
+
+  int C;
+  float* rows;  // shared, [C, PITCH]
+
+  __host__ __device__ WideLogits(Arena& shared, const Voxels& logits)
+      : C(int(logits.channels)), rows(shared.take<float>(C * PITCH)) {}
+
+  __device__ __forceinline__ int offset(int) const { return threadIdx.x / LANES; }
+
+  // Neighbouring threads touch neighbouring elements in memory: run(class, voxel).
+  template <class Run>
+  __device__ __forceinline__ void for_elements(const Voxels& x, const Run& run) const {
+    const bool planar = x.voxel_stride == 1;
+    for (int e = threadIdx.x; e < C * VOXELS; e += THREADS)
+      run(planar ? e / VOXELS : e % C, planar ? e % VOXELS : e / C);
+  }
+
+  __device__ void read(const Voxels& logits, const Span& span) const {
+    __syncthreads();
+    for_elements(logits, [&](int c, int v) {
+      rows[c * PITCH + v] = v < span.n ? load_float(logits, span.image, c, span.first + v) : 0.f;
+    });
+    __syncthreads();
+  }
+
+  template <class Run>
+  __device__ __forceinline__ void for_voxels(const Span&, const Run& run) const {
+    run(Voxel{{int(threadIdx.x % LANES)}, offset(0), rows + offset(0)});
+  }
+
+  __device__ void write_gradient(const Voxels& target, const Span& span) const {
+    __syncthreads();
+    for_elements(target, [&](int c, int v) {
+      if (v < span.n) store_float(target, span.image, c, span.first + v, rows[c * PITCH + v]);
+    });
+  }
+};
+
+template <class Run>
+void with_tile(int64_t C, int64_t regions, const Run& run) {
+  if (C == 2 && regions <= MOST_NARROW_REGIONS) return run(Type<NarrowLogits<2>>{});
+  if (C == 4 && regions <= MOST_NARROW_REGIONS) return run(Type<NarrowLogits<4>>{});
+  run(Type<WideLogits>{});
+}
+
+// Runs run(x, softmax, target, region) for every voxel, region -1 where it is not kept.
+template <class Tile, class Run>
+__device__ __forceinline__ void for_kept_voxels(const DiceCE& a, Tile& tile, const Span& span, const Run& run) {
+  int label[Tile::SLOTS], region[Tile::SLOTS];
+  load_labels(tile, a.labels, span, tile.C, label);
+  load_labels(tile, a.regions, span, int(a.num_regions), region);
+  tile.read(a.logits, span);
+  const auto softmax_of = [&](const auto& x) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int c = x.lane; c < tile.C; c += Tile::LANES) top = x(c) > top ? x(c) : top;
+    return class_softmax(tile, x, x, x.max(top), a.temperature);
+  };
+  // With a soft target every voxel of the tile is kept: an absent label is 0.
+  if (a.soft_target.present) {
+    const typename Tile::SoftTargets targets(tile, a.soft_target, span);
+    tile.for_voxels(span, [&](const auto& x) {
+      run(x, softmax_of(x), targets.at(x.slot, x.offset), label[x.slot] < 0 ? -1 : region[x.slot]);
+    });
+  } else {
+    tile.for_voxels(span, [&](const auto& x) {
+      run(x, softmax_of(x), HardTarget{label[x.slot]}, label[x.slot] < 0 ? -1 : region[x.slot]);
+    });
+  }
+}
+
+template <class Tile>
+struct ForwardMemory {
+  Tile tile;
+  ClassSums<Tile> classes;
+
+  __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Voxels& logits, int regions)
+      : tile(shared, logits), classes(shared, tile, regions) {}
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+    forward(DiceCE a, Tiling tiling, Partials partials) {
+  Arena shared{dynamic_shared<char>()};
+  ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions));
+  Tile& tile = memory.tile;
+  memory.classes.start(partials, 0);
+  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
+    const Span span = tiling.span(t);
+    memory.classes.start_tile();
+    for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
+      memory.classes.add(tile, x, softmax, x, target, region);
+    });
+    if (a.soft_target.present) {
+      memory.classes.finish_tile([&](int v) { return WideLogits::SoftTarget{a.soft_target, span, v}; });
+    } else {
+      memory.classes.finish_tile([&](int v) { return hard_target(a.labels, span, v, tile.C); });
+    }
+  }
+  memory.classes.finish(partials, 0);
+}
+
+__global__ void __launch_bounds__(THREADS) finish(
+    DiceCE a,
+    const double* total  // [class_sums]
+) {
+  const int64_t C = a.logits.channels;
+  for (int64_t i = threadIdx.x; i < a.num_regions * statistics_per_region(C); i += THREADS)
+    a.statistics[i] = total[i];
+  class_losses(total, a.num_regions, C, a.ce, a.dice);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
+    backward(DiceCE a, Tiling tiling, ClassGradient class_gradient) {
+  Arena shared{dynamic_shared<char>()};
+  Tile tile(shared, a.logits);
+  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
+    const Span span = tiling.span(t);
+    for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
+      const VoxelClassGradient by_class(tile, x, class_gradient, softmax, x, target, region);
+#pragma unroll
+      for (int c = x.lane; c < tile.C; c += Tile::LANES) x.set_gradient(c, by_class.by_logit(c, x(c)));
+    });
+    tile.write_gradient(a.grad_logits, span);
+  }
+}
+
+}  // namespace
+
+int64_t dice_ce_forward(const DiceCE& a, const Device& device) {
+  Arena workspace{static_cast<char*>(device.workspace)};
+  const int64_t sums = class_sums(a.num_regions, a.logits.channels);
+  with_tile(a.logits.channels, a.num_regions, [&](auto chosen) {
+    using Tile = typename decltype(chosen)::type;
+    const Tiling tiling(a.logits, Tile::VOXELS);
+    const int64_t shared = shared_bytes<ForwardMemory<Tile>>(a.logits, int(a.num_regions));
+    const int blocks = blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device);
+    const Partials partials(workspace, sums, blocks);
+    double* total = workspace.take<double>(sums);
+    if (device.workspace == nullptr) return;
+    launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, tiling, partials);
+    launch_add_partials(partials, total, device);
+    launch(finish, dim3(1), dim3(THREADS), 0, device.stream, a, total);
+  });
+  return workspace.bytes;
+}
+
+int64_t dice_ce_backward(const DiceCE& a, const Device& device) {
+  Arena workspace{static_cast<char*>(device.workspace)};
+  const ClassGradient class_gradient(workspace, a.num_regions, a.logits.channels);
+  if (device.workspace == nullptr) return workspace.bytes;
+  launch_class_gradient(class_gradient, a.statistics, a.ce, a.dice, device);
+  with_tile(a.logits.channels, 1, [&](auto chosen) {
+    using Tile = typename decltype(chosen)::type;
+    const Tiling tiling(a.logits, Tile::VOXELS);
+    launch(backward<Tile>, dim3(blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
+           shared_bytes<Tile>(a.logits), device.stream, a, tiling, class_gradient);
+  });
+  return workspace.bytes;
+}
+
+}  // namespace semiseg::cuda

@@ -1,0 +1,25 @@
+// The operations on a GPU. Each returns how many bytes of workspace it needs; given none, it does nothing else.
+#pragma once
+
+#include "cluster_mean.h"
+#include "device.cuh"
+#include "dice_ce.h"
+#include "momentum_update.h"
+#include "prototype_head.h"
+#include "prototype_info_nce.h"
+#include "prototype_similarity.h"
+
+namespace semiseg::cuda {
+
+int64_t prototype_similarity_forward(const PrototypeSimilarity&, const Device&);
+int64_t prototype_similarity_backward(const PrototypeSimilarity&, const Device&);
+int64_t prototype_info_nce_forward(const PrototypeInfoNCE&, const Device&);
+int64_t prototype_info_nce_backward(const PrototypeInfoNCE&, const Device&);
+int64_t prototype_head_forward(const PrototypeHeadForward&, const Device&);
+int64_t prototype_head_backward(const PrototypeHeadBackward&, const Device&);
+int64_t cluster_mean(const ClusterMean&, const Device&);
+int64_t momentum_update(const MomentumUpdate&, const Device&);
+int64_t dice_ce_forward(const DiceCE&, const Device&);
+int64_t dice_ce_backward(const DiceCE&, const Device&);
+
+}  // namespace semiseg::cuda

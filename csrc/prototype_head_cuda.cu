@@ -1,0 +1,201 @@
+// Everything the prototypes do in a training step, in one read of the embeddings each way.
+//
+//   similarity[c] = max_k unit(z) . unit(p[c, k])
+//   ce, dice      of softmax_c(similarity[c] / class_temperature) against the labels, per region
+//   info_nce      = mean of logsumexp_ck(logit / temperature) - logit[positive] / temperature
+//   cluster sums  of the embeddings, each voxel in the nearest cluster of its label's class
+#include "class_losses.cuh"
+#include "cluster_sums.cuh"
+#include "kernels.cuh"
+
+namespace semiseg::cuda {
+
+namespace {
+
+InfoNCE parameters(const PrototypeHead& a) { return {1 / a.temperature, a.normalize, a.ignore_prototype}; }
+
+int64_t labelled_regions(const PrototypeHead& a) { return a.labels.present ? a.num_regions : 0; }
+
+// The sums over voxels: classes, InfoNCE, InfoNCE's voxels.
+__host__ __device__ int64_t loss_sums(int64_t regions, int64_t C) { return class_sums(regions, C) + 2; }
+
+template <class Tile>
+struct ForwardMemory {
+  Tile tile;
+  ClassSums<Tile> classes;
+  ColumnSums info_nce;
+  ClusterSums<Tile> clusters;
+
+  __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Prototypes& prototypes, const Voxels& z,
+                                                    int regions)
+      : tile(shared, prototypes, z), classes(shared, tile, regions), info_nce(shared, 2), clusters(shared) {}
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+    forward(PrototypeHeadForward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce, Partials losses,
+            Assignments assignments, Partials cluster_partials) {
+  const bool labelled = a.labels.present, with_similarity = a.similarity.present;
+  const int regions = labelled ? int(a.num_regions) : 0;
+  Arena shared{dynamic_shared<char>()};
+  ForwardMemory<Tile> memory(shared, prototypes, a.z, regions);
+  Tile& tile = memory.tile;
+  tile.start(prototypes);
+  memory.classes.start(losses, 0);
+  memory.info_nce.start();
+  memory.clusters.start();
+  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
+    const Span span = tiling.span(t);
+    int label[Tile::SLOTS], region[Tile::SLOTS];
+    float weight[Tile::SLOTS], info_nce_sum = 0, kept_sum = 0;
+    load_labels(tile, a.labels, span, tile.C, label);
+    load_labels(tile, a.regions, span, int(a.num_regions), region);
+    load_weights(tile, a.weight, span, weight);
+    tile.read(a.z, span);
+    if (labelled) {
+      memory.classes.start_tile();
+      memory.clusters.start_tile(tile);
+    }
+    tile.for_voxels(span, [&](const auto& x) {
+      const int own_label = label[x.slot];
+      const Nearest nearest = find_nearest(tile, x, own_label, [&](int c, const Winner& best) {
+        if (with_similarity) tile.set_best(a.similarity, a.index, span, x, c, best.cosine, best.flat - c * tile.K);
+      });
+      const Winner positive = a.positive_of_label ? nearest.of_label : nearest.of_all;
+      const Contrast voxel = contrast(tile, x, info_nce, nearest.of_all, positive);
+      if (x.lane == 0 && own_label >= 0 && positive.flat != info_nce.ignore_prototype) {
+        info_nce_sum += voxel.loss;
+        kept_sum += 1;
+      }
+      if (labelled) {
+        memory.clusters.add(assignments, a.z, span, x,
+                            assign(nearest, x, own_label, weight[x.slot], a.unit_length, a.require_agreement));
+        const auto similarity = [&](int c) { return best_of_class(tile, x, c).cosine; };
+        const ClassSoftmax softmax =
+            class_softmax(tile, x, similarity, nearest.of_all.cosine, a.class_temperature);
+        memory.classes.add(tile, x, softmax, similarity, HardTarget{own_label},
+                           own_label < 0 ? -1 : region[x.slot]);
+      }
+    });
+    memory.info_nce.add(0, info_nce_sum);
+    memory.info_nce.add(1, kept_sum);
+    if (with_similarity) tile.store_best(a.similarity, a.index, span);
+    if (labelled) {
+      memory.classes.finish_tile([&](int v) { return hard_target(a.labels, span, v, tile.C); });
+      memory.clusters.finish_tile();
+    }
+  }
+  memory.info_nce.finish(losses, class_sums(regions, tile.C));
+  if (!labelled) return;
+  memory.classes.finish(losses, 0);
+  memory.clusters.finish(cluster_partials);
+}
+
+__global__ void __launch_bounds__(THREADS) finish(
+    PrototypeHeadForward a,
+    const double* total,          // [loss_sums]
+    const double* cluster_total,  // [cluster_sums], null without labels
+    int64_t regions) {
+  if (cluster_total != nullptr) write_clusters(cluster_total, a.C * a.K, a.z.channels, a.cluster_sum, a.cluster_count);
+  if (blockIdx.x != 0) return;
+  const int64_t statistics = regions * statistics_per_region(a.C), of_info_nce = class_sums(regions, a.C);
+  for (int64_t i = threadIdx.x; i < statistics; i += THREADS) a.statistics[i] = total[i];
+  class_losses(total, regions, a.C, a.ce, a.dice);
+  if (threadIdx.x != 0) return;
+  const double kept = total[of_info_nce + 1];
+  a.statistics[statistics] = kept;
+  *a.info_nce = kept == 0 ? 0.f : float(total[of_info_nce] / kept);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
+    backward(PrototypeHeadBackward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce,
+             ClassGradient class_gradient) {
+  const bool by_losses = a.labels.present && (a.grad_ce != nullptr || a.grad_dice != nullptr);
+  const double kept = a.statistics[a.labels.present ? a.num_regions * statistics_per_region(a.C) : 0];
+  const bool by_info_nce = a.grad_info_nce != nullptr && kept != 0;
+  const float info_nce_scale = by_info_nce ? float(*a.grad_info_nce / kept) : 0.f;
+  Arena shared{dynamic_shared<char>()};
+  Tile tile(shared, prototypes, a.z);
+  tile.start(prototypes);
+  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
+    const Span span = tiling.span(t);
+    int label[Tile::SLOTS], region[Tile::SLOTS];
+    load_labels(tile, a.labels, span, tile.C, label);
+    load_labels(tile, a.regions, span, int(a.num_regions), region);
+    const typename Tile::ClassValues upstream(tile, a.grad_similarity, span);
+    tile.read(a.z, span);
+    tile.for_voxels(span, [&](const auto& x) {
+      const int own_label = label[x.slot];
+      const Nearest nearest = find_nearest(tile, x, own_label);
+      const Winner positive = a.positive_of_label ? nearest.of_label : nearest.of_all;
+      const bool contrasted = by_info_nce && own_label >= 0 && positive.flat != info_nce.ignore_prototype;
+      Contrast voxel{};
+      if (by_info_nce) voxel = contrast(tile, x, info_nce, nearest.of_all, positive);
+      const float scale = contrasted ? info_nce_scale : 0.f;
+      if (!by_losses) {
+        gradient_coefficients(tile, x, info_nce, voxel, scale, [&](int c) {
+          return ClassDerivative{upstream(x, c), best_of_class(tile, x, c).flat - c * tile.K};
+        });
+        return;
+      }
+      const auto similarity = [&](int c) { return best_of_class(tile, x, c).cosine; };
+      const ClassSoftmax softmax = class_softmax(tile, x, similarity, nearest.of_all.cosine, a.class_temperature);
+      const HardTarget target{own_label};
+      const VoxelClassGradient<HardTarget> by_class(tile, x, class_gradient, softmax, similarity, target,
+                                                    own_label < 0 ? -1 : region[x.slot]);
+      gradient_coefficients(tile, x, info_nce, voxel, scale, [&](int c) {
+        const Winner best = best_of_class(tile, x, c);
+        return ClassDerivative{upstream(x, c) + by_class.by_logit(c, best.cosine), best.flat - c * tile.K};
+      });
+    });
+    tile.write_gradient(a.grad_z, span);
+  }
+}
+
+}  // namespace
+
+int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& device) {
+  Arena workspace{static_cast<char*>(device.workspace)};
+  const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
+  const int64_t regions = labelled_regions(a), losses = loss_sums(regions, a.C);
+  const int64_t clusters = a.labels.present ? cluster_sums(prototypes.count(), prototypes.d) : 0;
+  with_tile<SUMS_SLOTS>(prototypes, regions <= MOST_NARROW_REGIONS, [&](auto chosen) {
+    using Tile = typename decltype(chosen)::type;
+    const Tiling tiling(a.z, Tile::VOXELS);
+    const int64_t shared = shared_bytes<ForwardMemory<Tile>>(prototypes, a.z, int(regions));
+    const int64_t sums = losses + (ClusterWork<Tile>::narrow ? clusters : 0);
+    const int blocks = blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device);
+    const Partials partials(workspace, losses, blocks);
+    const ClusterWork<Tile> cluster_work(workspace, prototypes, a.z, blocks, device);
+    double* total = workspace.take<double>(losses);
+    double* cluster_total = workspace.take<double>(clusters);
+    if (device.workspace == nullptr) return;
+    launch_normalize(prototypes, device);
+    launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, prototypes, tiling, parameters(a),
+           partials, cluster_work.assignments, cluster_work.partials);
+    launch_add_partials(partials, total, device);
+    if (a.labels.present) cluster_work.finish(prototypes, a.z, a.weight, cluster_total, device);
+    else cluster_total = nullptr;
+    launch(finish, dim3(a.labels.present ? blocks_without_sums(prototypes.count(), device) : 1), dim3(THREADS), 0,
+           device.stream, a, total, cluster_total, regions);
+  });
+  return workspace.bytes;
+}
+
+int64_t prototype_head_backward(const PrototypeHeadBackward& a, const Device& device) {
+  Arena workspace{static_cast<char*>(device.workspace)};
+  const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
+  const ClassGradient class_gradient(workspace, labelled_regions(a), a.C);
+  if (device.workspace == nullptr) return workspace.bytes;
+  launch_normalize(prototypes, device);
+  if (class_gradient.regions > 0)
+    launch_class_gradient(class_gradient, a.statistics, a.grad_ce, a.grad_dice, device);
+  with_tile<BACKWARD_SLOTS>(prototypes, true, [&](auto chosen) {
+    using Tile = typename decltype(chosen)::type;
+    launch_over_tiles<Tile>(backward<Tile>, a, prototypes, device, parameters(a), class_gradient);
+  });
+  return workspace.bytes;
+}
+
+}  // namespace semiseg::cuda

@@ -1,0 +1,200 @@
+"""What is particular to the Triton backend: its paths, its tiles, and its compilation without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from comparison import DTYPES, LAYOUTS, assert_accurate, make_embedding, make_prototypes
+
+from semiseg_kernels import (
+    backends,
+    cluster_mean,
+    dice_ce,
+    prototype_head,
+    prototype_info_nce,
+    prototype_similarity,
+    use_backend,
+)
+
+pytest.importorskip("triton")
+
+from semiseg_kernels.triton.configurations import class_tiles, prototype_tiles, regions_at_once
+
+# B, *S, d, C, K: one for every path of the kernels, none a multiple of a tile
+PATHS = {
+    "registers": (2, (5, 7, 9), 16, 2, 3),
+    "sixteen columns in registers": (2, (131,), 17, 4, 3),
+    "tensor cores": (2, (3, 5, 11), 40, 5, 3),
+    "scratch memory": (1, (3, 11), 17, 3, 43),
+}
+
+
+@pytest.fixture
+def triton():
+    reason = backends.missing("triton")
+    if reason is not None or backends.device_type("triton") != "cpu":
+        pytest.skip(reason or "Triton compiles here instead of interpreting")
+    with use_backend("triton"):
+        yield "triton"
+
+
+def targets(z, num_classes, num_regions):
+    shape = (z.shape[0], *z.shape[2:])
+    return {
+        "labels": torch.randint(-1, num_classes, shape, dtype=torch.int16),
+        "regions": torch.randint(0, num_regions, shape, dtype=torch.uint8),
+        "num_regions": num_regions,
+        "weight": torch.rand(shape) * torch.randint(0, 2, shape),
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path(triton, path, dtype, layout):
+    """The head holds all that the other operations do; more regions than are counted in one read, too."""
+    batch, spatial, d, num_classes, per_class = PATHS[path]
+    prototypes = make_prototypes(d, num_classes, per_class)
+    z = make_embedding(batch, spatial, prototypes, dtype, layout)
+    given = targets(z, num_classes, num_regions=5)
+    fewest = min(int(((given["labels"] >= 0) & (given["regions"] == r)).sum()) for r in range(5))
+    assert_accurate(
+        triton, lambda z: prototype_head(z, prototypes, **given)._asdict(), z,
+        scale=10 * z[:, 0].numel() / max(fewest, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_head_is_its_parts(triton, path):
+    batch, spatial, d, num_classes, per_class = PATHS[path]
+    prototypes = make_prototypes(d, num_classes, per_class)
+    z = make_embedding(batch, spatial, prototypes)
+    given = targets(z, num_classes, num_regions=2)
+    head = prototype_head(z, prototypes, **given, positive="label", unit_length=True, require_agreement=True)
+    torch.testing.assert_close((head.similarity, head.index), prototype_similarity(z, prototypes))
+    torch.testing.assert_close(head.info_nce, prototype_info_nce(z, prototypes, labels=given["labels"]))
+    sums = cluster_mean(
+        z, prototypes, given["labels"], weight=given["weight"], unit_length=True, require_agreement=True
+    )
+    torch.testing.assert_close((head.cluster_sum, head.cluster_count), sums)
+    parts = dice_ce(
+        head.similarity, given["labels"], regions=given["regions"], num_regions=2, temperature=0.1
+    )
+    torch.testing.assert_close((head.ce, head.dice), tuple(parts))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_labels_and_regions_out_of_range_are_left_out(triton, path):
+    """Nobody on a GPU looks for them: the kernels must neither count them nor leave their memory."""
+    batch, spatial, d, num_classes, per_class = PATHS[path]
+    prototypes = make_prototypes(d, num_classes, per_class)
+    z = make_embedding(batch, spatial, prototypes).requires_grad_()
+    given = targets(z, num_classes, num_regions=2)
+    beyond, ignored = given["labels"].clone(), given["labels"].clone()
+    beyond[:, ::3], ignored[:, ::3] = num_classes, -1
+    results = []
+    for labels in (beyond, ignored):
+        head = prototype_head(z, prototypes, **given | {"labels": labels})
+        loss = head.ce.sum() + head.dice.sum() + head.info_nce
+        results.append([*head, torch.autograd.grad(loss, z)[0]])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    regions = given["regions"].clone()
+    regions[:, ::3] = 200
+    head = prototype_head(z, prototypes, **given | {"regions": regions})
+    expected = prototype_head(z, prototypes, **given | {"labels": ignored})
+    torch.testing.assert_close((head.ce, head.dice), (expected.ce, expected.dice))
+    gradients = [torch.autograd.grad(x.ce.sum() + x.dice.sum(), z)[0] for x in (head, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_expanded_embedding(triton):
+    """One embedding for all voxels has strides that its gradient cannot have."""
+    prototypes, z = make_prototypes(16, 2, 3), torch.randn(2, 16, 1, 1).expand(2, 16, 5, 7)
+    results = []
+    for x in (z, z.contiguous()):
+        x = x.detach().requires_grad_()
+        similarity, index = prototype_similarity(x, prototypes)
+        results.append((similarity, index, torch.autograd.grad(similarity.square().sum(), x)[0]))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_tiles():
+    """Every number of channels and prototypes gets tiles that Triton and a GPU accept."""
+    for d in (1, 16, 17, 33, 96, 512, 1024):
+        for num_classes in (1, 2, 4, 14, 65, 129, 512):
+            for per_class in (1, 3, 8, 129, 512):
+                if num_classes * per_class > 512:
+                    continue
+                for channels_last in (False, True):
+                    tiles = prototype_tiles(d, num_classes, per_class, channels_last)
+                    assert num_classes <= tiles.classes < 2 * num_classes
+                    assert per_class <= tiles.per_class < 2 * per_class
+                    sizes = (tiles.classes, tiles.per_class, tiles.block, tiles.chunk, tiles.num_warps)
+                    assert all(n & (n - 1) == 0 for n in sizes)
+                    assert tiles.block >= 16 and tiles.num_warps <= 32
+                    assert tiles.chunk == 1 or tiles.chunk >= 16, "the least that tensor cores multiply"
+                    assert not tiles.fused or tiles.tiles == 1, "fused sums are those of one tile"
+                    if tiles.fused:
+                        partials = 4 * num_classes * per_class * (d + 1)
+                        assert partials <= 8 * tiles.block, "bytes a voxel"
+    for num_classes in (1, 2, 3, 17, 104, 512):
+        tiles = class_tiles(num_classes)
+        assert num_classes <= tiles.classes < 2 * num_classes
+        assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
+
+
+def test_the_papers_sizes_stay_in_registers():
+    for num_classes in (2, 4):
+        tiles = prototype_tiles(16, num_classes, 3, channels_last=False)
+        assert tiles.chunk == 1 and tiles.fused and tiles.programs is None
+    assert prototype_tiles(64, 14, 8, channels_last=False).chunk > 1
+
+
+def test_regions_at_once():
+    assert [regions_at_once(n) for n in (1, 2, 3, 4, 5, 256)] == [1, 2, 4, 4, 4, 4]
+
+
+@pytest.fixture(scope="module", params=[80, 90, 100, 120])
+def compiled(request):
+    """What compiling for an architecture gave; a process of its own, as this one may be interpreting."""
+    script = Path(__file__).parent / "triton_compilation.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script, str(request.param)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_nothing_spills_and_shared_memory_fits(compiled):
+    assert len(compiled) > 20
+    for kernel in compiled:
+        assert kernel["spilled"] == 0, kernel
+        assert kernel["shared"] <= 99 * 1024, kernel
+
+
+def test_every_kernel_is_compiled(compiled):
+    names = {kernel["kernel"] for kernel in compiled}
+    for operation in ("prototype_similarity", "prototype_info_nce", "prototype_head", "dice_ce"):
+        assert {f"{operation}_forward", f"{operation}_backward"} <= names
+    assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
+
+
+def test_embeddings_are_read_128_bits_at_a_time(compiled):
+    for kernel in compiled:
+        if (kernel["kernel"], kernel["size"], kernel["layout"]) == (
+            "prototype_head_backward",
+            "LA",
+            "contiguous",
+        ):
+            assert kernel["ptx"].count("st.global.v4.b32") + kernel["ptx"].count("st.global.v2.b64") >= 8
+            return
+    raise AssertionError("the head was not compiled")

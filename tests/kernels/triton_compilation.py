@@ -1,0 +1,167 @@
+"""Compiles what the Triton launches would run, without a GPU, and prints one line of JSON a kernel.
+
+    python triton_compilation.py 90
+
+The launches themselves decide on kernels and configurations; instead of running, every kernel is noted with
+its arguments, and then compiled. This needs a process without TRITON_INTERPRET.
+"""
+
+import contextlib
+import io
+import json
+import re
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from semiseg_kernels.triton import (
+    cluster_mean,
+    dice_ce,
+    momentum_update,
+    prototype_head,
+    prototype_info_nce,
+    prototype_similarity,
+)
+
+# The assembler's report, which a cached kernel would not give.
+triton.knobs.nvidia.dump_ptxas_log = True
+triton.knobs.compilation.always_compile = True
+TYPES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64",
+    torch.uint8: "u8", torch.int16: "i16", torch.int64: "i64",
+}  # fmt: skip
+SIZES = {  # d, C, K
+    "LA": (16, 2, 3),
+    "ACDC": (16, 4, 3),
+    "one": (1, 1, 1),
+    "widest in registers": (32, 4, 4),
+    "wide": (64, 14, 8),
+    "very wide": (512, 16, 16),
+    "widest": (1024, 128, 4),
+    "many per class": (96, 2, 256),
+}
+LAYOUTS = ("contiguous", "channels_last")
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+# Every kernel on both of its paths, registers and tensor cores, for every architecture.
+COMMON = [("LA", F32, "contiguous", "all"), ("wide", F32, "channels_last", "all")]
+# The other sizes, dtypes and layouts in turn.
+PLAN = {
+    80: [
+        ("ACDC", BF16, "contiguous", "head"),
+        ("very wide", BF16, "contiguous", "head"),
+        ("one", F32, "contiguous", "head"),
+    ],
+    90: [
+        ("ACDC", F32, "contiguous", "head"),
+        ("very wide", F32, "channels_last", "head"),
+        ("LA", F16, "channels_last", "all"),
+    ],
+    100: [("widest in registers", F16, "contiguous", "head"), ("widest", F32, "contiguous", "head")],
+    120: [("ACDC", F16, "channels_last", "head"), ("many per class", F32, "contiguous", "head")],
+}
+
+
+def noted(run):
+    """The launches of `run`, (kernel, arguments, number of warps), none of which happens."""
+    launches = []
+
+    def note(kernel, *_, grid, warmup, num_warps, num_stages, **arguments):
+        launches.append((kernel, arguments, num_warps))
+
+    original, JITFunction.run = JITFunction.run, note
+    try:
+        run()
+    finally:
+        JITFunction.run = original
+    return launches
+
+
+def run_operations(size, dtype, layout, which):
+    """Forward and backward; `which`: "all" operations, or the "head" with every option."""
+    d, num_classes, per_class = SIZES[size]
+    B, N, R = 2, 1600, 2
+    z = torch.empty(B, d, N, dtype=dtype)
+    similarity = torch.empty(B, num_classes, N, dtype=dtype)
+    if layout == "channels_last":
+        z, similarity = (x.movedim(1, -1).contiguous().movedim(-1, 1) for x in (z, similarity))
+    p = torch.empty(num_classes, per_class, d)
+    labels = torch.empty(B, N, dtype=torch.uint8)
+    regions, weight = labels.clone(), torch.empty(B, N)
+    losses, scalar = torch.empty(R), torch.empty(())
+    statistics = torch.empty(R * (1 + 3 * num_classes) + 1, dtype=torch.float64)
+    if which == "all":
+        prototype_head.forward(
+            z, p, labels, regions, None, R, 0.1, 0.1, False, "nearest", True, -1, False, False
+        )
+        prototype_head.backward(
+            None, losses, losses, scalar, z, p, labels, regions, statistics, R, 0.1, 0.1, "nearest", True, -1
+        )
+        _, index = prototype_similarity.forward(z, p)
+        prototype_similarity.backward(similarity.contiguous(), z, p, index)
+        prototype_info_nce.forward(z, p, labels, weight, 0.1, True, -1)
+        prototype_info_nce.backward(scalar, statistics[0], z, p, labels, weight, 0.1, True, -1)
+        cluster_mean.forward(z, p, labels, weight, False, False)
+        momentum_update.forward(p, p, statistics[: num_classes * per_class].expand(1, -1), 0.9)
+        for target in (labels, similarity):
+            dice_ce.forward(similarity, target, regions, R, 1.0)
+            dice_ce.backward(losses, losses, similarity, target, regions, statistics, R, 1.0)
+    else:
+        prototype_head.forward(
+            z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True
+        )
+        prototype_head.backward(
+            similarity.contiguous(), losses, losses, scalar, z, p, labels, regions, statistics, R, 0.1, 0.2,
+            "label", False, 0,
+        )  # fmt: skip
+
+
+def source_of(kernel, arguments):
+    """What Triton compiles for a launch with these arguments, all addresses being multiples of 16."""
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compile_for(capability, source, num_warps):
+    """The compiled kernel, its registers a thread, and the bytes it spills, as the assembler reports them."""
+    target, log = GPUTarget("cuda", capability, 32), io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=target, options={"num_warps": num_warps, "num_stages": 2})
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log.getvalue())))
+    (registers,) = re.findall(r"Used (\d+) registers", log.getvalue())
+    return compiled, int(registers), spilled
+
+
+def main(capability):
+    seen = set()
+    for entry in [*COMMON, *PLAN[capability]]:
+        for kernel, arguments, num_warps in noted(lambda entry=entry: run_operations(*entry)):
+            source = source_of(kernel, arguments)
+            key = (source.hash(), num_warps)
+            if key in seen:
+                continue
+            seen.add(key)
+            compiled, registers, spilled = compile_for(capability, source, num_warps)
+            module = kernel.fn.__module__.rpartition(".")[2]
+            print(json.dumps({
+                "kernel": module + kernel.fn.__name__, "size": entry[0],
+                "dtype": TYPES[entry[1]], "layout": entry[2],
+                "registers": registers, "spilled": spilled, "shared": compiled.metadata.shared,
+                "ptx": re.findall(r"\b(?:ld|st)\.global\S*", compiled.asm["ptx"]),
+            }), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
