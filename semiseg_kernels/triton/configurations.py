@@ -1,0 +1,71 @@
+"""Which tiles a kernel works on: pure functions of the sizes of a model, never of the number of voxels."""
+
+from typing import NamedTuple
+
+REGISTER_CHANNELS = 32  # up to here every thread keeps its voxels' embeddings to itself
+REGISTER_CLUSTERS = 16
+DIRECT_CLUSTERS = 128  # of which a warp can hold the coefficients of 16 voxels
+SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
+VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
+MAX_REGIONS = 4  # counted in one read of the voxels
+
+
+class PrototypeTiles(NamedTuple):
+    """How the operations with prototypes divide their work."""
+
+    classes: int  # C and K rounded up to powers of two
+    per_class: int
+    block: int  # voxels of a tile
+    chunk: int  # channels read at a time; 1: multiply-adds in registers, more: tensor cores
+    tiles: int  # tiles of a program
+    fused: bool  # cluster sums are taken in the same read
+    programs: (
+        int | None
+    )  # of backward, each with its own scratch memory; None: a program per tile, and no scratch
+    num_warps: int
+    cluster_warps: int  # of the cluster mean, which keeps less at a time
+
+
+class ClassTiles(NamedTuple):
+    """How the operation on logits divides its work."""
+
+    classes: int  # C rounded up to a power of two
+    block: int
+    tiles: int
+    num_warps: int
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: bool) -> PrototypeTiles:
+    classes, clusters_of_class = power_of_two(num_classes), power_of_two(per_class)
+    clusters = classes * clusters_of_class
+    if not channels_last and d <= REGISTER_CHANNELS and clusters <= REGISTER_CLUSTERS:
+        # A thread's voxels lie side by side, for wide loads; with more than 32 cosines it would spill.
+        block, chunk, num_warps = (512 if clusters <= 8 else 128), 1, 4
+    else:
+        # Many columns go with fewer than 64 voxels, so that the warps share the columns.
+        chunk = 16 if d <= 16 or clusters > 128 else 32
+        block = min(max(2048 // clusters, 16), 128)
+        num_warps = 4 if clusters <= 64 else 8
+    # The sums of a tile must be few beside its embeddings.
+    fused = num_classes * per_class * (d + 1) <= 2 * block
+    tiles = 1 if fused else VOXELS_PER_PROGRAM // block
+    programs = SCRATCH_PROGRAMS if clusters > DIRECT_CLUSTERS else None
+    cluster_warps = 4 if clusters <= 128 else num_warps
+    return PrototypeTiles(
+        classes, clusters_of_class, block, chunk, tiles, fused, programs, num_warps, cluster_warps
+    )
+
+
+def class_tiles(num_classes: int) -> ClassTiles:
+    classes = power_of_two(num_classes)
+    block = min(max(2048 // classes, 16), 512)
+    return ClassTiles(classes, block, VOXELS_PER_PROGRAM // block, 4 if classes <= 128 else 8)
+
+
+def regions_at_once(num_regions: int) -> int:
+    return min(power_of_two(num_regions), MAX_REGIONS)
