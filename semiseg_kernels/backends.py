@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checks import KERNEL_DTYPES
 from .native.extension import extension
+from .triton.configurations import fits_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +110,14 @@ def can_run(
     backend: str,
     operation: str,
     x: Tensor,
-    clusters: int,
+    num_classes: int,
+    per_class: int,
     width: int,
 ) -> str | None:
     """None if the backend can run on this input, else the reason why it cannot.
 
-    `clusters` is C * K for the operations with prototypes and C for those on logits; `width` is the number of
-    channels of a voxel.
+    `per_class` is K for the operations with prototypes and 1 for the others; `width` is the number of channels of a
+    voxel.
     """
     if backend == "reference":
         return None
@@ -131,8 +133,11 @@ def can_run(
         return f"it needs compute capability {least}, the GPU has {given}"
     if x.dtype not in KERNEL_DTYPES:
         return f"it computes in float32, the input is {x.dtype}"
+    clusters = num_classes * per_class
     if clusters > MAX_CLUSTERS:
         return f"it keeps at most {MAX_CLUSTERS} prototypes or classes, the input has {clusters}"
+    if backend == "triton" and not fits_tiles(num_classes, per_class):
+        return f"its tiles have no room for {num_classes} classes of {per_class} prototypes"
     if width > MAX_WIDTH[backend]:
         return f"it takes at most {MAX_WIDTH[backend]} channels, the input has {width}"
     return None
@@ -148,17 +153,18 @@ def preference(device: str, clusters: int) -> tuple[str, ...]:
 def select(
     operation: str,
     x: Tensor,
-    clusters: int,
+    num_classes: int,
+    per_class: int,
     width: int,
 ) -> str:
     """The backend that runs this call; ValueError when the one that was asked for cannot."""
     if _requested != "auto":
-        reason = can_run(_requested, operation, x, clusters, width)
+        reason = can_run(_requested, operation, x, num_classes, per_class, width)
         if reason is not None:
             raise ValueError(f"backend {_requested!r} cannot run {operation}: {reason}")
         return _requested
-    for backend in preference(x.device.type, clusters):
-        reason = can_run(backend, operation, x, clusters, width)
+    for backend in preference(x.device.type, num_classes * per_class):
+        reason = can_run(backend, operation, x, num_classes, per_class, width)
         if reason is None:
             return backend
         _report_fallback(operation, backend, reason)

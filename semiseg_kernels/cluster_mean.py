@@ -35,7 +35,7 @@ def cluster_mean(
     checks.check_prototypes(z, prototypes)
     checks.check_per_voxel("labels", labels, z, checks.INTEGER_DTYPES)
     checks.check_per_voxel("weight", weight, z, (*checks.WEIGHT_DTYPES, z.dtype))
-    backend = backends.select("cluster_mean", z, prototypes.shape[:2].numel(), z.shape[1])
+    backend = backends.select("cluster_mean", z, *prototypes.shape)
     if backend == "reference":
         return reference.cluster_mean(
             z, prototypes, labels, weight=weight, unit_length=unit_length, require_agreement=require_agreement

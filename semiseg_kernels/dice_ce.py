@@ -44,7 +44,7 @@ def dice_ce(
         checks.check_per_voxel("target", target, logits, checks.INTEGER_DTYPES)
     checks.check_regions(regions, num_regions, logits)
     checks.check_positive("temperature", temperature)
-    backend = backends.select("dice_ce", logits, logits.shape[1], logits.shape[1])
+    backend = backends.select("dice_ce", logits, logits.shape[1], 1, logits.shape[1])
     if backend == "reference":
         return reference.dice_ce(
             logits, target, regions=regions, num_regions=num_regions, temperature=temperature

@@ -27,7 +27,7 @@ def masked_class_mean(
     """
     checks.check_voxels("z", z)
     checks.check_maps("weight", weight, z, (*checks.WEIGHT_DTYPES, z.dtype))
-    backend = backends.select("masked_class_mean", z, weight.shape[1], z.shape[1])
+    backend = backends.select("masked_class_mean", z, weight.shape[1], 1, z.shape[1])
     if backend == "reference":
         return reference.masked_class_mean(z, weight)
     return _MaskedClassMean.apply(z, weight.detach(), backend)

@@ -29,8 +29,7 @@ def momentum_update_(
     checks.check_shape("cluster_count", cluster_count, tuple(prototypes.shape[:2]))
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum is {momentum}, accepted are 0..1")
-    num_classes, per_class, width = prototypes.shape
-    backend = backends.select("momentum_update", prototypes, num_classes * per_class, width)
+    backend = backends.select("momentum_update", prototypes, *prototypes.shape)
     if backend == "reference":
         return reference.momentum_update_(prototypes, cluster_sum, cluster_count, momentum)
     with torch.no_grad():

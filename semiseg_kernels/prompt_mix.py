@@ -27,7 +27,7 @@ def prompt_mix(
     """
     checks.check_voxels("logits", logits)
     checks.check_text(text, logits, logits.dtype)
-    backend = backends.select("prompt_mix", logits, *text.shape)
+    backend = backends.select("prompt_mix", logits, text.shape[0], 1, text.shape[1])
     if backend == "reference":
         return reference.prompt_mix(logits, text)
     return _PromptMix.apply(logits, text, backend)

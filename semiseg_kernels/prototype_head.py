@@ -69,7 +69,7 @@ def prototype_head(
         checks.check_absent_without_labels(
             regions=regions is not None, weight=weight is not None, positive=positive == "label"
         )
-    backend = backends.select("prototype_head", z, prototypes.shape[:2].numel(), z.shape[1])
+    backend = backends.select("prototype_head", z, *prototypes.shape)
     if backend == "reference":
         return reference.prototype_head(
             z, prototypes, labels=labels, regions=regions, num_regions=num_regions, weight=weight,

@@ -42,7 +42,7 @@ def prototype_info_nce(
     checks.check_per_voxel("weight", weight, z, (*checks.WEIGHT_DTYPES, z.dtype))
     checks.check_positive("temperature", temperature)
     checks.check_ignore_prototype(ignore_prototype, prototypes)
-    backend = backends.select("prototype_info_nce", z, prototypes.shape[:2].numel(), z.shape[1])
+    backend = backends.select("prototype_info_nce", z, *prototypes.shape)
     if backend == "reference":
         return reference.prototype_info_nce(
             z, prototypes, temperature=temperature, labels=labels, weight=weight, normalize=normalize,

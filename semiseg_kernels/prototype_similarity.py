@@ -27,7 +27,7 @@ def prototype_similarity(
     wrong shapes or dtypes.
     """
     checks.check_prototypes(z, prototypes)
-    backend = backends.select("prototype_similarity", z, prototypes.shape[:2].numel(), z.shape[1])
+    backend = backends.select("prototype_similarity", z, *prototypes.shape)
     if backend == "reference":
         return reference.prototype_similarity(z, prototypes)
     return _PrototypeSimilarity.apply(z, prototypes.detach().contiguous(), backend)

@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 REGISTER_CHANNELS = 32  # up to here every thread keeps its voxels' embeddings to itself
 REGISTER_CLUSTERS = 16
-DIRECT_CLUSTERS = 128  # of which a warp can hold the coefficients of 16 voxels
+FEWEST_COLUMNS = 16  # that tensor cores multiply
+DIRECT_CLUSTERS, DIRECT_PER_CLASS = 128, 8  # whose coefficients of a tile the registers can hold
 SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
 VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
+MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
 
 
@@ -21,7 +23,7 @@ class PrototypeTiles(NamedTuple):
     fused: bool  # cluster sums are taken in the same read
     programs: (
         int | None
-    )  # of backward, each with its own scratch memory; None: a program per tile, and no scratch
+    )  # of backward, each with scratch memory of its own; None: a program per tile, no scratch
     num_warps: int
     cluster_warps: int  # of the cluster mean, which keeps less at a time
 
@@ -40,6 +42,12 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def fits_tiles(num_classes: int, per_class: int) -> bool:
+    """Whether a voxel's cosines with all prototypes find room in the registers of a tile."""
+    columns = power_of_two(num_classes) * power_of_two(per_class)
+    return columns <= MAX_COLUMNS and per_class <= MAX_PER_CLASS
+
+
 def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: bool) -> PrototypeTiles:
     classes, clusters_of_class = power_of_two(num_classes), power_of_two(per_class)
     clusters = classes * clusters_of_class
@@ -47,14 +55,17 @@ def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: boo
         # A thread's voxels lie side by side, for wide loads; with more than 32 cosines it would spill.
         block, chunk, num_warps = (512 if clusters <= 8 else 128), 1, 4
     else:
+        clusters_of_class = max(clusters_of_class, FEWEST_COLUMNS // classes)
+        clusters = classes * clusters_of_class
         # Many columns go with fewer than 64 voxels, so that the warps share the columns.
         chunk = 16 if d <= 16 or clusters > 128 else 32
         block = min(max(2048 // clusters, 16), 128)
-        num_warps = 4 if clusters <= 64 else 8
+        num_warps = 4 if clusters < 64 else 8
     # The sums of a tile must be few beside its embeddings.
     fused = num_classes * per_class * (d + 1) <= 2 * block
     tiles = 1 if fused else VOXELS_PER_PROGRAM // block
-    programs = SCRATCH_PROGRAMS if clusters > DIRECT_CLUSTERS else None
+    direct = clusters <= DIRECT_CLUSTERS and per_class <= DIRECT_PER_CLASS
+    programs = None if direct else SCRATCH_PROGRAMS
     cluster_warps = 4 if clusters <= 128 else num_warps
     return PrototypeTiles(
         classes, clusters_of_class, block, chunk, tiles, fused, programs, num_warps, cluster_warps

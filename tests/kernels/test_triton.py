@@ -22,14 +22,14 @@ from semiseg_kernels import (
 
 pytest.importorskip("triton")
 
-from semiseg_kernels.triton.configurations import class_tiles, prototype_tiles, regions_at_once
+from semiseg_kernels.triton.configurations import class_tiles, fits_tiles, prototype_tiles, regions_at_once
 
 # B, *S, d, C, K: one for every path of the kernels, none a multiple of a tile
 PATHS = {
     "registers": (2, (5, 7, 9), 16, 2, 3),
     "sixteen columns in registers": (2, (131,), 17, 4, 3),
     "tensor cores": (2, (3, 5, 11), 40, 5, 3),
-    "scratch memory": (1, (3, 11), 17, 3, 43),
+    "scratch memory": (1, (3, 11), 17, 13, 11),
 }
 
 
@@ -125,26 +125,36 @@ def test_expanded_embedding(triton):
 def test_tiles():
     """Every number of channels and prototypes gets tiles that Triton and a GPU accept."""
     for d in (1, 16, 17, 33, 96, 512, 1024):
-        for num_classes in (1, 2, 4, 14, 65, 129, 512):
-            for per_class in (1, 3, 8, 129, 512):
-                if num_classes * per_class > 512:
+        for num_classes in (1, 2, 4, 14, 65, 256):
+            for per_class in (1, 3, 8, 16):
+                if not fits_tiles(num_classes, per_class):
                     continue
                 for channels_last in (False, True):
                     tiles = prototype_tiles(d, num_classes, per_class, channels_last)
                     assert num_classes <= tiles.classes < 2 * num_classes
-                    assert per_class <= tiles.per_class < 2 * per_class
+                    assert per_class <= tiles.per_class
+                    assert tiles.per_class < 2 * per_class or tiles.classes * tiles.per_class == 16
                     sizes = (tiles.classes, tiles.per_class, tiles.block, tiles.chunk, tiles.num_warps)
                     assert all(n & (n - 1) == 0 for n in sizes)
                     assert tiles.block >= 16 and tiles.num_warps <= 32
-                    assert tiles.chunk == 1 or tiles.chunk >= 16, "the least that tensor cores multiply"
+                    columns = tiles.classes * tiles.per_class
+                    assert tiles.chunk == 1 or min(tiles.chunk, columns) >= 16, "the least of tensor cores"
                     assert not tiles.fused or tiles.tiles == 1, "fused sums are those of one tile"
                     if tiles.fused:
                         partials = 4 * num_classes * per_class * (d + 1)
                         assert partials <= 8 * tiles.block, "bytes a voxel"
-    for num_classes in (1, 2, 3, 17, 104, 512):
+    for num_classes in (1, 2, 3, 17, 104, 256):
         tiles = class_tiles(num_classes)
         assert num_classes <= tiles.classes < 2 * num_classes
         assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
+
+
+def test_what_has_no_room_is_refused():
+    assert fits_tiles(64, 4) and fits_tiles(16, 16) and fits_tiles(256, 1)
+    assert not fits_tiles(65, 4) and not fits_tiles(1, 17) and not fits_tiles(257, 1)
+    z = torch.randn(1, 16, 5, device=backends.device_type("triton"))
+    with use_backend("triton"), pytest.raises(ValueError, match="no room for 2 classes of 17 prototypes$"):
+        prototype_similarity(z, torch.randn(2, 17, 16, device=z.device))
 
 
 def test_the_papers_sizes_stay_in_registers():

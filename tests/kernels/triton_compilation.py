@@ -41,8 +41,9 @@ SIZES = {  # d, C, K
     "widest in registers": (32, 4, 4),
     "wide": (64, 14, 8),
     "very wide": (512, 16, 16),
-    "widest": (1024, 128, 4),
-    "many per class": (96, 2, 256),
+    "widest": (1024, 64, 4),
+    "many per class": (96, 4, 16),
+    "many classes": (256, 256, 1),
 }
 LAYOUTS = ("contiguous", "channels_last")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -54,6 +55,7 @@ PLAN = {
         ("ACDC", BF16, "contiguous", "head"),
         ("very wide", BF16, "contiguous", "head"),
         ("one", F32, "contiguous", "head"),
+        ("many classes", F32, "contiguous", "all"),
     ],
     90: [
         ("ACDC", F32, "contiguous", "head"),
