@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from semiseg.engine.atomic import write_json
-from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.run_directory import LOG_INTERVAL, RunDirectory
 
 
 def training_minutes(run: RunDirectory) -> float:
-    """Minutes from the first logged iteration to the last, by the clock of the TensorBoard events."""
+    """Minutes of all iterations at the median pace of their stage, so that a paused or disturbed run can be told."""
+    stages = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
-    times = [event.wall_time for event in events.Scalars("total")]
-    return round((times[-1] - times[0]) / 60, 1)
+    times = {event.step: event.wall_time for event in events.Scalars("total")}
+    seconds = 0.0
+    for stage in dict.fromkeys(line["stage"] for line in stages):
+        steps = sorted({line["iteration"] for line in stages if line["stage"] == stage and "total" in line})
+        # The log is written some iterations at a time, so only every LOG_INTERVAL-th time means something.
+        marks = steps[::LOG_INTERVAL]
+        paces = [(times[last] - times[first]) / (last - first) for first, last in pairwise(marks)]
+        seconds += len(steps) * median(paces)
+    return round(seconds / 60, 1)
 
 
 def row(path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from semiseg.config import Config, config_from_mapping, config_to_mapping
 from semiseg.engine.atomic import write_json, write_text
 from semiseg.engine.environment import environment
 
+LOG_INTERVAL = 10  # iterations
+
 
 class RunDirectory:
     """Names of everything in a run's folder."""
@@ -75,7 +77,7 @@ class MetricsLog:
     Values are kept as tensors and read `interval` iterations at a time, so that a GPU is not made to wait every step.
     """
 
-    def __init__(self, run: RunDirectory, interval: int = 10):
+    def __init__(self, run: RunDirectory, interval: int = LOG_INTERVAL):
         from torch.utils.tensorboard import SummaryWriter
 
         self._file = run.metrics.open("a", buffering=1)

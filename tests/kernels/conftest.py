@@ -27,7 +27,9 @@ def _is_left_out(item: pytest.Item) -> bool:
     name = parameters.get("kernel", parameters.get("backend"))
     if name not in ("cuda", "triton") or torch.cuda.is_available():
         return False
-    # The interpreter computes in numpy, where one narrow type stands for both.
+    if name == "triton" and "never_copied" in item.name:
+        return True  # Triton's interpreter itself copies what it is given
+    # It computes in numpy, where one narrow type stands for both.
     slow = name == "triton" and parameters.get("dtype") == torch.float16
     return slow or any(large in item.name for large in LARGE)
 
