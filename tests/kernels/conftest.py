@@ -70,22 +70,24 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend, forced; skips those that cannot run here."""
-    yield from _forced(request.param)
+    yield from _forced(request.param, getattr(request.module, "OPERATION", None))
 
 
 @pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend that is compared with the reference, forced; skips those that cannot run here."""
-    yield from _forced(request.param)
+    yield from _forced(request.param, getattr(request.module, "OPERATION", None))
 
 
-def _forced(name: str) -> Iterator[str]:
-    """Force a backend, and create tensors where it computes."""
+def _forced(name: str, operation: str | None) -> Iterator[str]:
+    """Force a backend that has the operation, and create tensors where it computes."""
     if name == "cuda" and not torch.cuda.is_available() and missing_tools() is None:
         emulated_cuda_module()
     reason = backends.missing(name)
     if reason is not None:
         pytest.skip(f"backend {name!r} cannot run here: {reason}")
+    if operation is not None and operation not in backends.OPERATIONS.get(name, {operation}):
+        pytest.skip(f"backend {name!r} does not have {operation}")
     device = "cpu" if name == "reference" else backends.device_type(name)
     with use_backend(name), torch.device(device):
         yield name

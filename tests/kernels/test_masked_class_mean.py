@@ -3,8 +3,10 @@ import torch
 from comparison import DTYPES, LAYOUTS, assert_accurate, in_layout
 from test_determinism import launched
 
-from semiseg_kernels import backends, masked_class_mean, reference
+from semiseg_kernels import masked_class_mean, reference
 from semiseg_kernels.checks import WEIGHT_DTYPES
+
+OPERATION = "masked_class_mean"  # that not every backend has
 
 # B, *S, d, C
 CASES = {
@@ -22,22 +24,6 @@ CASES = {
     "512 classes": (1, (33,), 40, 512),
     "widest": (1, (35,), 1024, 14),
 }
-
-
-def has_operation(name):
-    if name != "reference" and "masked_class_mean" not in backends.OPERATIONS[name]:
-        pytest.skip(f"backend {name!r} does not have this operation")
-    return name
-
-
-@pytest.fixture
-def backend(backend):
-    return has_operation(backend)
-
-
-@pytest.fixture
-def kernel(kernel):
-    return has_operation(kernel)
 
 
 def make_inputs(case, dtype=torch.float32, layout="contiguous", weight_layout="contiguous"):

@@ -5,7 +5,9 @@ import torch
 from comparison import DTYPES, LAYOUTS, assert_accurate, in_layout, same_strides
 from test_determinism import launched
 
-from semiseg_kernels import backends, prompt_mix, reference
+from semiseg_kernels import prompt_mix, reference
+
+OPERATION = "prompt_mix"  # that not every backend has
 
 # B, *S, C, E
 CASES = {
@@ -23,22 +25,6 @@ CASES = {
     "512 classes": (1, (33,), 512, 40),
     "widest": (1, (35,), 14, 1024),
 }
-
-
-def has_operation(name):
-    if name != "reference" and "prompt_mix" not in backends.OPERATIONS[name]:
-        pytest.skip(f"backend {name!r} does not have this operation")
-    return name
-
-
-@pytest.fixture
-def backend(backend):
-    return has_operation(backend)
-
-
-@pytest.fixture
-def kernel(kernel):
-    return has_operation(kernel)
 
 
 def make_inputs(case, dtype=torch.float32, layout="contiguous"):
