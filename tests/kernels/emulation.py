@@ -69,10 +69,12 @@ def emulated_cuda_module() -> ModuleType:
     build_library(module, [csrc / "bindings_cuda.cpp"], includes=includes, kernels=kernels)
 
     name = MODULES["cuda"]
+    sys.modules.pop(name, None)  # pybind11 would hand out the module made for a GPU once more
     spec = importlib.util.spec_from_file_location(name, module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
+    assert loaded.device_type == "cpu", "not the emulated module"
     sys.modules[name] = loaded
     setattr(semiseg_kernels, name.rpartition(".")[2], loaded)
     extension.cache_clear()
