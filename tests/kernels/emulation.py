@@ -69,8 +69,8 @@ def emulated_cuda_module() -> ModuleType:
     build_library(module, [csrc / "bindings_cuda.cpp"], includes=includes, kernels=kernels)
 
     name = MODULES["cuda"]
-    sys.modules.pop(name, None)  # pybind11 would hand out the module made for a GPU once more
-    spec = importlib.util.spec_from_file_location(name, module)
+    # Under its own name pybind11 would hand out the module made for a GPU once more.
+    spec = importlib.util.spec_from_file_location("emulated._CUDA", module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
