@@ -12,7 +12,7 @@ from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import BACKENDS
 
 # More voxels than an interpreter or an emulator gets through; a GPU runs them all.
-LARGE = ("many chunks", "four_million", "test_same_bits_on_every_run")
+LARGE = ("many chunks", "four_million", "test_same_bits_on_every_run", "512 classes", "many classes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

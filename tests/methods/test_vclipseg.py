@@ -30,7 +30,6 @@ WITHOUT_TEXT = ["method.voxel_prompt=false", "method.text_consistency=false"]
 ABLATIONS = {
     "vclipseg": [],
     "released": ["preset=released"],
-    "bfloat16": ["training.precision=bfloat16"],
     "without prompt": ["method.voxel_prompt=false"],
     "without consistency": ["method.text_consistency=false"],
     "two decoders, dynamic": WITHOUT_TEXT,
