@@ -11,7 +11,7 @@ from emulation import emulated_cuda_module, missing_tools
 from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import BACKENDS
 
-# More voxels than an interpreter or an emulator gets through; a GPU runs them all.
+# More voxels or classes than an interpreter or an emulator gets through; a GPU runs them all.
 LARGE = ("many chunks", "four_million", "test_same_bits_on_every_run", "512 classes", "many classes")
 
 
