@@ -19,8 +19,7 @@ from semiseg.data.phantom import Phantom
 from semiseg.preparation import CHALLENGES
 from semiseg.preparation.alignment import DECISIVE, MIRRORINGS, best_mirroring
 from semiseg.preparation.challenge import Scan, split
-from semiseg.preparation.pancreas import resample
-from semiseg.preparation.volume import on_grid_of, read_dicom_series, read_nifti, read_nrrd
+from semiseg.preparation.volume import on_grid_of, read_dicom_series, read_nifti, read_nrrd, resample
 from semiseg.prepare import main
 
 SOURCES = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from semiseg.data.case import Case
 from semiseg.data.files import check_labelled, read_case, read_cases_lazily, read_list
+from semiseg.data.preprocessing import Preprocessing
 
 TRAINING_LIST = "train_slices.list"
 EVALUATION_LISTS = {"validation": "val.list", "test": "test.list"}
@@ -21,6 +22,8 @@ class ACDC:
     class_names = ("background", "right ventricle", "myocardium", "left ventricle")
     dimensions = 2
     has_validation = True
+    # Slices [y, x], first axis from slice to slice; the files of the challenge are stored x first.
+    preprocessing = Preprocessing(orientation="SPL", spacing=None, intensity="unit_range")
 
     def __init__(self, root: Path) -> None:
         self.root = root

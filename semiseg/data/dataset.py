@@ -10,6 +10,7 @@ from semiseg.data.case import Case
 from semiseg.data.left_atrium import LeftAtrium
 from semiseg.data.pancreas import Pancreas
 from semiseg.data.phantom import Phantom
+from semiseg.data.preprocessing import Preprocessing
 
 ENVIRONMENT = "SEMISEG_DATA"
 
@@ -25,6 +26,11 @@ class Dataset(Protocol):
     @property
     def dimensions(self) -> int:
         """2 if trained and predicted slice by slice, 3 if volume by volume."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a new scan is brought to the form of the cases."""
         ...
 
     @property

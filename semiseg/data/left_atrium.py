@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from semiseg.data.preprocessing import Preprocessing
 from semiseg.data.volumes import Volumes
 
 
@@ -13,6 +14,7 @@ class LeftAtrium(Volumes):
 
     class_names = ("background", "left atrium")
     spacing = (0.625, 0.625, 0.625)  # mm, the challenge's
+    preprocessing = Preprocessing(orientation=None, spacing=spacing)
 
     def path(self, name: str) -> Path:
         return self.root / "2018LA_Seg_Training Set" / name / "mri_norm2.h5"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from semiseg.data.preprocessing import Preprocessing
 from semiseg.data.volumes import Volumes
 
 
@@ -13,6 +14,7 @@ class Pancreas(Volumes):
 
     class_names = ("background", "pancreas")
     spacing = (1.0, 1.0, 1.0)  # mm, what the volumes are resampled to
+    preprocessing = Preprocessing(orientation="LPS", spacing=spacing, clip=(-125.0, 275.0))  # Hounsfield units
 
     def path(self, name: str) -> Path:
         return self.root / "Pancreas_h5" / f"{name}_norm.h5"

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from semiseg.data.case import Case
 from semiseg.data.files import check_labelled
+from semiseg.data.preprocessing import Preprocessing
 
 SPLITS = ("training", "validation", "test")
 WAVES = 6  # of a smooth random field
@@ -28,6 +29,7 @@ class Phantom:
     dimensions = 3
     has_validation = True
     spacing = (1.0, 1.0, 1.0)  # mm
+    preprocessing = Preprocessing(orientation=None, spacing=spacing)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from semiseg.data.case import Case
 from semiseg.data.files import check_labelled, read_case, read_cases_lazily, read_list
+from semiseg.data.preprocessing import Preprocessing
 
 
 class Volumes(ABC):
@@ -13,6 +14,7 @@ class Volumes(ABC):
 
     class_names: tuple[str, ...]
     spacing: tuple[float, float, float]  # mm; the files do not carry it
+    preprocessing: Preprocessing
     dimensions = 3
     has_validation = False
 

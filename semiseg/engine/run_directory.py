@@ -23,6 +23,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
+        self.dataset = path / "dataset.json"  # what prediction must know of the dataset
         self.text = path / "text.safetensors"  # of a method that learns from text
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"

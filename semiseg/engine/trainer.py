@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from semiseg.config import Config
 from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, open_dataset
+from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.run_directory import MetricsLog, RunDirectory
 from semiseg.evaluation.evaluator import autocast, evaluate_cases
@@ -70,6 +71,7 @@ def train(config: Config) -> RunDirectory:
     selection = Selection(config, dataset, device)
 
     run = RunDirectory.create(config)
+    DatasetDescription.of(dataset).save(run.dataset)
     if text is not None:
         text.save(run.text)
     print(

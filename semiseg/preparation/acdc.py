@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from semiseg.data.acdc import EVALUATION_LISTS, TRAINING_LIST, slice_path, volume_path
+from semiseg.data.acdc import ACDC, EVALUATION_LISTS, TRAINING_LIST, slice_path, volume_path
 from semiseg.preparation.challenge import Challenge, Scan, Splits, write_case, write_list
 from semiseg.preparation.volume import SAME_SPACING, Volume, read_nifti
 
@@ -46,9 +46,7 @@ class ACDCChallenge(Challenge):
             )
 
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = image.values.astype(np.float64)
-        scaled = (values - values.min()) / (values.max() - values.min())
-        return scaled.astype(np.float32).transpose(2, 1, 0), label.transpose(2, 1, 0)
+        return ACDC.preprocessing.scaled(image.values).transpose(2, 1, 0), label.transpose(2, 1, 0)
 
     def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
         if list_name != TRAINING_VOLUMES:

@@ -265,12 +265,6 @@ def box_around(
     return tuple(box)
 
 
-def standardised(image: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance over the whole array, float32."""
-    values = image.astype(np.float64)
-    return ((values - values.mean()) / values.std()).astype(np.float32)
-
-
 def write_case(path: Path, image: np.ndarray, label: np.ndarray) -> None:
     """Write one HDF5 file with `image` and `label`."""
     path.parent.mkdir(parents=True, exist_ok=True)

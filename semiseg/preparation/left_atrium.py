@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from semiseg.data.left_atrium import LeftAtrium
-from semiseg.preparation.challenge import Challenge, Scan, box_around, standardised, write_case
+from semiseg.preparation.challenge import Challenge, Scan, box_around, write_case
 from semiseg.preparation.volume import Volume, read_nrrd
 
 SMALLEST_SIDE = 112  # voxels in the plane of the slices, the patch everyone trains on
@@ -50,7 +50,7 @@ class LeftAtriumChallenge(Challenge):
             for side in box_around(label, (0, 0))
         ]
         box = box_around(label, margins)
-        return standardised(image.values)[box], label[box]
+        return LeftAtrium.preprocessing.scaled(image.values)[box], label[box]
 
     def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(LeftAtrium(folder).path(scan.name), image, label)

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from scipy import ndimage
 
 from semiseg.data.pancreas import Pancreas
-from semiseg.preparation.challenge import Challenge, Scan, box_around, standardised, write_case
-from semiseg.preparation.volume import Volume, read_dicom_series, read_nifti
+from semiseg.preparation.challenge import Challenge, Scan, box_around, write_case
+from semiseg.preparation.volume import Volume, read_dicom_series, read_nifti, resample
 
-ORIENTATION = "LPS"
-WINDOW = (-125, 275)  # Hounsfield units
+PREPROCESSING = Pancreas.preprocessing
 MARGIN = 25  # voxels of 1 mm
 LARGEST_SPACING = 5.0  # mm
 
@@ -38,7 +36,7 @@ class PancreasCT(Challenge):
         return [Scan(f"image{number}", number, folder, labels[number]) for number, folder in folders.items()]
 
     def read(self, scan: Scan) -> tuple[Volume, Volume]:
-        return read_dicom_series(scan.image).turned(ORIENTATION), read_nifti(scan.label)
+        return read_dicom_series(scan.image).turned(PREPROCESSING.orientation), read_nifti(scan.label)
 
     def check_spacing(self, image: Volume) -> None:
         if max(image.spacing) > LARGEST_SPACING:
@@ -48,13 +46,12 @@ class PancreasCT(Challenge):
             )
 
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        windowed = np.clip(image.values, *WINDOW)
-        resampled = resample(windowed, image.spacing, Pancreas.spacing)
+        resampled = resample(PREPROCESSING.clipped(image.values), image.spacing, Pancreas.spacing)
         mask = (resample(label.astype(np.float32), image.spacing, Pancreas.spacing) >= 0.5).astype(np.uint8)
         if not mask.any():
             raise ValueError(f"{image.path}: nothing labelled is left at {Pancreas.spacing} mm")
         box = box_around(mask, (MARGIN,) * 3)
-        return standardised(resampled[box]), mask[box]
+        return PREPROCESSING.scaled(resampled[box]), mask[box]
 
     def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(Pancreas(folder).path(scan.name), image, label)
@@ -69,16 +66,3 @@ def _by_number(paths: Iterable[Path]) -> dict[str, Path]:
             raise ValueError(f"{path} is there twice, the other is {found[number]}; expected one")
         found[number] = path
     return found
-
-
-def resample(
-    image: np.ndarray,  # [x, y, z] float32
-    spacing: tuple[float, ...],  # mm
-    wanted: tuple[float, ...],  # mm
-) -> np.ndarray:
-    """Interpolate linearly at voxels of another size; the first corner of the volume stays where it is."""
-    steps = np.divide(wanted, spacing)
-    shape = tuple(max(1, round(size / step)) for size, step in zip(image.shape, steps, strict=True))
-    return ndimage.affine_transform(
-        image, steps, offset=0.5 * steps - 0.5, output_shape=shape, order=1, mode="nearest"
-    )

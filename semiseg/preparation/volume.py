@@ -18,6 +18,7 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
+from scipy import ndimage
 
 # NRRD's names of the space its directions are given in, and the signs that lead from there to NIfTI's space.
 NRRD_SPACES = {
@@ -48,14 +49,26 @@ class Volume:
         """Where each axis leads: LPS if x leads to the left, y to posterior and z to superior."""
         return "".join(aff2axcodes(self.affine))
 
-    def turned(self, orientation: str) -> "Volume":
-        """Permute and reverse axes until they lead to `orientation`; no voxel is interpolated."""
+    def turned(self, orientation: str | None) -> "Volume":
+        """Permute and reverse axes until they lead to `orientation` (None: as they are), without interpolation."""
+        if orientation is None:
+            return self
         turn = ornt_transform(io_orientation(self.affine), axcodes2ornt(orientation))
         return replace(
             self,
             values=apply_orientation(self.values, turn),
             affine=self.affine @ inv_ornt_aff(turn, self.values.shape),
         )
+
+    def resampled(self, spacing: tuple[float, ...]) -> "Volume":
+        """Interpolate linearly at voxels of another size in mm, from the same corner on; values float32."""
+        values = resample(self.values.astype(np.float32), self.spacing, spacing)
+        steps = np.divide(spacing, self.spacing)
+        # The centre of the first voxel moves when its corner stays.
+        move = np.eye(4)
+        move[:3, :3] = np.diag(steps)
+        move[:3, 3] = 0.5 * steps - 0.5
+        return replace(self, values=values, affine=self.affine @ move)
 
 
 def on_grid_of(image: Volume, label: Volume) -> Volume:
@@ -215,3 +228,16 @@ def _rounded(numbers: Iterable[float]) -> tuple[float, ...]:
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def resample(
+    image: np.ndarray,  # [x, y, z] float32
+    spacing: tuple[float, ...],  # mm
+    wanted: tuple[float, ...],  # mm
+) -> np.ndarray:
+    """Interpolate linearly at voxels of another size; the first corner of the volume stays where it is."""
+    steps = np.divide(wanted, spacing)
+    shape = tuple(max(1, round(size / step)) for size, step in zip(image.shape, steps, strict=True))
+    return ndimage.affine_transform(
+        image, steps, offset=0.5 * steps - 0.5, output_shape=shape, order=1, mode="nearest"
+    )

@@ -1,0 +1,46 @@
+"""What a trained network must remember of its dataset to be used without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semiseg.data.dataset import Dataset
+from semiseg.data.preprocessing import Preprocessing
+from semiseg.engine.atomic import write_json
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """Names of the classes, and how scans were prepared."""
+
+    class_names: tuple[str, ...]  # background first
+    dimensions: int  # 2: slice by slice
+    preprocessing: Preprocessing
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetDescription:
+        """What there is to remember of a dataset."""
+        return cls(dataset.class_names, dataset.dimensions, dataset.preprocessing)
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> DatasetDescription:
+        """Read what `save` wrote. FileNotFoundError where there is none, ValueError where it cannot be read."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; the run was not trained, or by an older version")
+        try:
+            values = json.loads(path.read_text())
+            preprocessing: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values["preprocessing"].items()
+            }
+            return cls(tuple(values["class_names"]), values["dimensions"], Preprocessing(**preprocessing))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: no description of a dataset ({error})") from None

@@ -1,0 +1,53 @@
+"""How a new scan is brought to the form of a dataset's cases."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.data.acdc import ACDC
+from semiseg.data.description import DatasetDescription
+from semiseg.data.pancreas import Pancreas
+from semiseg.data.preprocessing import Preprocessing
+
+
+def test_intensities_are_scaled_over_the_whole_scan():
+    image = np.array([[0, 4], [4, 8]], np.int16)
+    root = np.sqrt(2)
+    assert Preprocessing(None, None).scaled(image) == pytest.approx(np.array([[-root, 0], [0, root]]))
+    assert np.array_equal(Preprocessing(None, None, "unit_range").scaled(image), [[0, 0.5], [0.5, 1]])
+    assert np.array_equal(
+        Preprocessing(None, None, "fixed", clip=(2, 6), mean=4, deviation=2).scaled(image), [[-1, 0], [0, 1]]
+    )
+    assert Preprocessing(None, None).scaled(image).dtype == np.float32
+
+
+@pytest.mark.parametrize("intensity", ["standardise", "unit_range"])
+def test_a_scan_without_content_is_refused(intensity):
+    with pytest.raises(ValueError, match="3.0 everywhere"):
+        Preprocessing(None, None, intensity).scaled(np.full((4, 4), 3))
+
+
+def test_an_intensity_that_does_not_exist_or_lacks_its_numbers_is_refused():
+    with pytest.raises(ValueError, match="'z' *, accepted are standardise, unit_range, fixed"):
+        Preprocessing(None, None, "z")
+    with pytest.raises(ValueError, match="fixed with mean None"):
+        Preprocessing(None, None, "fixed", deviation=1.0)
+    with pytest.raises(ValueError, match="standardise with mean 1.0"):
+        Preprocessing(None, None, mean=1.0, deviation=1.0)
+
+
+@pytest.mark.parametrize("dataset", [ACDC, Pancreas])
+def test_a_description_survives_its_file(dataset, tmp_path):
+    description = DatasetDescription.of(dataset(Path("unused")))
+    description.save(tmp_path / "dataset.json")
+    assert DatasetDescription.load(tmp_path / "dataset.json") == description
+
+
+def test_a_missing_or_strange_description_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset.json: missing"):
+        DatasetDescription.load(tmp_path / "dataset.json")
+    for text in ("{", "{}", '{"class_names": ["a"], "dimensions": 3, "preprocessing": {"colour": 1}}'):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(ValueError, match="no description of a dataset"):
+            DatasetDescription.load(tmp_path / "dataset.json")
