@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build"
 CLIP = ["transformers"]
-PREPARE = ["nibabel", "pynrrd", "pydicom"]
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 X86_LEVELS = {"baseline": "", "v3": "-march=x86-64-v3", "v4": "-march=x86-64-v4 -mprefer-vector-width=512"}
 # No -ffast-math: NaN has to propagate. GCC's own AVX-512 header warns of uninitialised values.
 CXXFLAGS = (
@@ -130,7 +130,8 @@ def build_cpu_library(library: Path) -> None:
     ]
     defines = " ".join(f"-DSEMISEG_HAS_{level.upper()}" for level in levels)
     sources.append((ROOT / "csrc" / "bindings.cpp", "bindings.o", f"{python_includes()} {defines}"))
-    run_ninja(BUILD, f"{compiler} {CXXFLAGS}", f"{compiler} -shared -fopenmp", sources, library)
+    compile_command = f"{compiler} {CXXFLAGS} {os.environ.get('CXXFLAGS', '')}"
+    run_ninja(BUILD, compile_command, f"{compiler} -shared -fopenmp", sources, library)
 
 
 def nvcc_candidates() -> Iterator[Path]:
@@ -217,7 +218,7 @@ setup(
     description="Kernels and training for semi-supervised medical image segmentation",
     python_requires=">=3.11",
     packages=find_packages(include=["semiseg", "semiseg.*", "semiseg_kernels", "semiseg_kernels.*"]),
-    package_data={"semiseg": ["configs/*.yaml", "configs/**/*.yaml"]},
+    package_data={"semiseg": ["configs/*.yaml", "configs/**/*.yaml", "reporting/templates/*.html"]},
     ext_modules=[Extension(f"semiseg_kernels.{name}", sources=[], optional=True) for name in EXTENSIONS],
     cmdclass={"build_ext": NinjaBuild},
     install_requires=[
@@ -226,8 +227,13 @@ setup(
         "numpy",
         "scipy",
         "scikit-learn",
+        "scikit-image",
+        "jinja2",
         "pyyaml",
         "h5py",
+        "nibabel",
+        "pynrrd",
+        "pydicom",
         "tqdm",
         "tensorboard",
         "safetensors",
@@ -235,7 +241,7 @@ setup(
     ],
     extras_require={
         "clip": CLIP,
-        "prepare": PREPARE,
-        "test": [*CLIP, *PREPARE, "pybind11", "ninja", "setuptools", "pytest", "pytest-benchmark", "medpy", "ruff", "mypy"],
+        "export": EXPORT,
+        "test": [*CLIP, *EXPORT, "pybind11", "ninja", "setuptools", "pytest", "pytest-xdist", "pytest-benchmark", "hypothesis", "medpy", "ruff", "mypy"],
     },
 )

@@ -1,7 +1,7 @@
-"""Regenerate the README's tables from benchmarks/results: python benchmarks/tables.py
+"""Regenerate the tables of README.md and docs/ from benchmarks/results: python benchmarks/tables.py
 
 A table stands between <!-- table:NAME --> and <!-- /table -->. TABLES says how each name is made from its
-results, the JSON in benchmarks/results/NAME.json.
+results, the JSON in benchmarks/results/NAME.json or, where a table shows a part of them, in the file SOURCES names.
 """
 
 import json
@@ -15,7 +15,7 @@ from training_table import training_header, training_notes, training_rows
 from semiseg.evaluation.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -54,6 +54,29 @@ def kernel_cells(row: Row) -> list[str]:
         *(f"{contestant['median_ms']:.1f}" for contestant in (cpu, eager, compiled)),
         *(f"{contestant['over_cpu']:.1f}" for contestant in (eager, compiled)),
         f"{cpu['over_compulsory']:.1f}",
+        *(f"{contestant['extra_peak_mb']:.0f}" for contestant in (cpu, eager, compiled)),
+    ]
+
+
+def step_table(results: Results) -> str:
+    """Forward and backward together: how many times slower the others are, and extra peak memory."""
+    rows = [row for row in results["rows"] if row["part"] == "step"]
+    tables = [
+        f"{title}\n\n{markdown_table([STEP_HEADING, *map(step_cells, members)])}"
+        for title, members in groups(rows, key=kernel_title)
+    ]
+    return "\n\n".join(tables)
+
+
+STEP_HEADING = ("operation, step", "ms", "eager takes", "compiled takes", "MB", "MB eager", "MB compiled")
+
+
+def step_cells(row: Row) -> list[str]:
+    cpu, eager, compiled = (row["contestants"][name] for name in ("cpu", "eager", "compiled"))
+    return [
+        row["operation"],
+        f"{cpu['median_ms']:.1f}",
+        *(f"{contestant['over_cpu']:.1f}×" for contestant in (eager, compiled)),
         *(f"{contestant['extra_peak_mb']:.0f}" for contestant in (cpu, eager, compiled)),
     ]
 
@@ -201,6 +224,7 @@ def groups(rows: list[Row], key: Callable[[Row], Key]) -> Iterable[tuple[Key, li
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "cpu-kernels": kernel_table,
+    "cpu-kernels-steps": step_table,
     "cpu-kernels-default-allocator": kernel_table,
     "gpu-kernels": gpu_table,
     "prompt-conv": prompt_conv_table,
@@ -208,6 +232,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "la": training_table,
     "acdc": training_table,
 }
+
+
+SOURCES = {"cpu-kernels-steps": "cpu-kernels"}
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Results]:
@@ -221,10 +248,12 @@ def fill(text: str, results: dict[str, Results]) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
             raise ValueError(f"the text marks the table {name!r}, accepted are {', '.join(TABLES)}")
-        return f"{start}{TABLES[name](results[name])}\n{end}" if name in results else f"{start}{end}"
+        source = SOURCES.get(name, name)
+        return f"{start}{TABLES[name](results[source])}\n{end}" if source in results else f"{start}{end}"
 
     return MARKED.sub(replace, text)
 
 
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text(), read_results()))
+    for document in DOCUMENTS:
+        document.write_text(fill(document.read_text(), read_results()))

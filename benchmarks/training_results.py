@@ -1,7 +1,7 @@
 """Gather finished runs into one results file: python benchmarks/training_results.py FILE RUN [RUN ...].
 
 Each row is one run: what was trained, with how many labels, by which command, on which machine and commit, and its test
-figures. The README's tables are made from these files by benchmarks/tables.py.
+figures. The tables of the documents are made from these files by benchmarks/tables.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from semiseg.engine.atomic import write_json
-from semiseg.engine.run_directory import LOG_INTERVAL, RunDirectory
+from semiseg.engine.metrics_log import INTERVAL
+from semiseg.engine.run_directory import RunDirectory
 
 
 def training_minutes(run: RunDirectory) -> float:
@@ -27,8 +28,8 @@ def training_minutes(run: RunDirectory) -> float:
     seconds = 0.0
     for stage in dict.fromkeys(line["stage"] for line in stages):
         steps = sorted({line["iteration"] for line in stages if line["stage"] == stage and "total" in line})
-        # The log is written some iterations at a time, so only every LOG_INTERVAL-th time means something.
-        marks = steps[::LOG_INTERVAL]
+        # The log is written some iterations at a time, so only every INTERVAL-th time means something.
+        marks = steps[::INTERVAL]
         paces = [(times[last] - times[first]) / (last - first) for first, last in pairwise(marks)]
         seconds += len(steps) * median(paces)
     return round(seconds / 60, 1)

@@ -1,4 +1,4 @@
-"""The README's tables of trained networks, from the rows benchmarks/training_results.py gathers."""
+"""Tables of trained networks for README.md and docs/, from the rows benchmarks/training_results.py gathers."""
 
 from typing import Any
 

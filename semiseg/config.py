@@ -23,10 +23,10 @@ PRESETS = ("paper", "released")
 class DatasetConfig:
     """Which scans, and how many of them count as labelled."""
 
-    name: str  # la, acdc, pancreas or phantom
+    name: str  # la, acdc, pancreas, own or phantom
     labelled: int  # training volumes (ACDC: patients) whose labels may be used, the first of the list
     augmentation: str  # a name semiseg.data.Augmentation knows
-    root: str | None = None  # folder of the plain h5 layout; default $SEMISEG_DATA/LA or /ACDC
+    root: str | None = None  # folder of the plain h5 layout; default $SEMISEG_DATA/LA, /ACDC, ...
     cohort_seed: int = 0  # phantom only: which cohort is generated
 
 
@@ -72,6 +72,7 @@ class TrainingConfig:
     precision: str = "float32"  # or bfloat16: autocast of the network
     channels_last: bool = False
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
+    checkpoint_minutes: float = 5.0  # between the states that --resume goes on from; 0: after every iteration
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,10 @@ def _check(config: Config) -> None:
     for key, accepted in choices.items():
         if _lookup(config, key) not in accepted:
             raise ValueError(f"{key} is {_lookup(config, key)!r}, accepted are {', '.join(accepted)}")
+    if not config.training.checkpoint_minutes >= 0:
+        raise ValueError(
+            f"training.checkpoint_minutes is {config.training.checkpoint_minutes}, accepted are values from 0"
+        )
     for key in positive:
         value = _lookup(config, key)
         numbers = value if isinstance(value, tuple) else (value,)
@@ -207,15 +212,20 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _merge_files(name_or_path: str, preset: str) -> dict[str, Any]:
-    """A file over the files it names as `base`, each with its own part of the preset."""
-    path = _find(name_or_path)
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises ValueError naming the file where it holds anything else."""
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no mapping of keys to values")
+    return content
+
+
+def _merge_files(name_or_path: str, preset: str) -> dict[str, Any]:
+    """A file over the files it names as `base`, each with its own part of the preset."""
+    content = read_mapping(_find(name_or_path))
     values: dict[str, Any] = {}
     bases = content.pop("base", [])
     for base in [bases] if isinstance(bases, str) else bases:

@@ -19,10 +19,11 @@ from semiseg.engine.cost import method_cost
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device, open_configured_dataset
 from semiseg.evaluation.evaluator import predictions
-from semiseg.evaluation.figures import overlay
-from semiseg.evaluation.metrics import case_metrics, summarise
+from semiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from semiseg.evaluation.pictures import draw_pictures
 from semiseg.evaluation.tables import results_table
 from semiseg.methods import Method
+from semiseg.reporting.run_report import write_report
 from semiseg.text import TextEmbeddings
 
 SELECTED_ON_TEST = "the checkpoint was selected on the test set: these are not figures of unseen data"
@@ -30,7 +31,7 @@ SELECTED_ON_TEST = "the checkpoint was selected on the test set: these are not f
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluate the checkpoints of a run on the test split and write results.json and the overlays."""
+    """Evaluate the checkpoints of a run on the test split and write results.json, the pictures and the report."""
     parser = argparse.ArgumentParser("python -m semiseg.evaluate", description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
     parser.add_argument(
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     run, config = RunDirectory.open(options.run)
+    run.check_finished()
     given = parse_overrides(options.overrides)
     if set(given) - {"evaluation", "dataset"}:
         raise ValueError(
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     config = config_from_mapping(merge(config_to_mapping(config), given))
     print(results_table(evaluate(config, run)))
-    print(f"written to {run.results}")
+    print(f"written to {run.results} and {run.report}")
 
 
 def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -55,14 +57,17 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     text = TextEmbeddings.load(run.text) if run.text.is_file() else None
     method = build_method(config, len(dataset.class_names), device, text)
     reported = config.evaluation.select
-    names = [reported] + [
-        name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()
-    ]
+    load_checkpoint(run.checkpoint(reported), method, device)  # what is wrong with it is to be known first
+    others = [name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()]
     evaluated = {}
-    for name in names:
+    for name in [*others, reported]:  # the reported one last: its predictions and its network are drawn
         metadata = load_checkpoint(run.checkpoint(name), method, device)
-        result = evaluate_checkpoint(config, method, dataset, device, run if name == reported else None)
-        evaluated[name] = {"iteration": int(metadata["iteration"]), **result}
+        cases, maps = evaluate_checkpoint(config, method, dataset, device)
+        evaluated[name] = {
+            "iteration": int(metadata["iteration"]),
+            "summary": summarise(cases),
+            "cases": cases,
+        }
     results = {
         "name": config.name,
         "method": config.method.name,
@@ -80,38 +85,20 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         "other_checkpoints": evaluated,
     }
     write_json(run.results, results)
+    draw_pictures(run, config, method, dataset, device, cases, lambda case: maps[case.name])
+    write_report(run, config, run.report)
     return results
 
 
 def evaluate_checkpoint(
-    config: Config, method: Method, dataset: Dataset, device: torch.device, run: RunDirectory | None
-) -> dict[str, Any]:
-    """Metrics of every test case and their summary; with a run, also overlays of the best, median and worst case."""
+    config: Config, method: Method, dataset: Dataset, device: torch.device
+) -> tuple[dict[str, CaseMetrics], dict[str, np.ndarray]]:
+    """Metrics and predicted class map [*S] uint8 of every test case."""
     cases, maps = {}, {}
     for case, prediction in predictions(method, dataset, "test", config, device):
         cases[case.name] = case_metrics(prediction, case.label, dataset.class_names, case.spacing)
         maps[case.name] = prediction
-    if run is not None:
-        draw_overlays(dataset, cases, maps, run)
-    return {"summary": summarise(cases), "cases": cases}
-
-
-def draw_overlays(
-    dataset: Dataset, cases: dict[str, Any], maps: dict[str, np.ndarray], run: RunDirectory
-) -> None:
-    """Truth and prediction on the best, median and worst case by mean Dice."""
-    dice = {
-        name: float(np.mean([values["dice"] for values in metrics.values()]))
-        for name, metrics in cases.items()
-    }
-    ranked = sorted(dice, key=dice.__getitem__)
-    chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
-    run.overlays.mkdir(exist_ok=True)
-    for case in dataset.evaluation_cases("test"):
-        for label, name in chosen.items():
-            if name == case.name:
-                title = f"{label}: {name}, mean Dice {dice[name]:.3f}"
-                overlay(case, maps[name], run.overlays / f"{label}.png", title, dataset.class_names)
+    return cases, maps
 
 
 if __name__ == "__main__":

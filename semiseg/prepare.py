@@ -1,4 +1,5 @@
-"""`python -m semiseg.prepare la|acdc|pancreas SOURCE DEST`: write the HDF5 files that training reads."""
+"""`python -m semiseg.prepare la|acdc|pancreas SOURCE DEST`, or `nifti IMAGES LABELS DEST` for data of one's own: write
+the HDF5 files that training reads."""
 
 from __future__ import annotations
 
@@ -6,21 +7,35 @@ import argparse
 from pathlib import Path
 
 from semiseg.commands import command
+from semiseg.preparation import CHALLENGES, Choices, prepare, prepare_nifti
 
-DATASETS = {
+SOURCES = {
     "la": "2018 Atrial Segmentation Challenge, the folder with <id>/lgemri.nrrd and laendo.nrrd",
     "acdc": "Automated Cardiac Diagnosis Challenge, the folder with patientNNN/",
     "pancreas": "Pancreas-CT, a folder with PANCREAS_NNNN/ (DICOM) and labelNNNN.nii.gz anywhere below",
 }
+OWN = "scans of one's own in NIfTI, some of them labelled"
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
     """Check every scan, then write the cases and their lists."""
     parser = argparse.ArgumentParser("python -m semiseg.prepare", description=__doc__)
-    parser.add_argument(
-        "dataset", choices=DATASETS, help="; ".join(f"{name}: {what}" for name, what in DATASETS.items())
-    )
+    datasets = parser.add_subparsers(dest="dataset", required=True, metavar="la|acdc|pancreas|nifti")
+    for name, what in SOURCES.items():
+        _add_challenge(datasets.add_parser(name, help=what, description=what))
+    _add_nifti(datasets.add_parser("nifti", help=OWN, description=OWN))
+    options = parser.parse_args(arguments)
+    if set(options.flip_labels) - set("xyz") or len(set(options.flip_labels)) < len(options.flip_labels):
+        raise ValueError(f"--flip-labels is {options.flip_labels!r}; accepted are x, y, z, each once")
+    mirror = tuple("xyz".index(axis) for axis in options.flip_labels)
+    if options.dataset == "nifti":
+        _prepare_nifti(options, mirror)
+    else:
+        _prepare_challenge(options, mirror)
+
+
+def _add_challenge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="what the challenge hands out")
     parser.add_argument("dest", type=Path, help="a new folder, e.g. $SEMISEG_DATA/LA")
     parser.add_argument(
@@ -28,27 +43,64 @@ def main(arguments: list[str] | None = None) -> None:
         help="folder of train.list, test.list (ACDC: and val.list) that say which case goes where; "
         "without it patients are divided here, in the usual numbers",
     )  # fmt: skip
+    _add_flip(parser, "the axes of its image")
+
+
+def _add_nifti(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, help="folder of NIfTI images (.nii, .nii.gz)")
     parser.add_argument(
-        "--flip-labels", default="", metavar="AXES",
-        help="mirror every label along these axes of its image, e.g. y or xy",
+        "labels", type=Path,
+        help="folder of labels for some of them, of the same names; an image may end in _0000, a label in _gt, "
+        "_seg or _label",
     )  # fmt: skip
+    parser.add_argument("dest", type=Path, help="a new folder")
+    count_or_list = "NUMBER|FILE"
+    parser.add_argument(
+        "--labelled", "--labeled", type=_count_or_list, metavar=count_or_list,
+        help="how many of the training cases count as labelled, or a file that names them, one a line; default: "
+        "all that have a label",
+    )  # fmt: skip
+    parser.add_argument(
+        "--test", type=_count_or_list, metavar=count_or_list,
+        help="how many labelled patients to keep for the test, or a file that names the cases; default: one in five",
+    )  # fmt: skip
+    parser.add_argument(
+        "--validation", type=_count_or_list, metavar=count_or_list, help="the same for validation; default: none"
+    )  # fmt: skip
+    parser.add_argument(
+        "--patient", metavar="PATTERN",
+        help=r"regular expression for the part of a name that tells the patient, e.g. 'patient\d+', so that scans of "
+        "one patient stay together; default: every scan is another patient's",
+    )  # fmt: skip
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="in the order of the labels' values above 0")
+    parser.add_argument("--modality", choices=("ct", "mr"), help="default: guessed from the intensities")
+    parser.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"),
+        help="mm, towards the right, anterior and superior; default: the median",
+    )  # fmt: skip
+    _add_flip(parser, "x (left to right), y (posterior to anterior), z (inferior to superior)")
+
+
+def _add_flip(parser: argparse.ArgumentParser, axes: str) -> None:
+    parser.add_argument(
+        "--flip-labels", default="", metavar="AXES", help=f"mirror every label along {axes}, e.g. y or xy"
+    )
     parser.add_argument(
         "--skip-flip-check", action="store_true", help="do not compare labels with their images' content"
     )
-    options = parser.parse_args(arguments)
-    if set(options.flip_labels) - set("xyz") or len(set(options.flip_labels)) < len(options.flip_labels):
-        raise ValueError(f"--flip-labels is {options.flip_labels!r}; accepted are x, y, z, each once")
-    try:
-        from semiseg.preparation import CHALLENGES, prepare
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; pip install -e '.[prepare]' brings it") from error
 
+
+def _count_or_list(text: str) -> int | Path:
+    return int(text) if text.isdecimal() else Path(text)
+
+
+def _prepare_challenge(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
     splits = prepare(
         CHALLENGES[options.dataset](),
         options.source,
         options.dest,
         options.lists,
-        tuple("xyz".index(axis) for axis in options.flip_labels),
+        mirror,
         not options.skip_flip_check,
     )
     counts = ", ".join(f"{len(scans)} in {name}" for name, scans in splits.items())
@@ -56,6 +108,26 @@ def main(arguments: list[str] | None = None) -> None:
         "divided here, not the field's lists" if options.lists is None else f"as {options.lists} has them"
     )
     print(f"written to {options.dest}: {counts} ({origin})")
+
+
+def _prepare_nifti(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
+    for name in ("labelled", "test", "validation"):
+        if getattr(options, name) == 0:
+            raise ValueError(f"--{name} is 0; accepted are numbers from 1, or a file")
+    if options.spacing is not None and not all(0 < size < float("inf") for size in options.spacing):
+        raise ValueError(f"--spacing is {options.spacing}; accepted are three positive numbers of mm")
+    choices = Choices(
+        options.test,
+        options.validation,
+        options.labelled,
+        options.patient,
+        options.classes,
+        options.modality,
+        None if options.spacing is None else tuple(options.spacing),
+        mirror,
+        not options.skip_flip_check,
+    )
+    prepare_nifti(options.images, options.labels, options.dest, choices)
 
 
 if __name__ == "__main__":

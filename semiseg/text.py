@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from semiseg.engine.atomic import replace_atomically
@@ -44,7 +44,7 @@ class TextEmbeddings:
     def save(self, path: Path) -> None:
         """Write a safetensors file that `load` reads."""
         with replace_atomically(path) as temporary:
-            save_file({"text": self.embeddings}, temporary, {"origin": json.dumps(self.origin)})
+            temporary.write_bytes(save({"text": self.embeddings}, {"origin": json.dumps(self.origin)}))
 
     @classmethod
     def load(cls, path: Path) -> TextEmbeddings:
@@ -98,8 +98,8 @@ def clip_text(
             # transformers would try again for minutes
             urllib.request.urlopen(CLIP_FILES.format(model=model), timeout=REACH_TIMEOUT).close()
             tokenizer, tower = load(local_files_only=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(_without_clip(model, str(error).splitlines()[0])) from None
+    except UNREADABLE as error:
+        raise ValueError(_without_clip(model, _reason(error))) from None
     tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         embeddings = tower.eval()(**tokens).text_embeds
@@ -114,6 +114,12 @@ def _without_clip(model: str, reason: str) -> str:
         "pip install 'semiseg[clip]' and a network or method.clip_model=FOLDER of a saved model; "
         "method.text=file method.text_file=FILE with one embedding a class; method.text=random"
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "it does not hold tensors alone; anything else could run code and is not loaded"
+    return str(error).splitlines()[0]
 
 
 def file_text(
@@ -131,7 +137,7 @@ def file_text(
     try:
         arrays = _read_arrays(path)
     except UNREADABLE as error:
-        raise ValueError(f"method.text_file {path}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"method.text_file {path}: {_reason(error)}") from None
     if len(arrays) != 1:
         raise ValueError(f"method.text_file {path} holds {len(arrays)} arrays, accepted is one")
     embeddings = torch.as_tensor(arrays[0])
@@ -148,7 +154,7 @@ def file_text(
 
 def _read_arrays(path: Path) -> list:
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             return list(arrays.values())
     if path.suffix == ".safetensors":
         return list(load_file(path).values())

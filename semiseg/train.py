@@ -1,35 +1,69 @@
-"""`python -m semiseg.train [--config NAME_OR_PATH] [section.key=value ...]`: train a method, then evaluate it."""
+"""`python -m semiseg.train [--config NAME_OR_PATH | --resume RUN] [section.key=value ...]`: train, then evaluate."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 from semiseg.commands import command
 from semiseg.config import config_names, load_config
+from semiseg.engine.distributed import Processes
+from semiseg.engine.interruption import Interrupted
+from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import train
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Train into a new run directory; the test set is opened by a process of its own, afterwards."""
+    """Train into a new run directory, or go on in one; the test set is opened by a process of its own, afterwards."""
     parser = argparse.ArgumentParser("python -m semiseg.train", description=__doc__)
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--config", default="phantom_mper", help=f"{', '.join(config_names())}, or a YAML file"
+    )
+    source.add_argument(
+        "--resume", type=Path, metavar="RUN", help="a run directory, to go on where it stopped"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. dataset.labelled=4 seed=1"
     )
     options = parser.parse_args(arguments)
-    config = load_config(options.config, options.overrides)
+    is_main = Processes().is_main  # the others of several processes neither print nor evaluate
 
-    run = train(config)
+    try:
+        if options.resume is None:
+            run = train(load_config(options.config, options.overrides))
+        else:
+            run = _resume(options.resume, options.overrides)
+    except Interrupted as interrupted:
+        if is_main:
+            print(interrupted, file=sys.stderr)
+        sys.exit(interrupted.status)
+    if run is None or not is_main:
+        return
     evaluation = subprocess.run(
         [sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path)], check=False
     )
     if evaluation.returncode:
         sys.exit(evaluation.returncode)
+
+
+def _resume(path: Path, overrides: list[str]) -> RunDirectory | None:
+    run, config = RunDirectory.open(path)
+    if overrides:
+        raise ValueError(
+            f"overrides {', '.join(overrides)}: accepted with --resume are none, a run keeps its configuration"
+        )
+    if run.is_finished:
+        print(f"{run.path} is finished; evaluating it", flush=True)
+        return run
+    if not run.training_state.is_file():
+        raise FileNotFoundError(
+            f"{run.path} holds no {run.training_state.name}: it ended before its first step; train anew"
+        )
+    return train(config, run)
 
 
 if __name__ == "__main__":

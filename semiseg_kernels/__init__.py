@@ -5,6 +5,7 @@ from .cluster_mean import cluster_mean
 from .dice_ce import DiceCE, dice_ce
 from .masked_class_mean import masked_class_mean
 from .momentum_update import momentum_update_
+from .process_group import sum_over_processes, use_process_group
 from .prompt_conv import prompt_conv
 from .prompt_mix import prompt_mix
 from .prototype_head import PrototypeHead, prototype_head
@@ -24,5 +25,7 @@ __all__ = [
     "prototype_head",
     "prototype_info_nce",
     "prototype_similarity",
+    "sum_over_processes",
     "use_backend",
+    "use_process_group",
 ]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks, reference
+from .process_group import sum_over_processes
 
 
 def cluster_mean(
@@ -28,8 +29,8 @@ def cluster_mean(
     unit_length: sum z / max(|z|, 1e-6) instead of z.
     require_agreement: take only voxels whose label is also the class of greatest similarity (lowest on ties).
 
-    cluster_sum is float32 (float64 for float64 input), cluster_count float64. They come apart so that they
-    can be reduced over processes before dividing. Not differentiable. Raises ValueError on wrong shapes or
+    cluster_sum is float32 (float64 for float64 input), cluster_count float64. They come apart so that those
+    of several calls can be added before dividing. Not differentiable. Raises ValueError on wrong shapes or
     dtypes, and on a CPU for labels >= C.
     """
     checks.check_prototypes(z, prototypes)
@@ -40,15 +41,18 @@ def cluster_mean(
         return reference.cluster_mean(
             z, prototypes, labels, weight=weight, unit_length=unit_length, require_agreement=require_agreement
         )
-    return torch.ops.semiseg_kernels.cluster_mean_forward(
-        z.detach(),
-        prototypes.detach().contiguous(),
-        backends.as_kernel_input(labels),
-        backends.as_kernel_input(weight),
-        unit_length,
-        require_agreement,
-        backend,
+    cluster_sum, cluster_count = sum_over_processes(
+        *torch.ops.semiseg_kernels.cluster_mean_forward(
+            z.detach(),
+            prototypes.detach().contiguous(),
+            backends.as_kernel_input(labels),
+            backends.as_kernel_input(weight),
+            unit_length,
+            require_agreement,
+            backend,
+        )
     )
+    return cluster_sum, cluster_count
 
 
 def _fake_forward(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import backends, checks, reference
-from .reference.dice_ce import DiceCE, count_regions
+from . import backends, checks, process_group, reference
+from .reference.dice_ce import DICE_SMOOTH, DiceCE, count_regions
 
 
 def dice_ce(
@@ -65,6 +65,25 @@ def statistics_size(num_regions: int, num_classes: int) -> int:
     return num_regions * (1 + 3 * num_classes)
 
 
+def voxel_counts(
+    statistics: Tensor,  # [R * (1 + 3 C)]
+    num_classes: int,
+) -> Tensor:  # [R]
+    return statistics.view(-1, 1 + 3 * num_classes)[:, 0]
+
+
+def losses_of_sums(
+    ce_sums: Tensor,  # [R]
+    statistics: Tensor,  # [R * (1 + 3 C)]
+    num_classes: int,
+) -> tuple[Tensor, Tensor]:  # ce [R], dice [R]
+    """The losses of a joined batch from its sums."""
+    sums = statistics.view(-1, 1 + 3 * num_classes)[:, 1:]
+    overlap, predicted, target = sums.chunk(3, dim=1)  # [R, C] each
+    dice = 1 - ((2 * overlap + DICE_SMOOTH) / (predicted + target + DICE_SMOOTH)).mean(dim=1)
+    return process_group.mean(ce_sums, voxel_counts(statistics, num_classes)), dice.float()
+
+
 class _DiceCE(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -78,6 +97,12 @@ class _DiceCE(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         options = (num_regions, temperature, backend)
         ce, dice, statistics = torch.ops.semiseg_kernels.dice_ce_forward(logits, target, regions, *options)
+        ctx.group = process_group.current_group()
+        if ctx.group is not None:
+            num_classes = logits.shape[1]
+            ce_sums = ce * voxel_counts(statistics, num_classes)
+            ce_sums, statistics = process_group.all_reduce(ctx.group, ce_sums, statistics)
+            ce, dice = losses_of_sums(ce_sums, statistics, num_classes)
         ctx.save_for_backward(logits, target, regions, statistics)
         ctx.options = options
         return ce, dice
@@ -85,6 +110,8 @@ class _DiceCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ce: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.group is not None:
+            grad_ce, grad_dice = process_group.all_reduce(ctx.group, grad_ce, grad_dice)
         grad_logits = torch.ops.semiseg_kernels.dice_ce_backward(
             grad_ce.contiguous(), grad_dice.contiguous(), *ctx.saved_tensors, *ctx.options
         )

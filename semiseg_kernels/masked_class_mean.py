@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import backends, checks, reference
+from . import backends, checks, process_group, reference
 
 
 def masked_class_mean(
@@ -37,6 +37,10 @@ class _MaskedClassMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor, backend: str) -> Tensor:
         mean, total = torch.ops.semiseg_kernels.masked_class_mean_forward(z, weight, backend)
+        ctx.group = process_group.current_group()
+        if ctx.group is not None:
+            summed, total = process_group.all_reduce(ctx.group, mean * total.unsqueeze(1), total)
+            mean = process_group.mean(summed, total.unsqueeze(1))
         ctx.save_for_backward(total, z, weight)
         ctx.backend = backend
         return mean
@@ -44,6 +48,8 @@ class _MaskedClassMean(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.group is not None:
+            (grad_mean,) = process_group.all_reduce(ctx.group, grad_mean)
         grad_z = torch.ops.semiseg_kernels.masked_class_mean_backward(
             grad_mean, *ctx.saved_tensors, ctx.backend
         )

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from . import backends, checks, reference
-from .dice_ce import statistics_size
+from . import backends, checks, process_group, reference
+from .dice_ce import losses_of_sums, statistics_size, voxel_counts
 from .reference.dice_ce import count_regions
 from .reference.prototype_head import PrototypeHead
 from .reference.prototype_similarity import index_dtype
@@ -126,10 +126,14 @@ class _PrototypeHead(torch.autograd.Function):
         require_agreement: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        *results, statistics = torch.ops.semiseg_kernels.prototype_head_forward(
+        results = torch.ops.semiseg_kernels.prototype_head_forward(
             z, prototypes, labels, regions, weight, num_regions, class_temperature, temperature,
             return_similarity, positive, normalize, ignore_prototype, unit_length, require_agreement, backend,
         )  # fmt: skip
+        ctx.group = process_group.current_group()
+        if ctx.group is not None:
+            results = _join(ctx.group, results, prototypes.shape[0])
+        *results, statistics = results
         _, index, _, _, _, cluster_sum, cluster_count = results
         ctx.mark_non_differentiable(index, cluster_sum, cluster_count)
         ctx.set_materialize_grads(False)
@@ -152,16 +156,37 @@ class _PrototypeHead(torch.autograd.Function):
         *_: None,
     ) -> tuple[Tensor | None, ...]:
         # Under torch.compile absent gradients arrive as zeros, also those of absent results.
-        gradients = (
+        gradients = [
             gradient.contiguous() if gradient is not None and present else None
             for gradient, present in zip(
                 (grad_similarity, grad_ce, grad_dice, grad_info_nce), ctx.present, strict=True
             )
-        )
+        ]
+        if ctx.group is not None:
+            of_losses = {i: x for i, x in enumerate(gradients) if i > 0 and x is not None}
+            summed = process_group.all_reduce(ctx.group, *of_losses.values())
+            for i, gradient in zip(of_losses, summed, strict=True):
+                gradients[i] = gradient
         grad_z = torch.ops.semiseg_kernels.prototype_head_backward(
             *gradients, *ctx.saved_tensors, *ctx.options
         )
         return grad_z, *[None] * 14
+
+
+def _join(
+    group: distributed.ProcessGroup,
+    results: tuple[Tensor, ...],
+    num_classes: int,
+) -> tuple[Tensor, ...]:
+    """The raw operation's results with the losses, cluster sums and statistics of all processes of a group."""
+    similarity, index, ce, dice, info_nce, cluster_sum, cluster_count, statistics = results
+    ce_sums = ce * voxel_counts(statistics[:-1], num_classes)
+    info_nce_sum, ce_sums, cluster_sum, cluster_count, statistics = process_group.all_reduce(
+        group, info_nce * statistics[-1], ce_sums, cluster_sum, cluster_count, statistics
+    )
+    ce, dice = losses_of_sums(ce_sums, statistics[:-1], num_classes)
+    info_nce = process_group.mean(info_nce_sum, statistics[-1])
+    return similarity, index, ce, dice, info_nce, cluster_sum, cluster_count, statistics
 
 
 def _fake_forward(

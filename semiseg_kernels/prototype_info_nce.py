@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import backends, checks, reference
+from . import backends, checks, process_group, reference
 
 
 def prototype_info_nce(
@@ -77,6 +77,10 @@ class _PrototypeInfoNCE(torch.autograd.Function):
         loss, denominator = torch.ops.semiseg_kernels.prototype_info_nce_forward(
             z, prototypes, labels, weight, *options
         )
+        ctx.group = process_group.current_group()
+        if ctx.group is not None:
+            summed, denominator = process_group.all_reduce(ctx.group, loss * denominator, denominator)
+            loss = process_group.mean(summed, denominator)
         ctx.save_for_backward(denominator, z, prototypes, labels, weight)
         ctx.options = options
         return loss
@@ -84,6 +88,8 @@ class _PrototypeInfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.group is not None:
+            (grad_loss,) = process_group.all_reduce(ctx.group, grad_loss)
         grad_z = torch.ops.semiseg_kernels.prototype_info_nce_backward(
             grad_loss, *ctx.saved_tensors, *ctx.options
         )

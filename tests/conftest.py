@@ -1,9 +1,12 @@
-"""Skips the tests whose marker asks for something this machine lacks."""
+"""Small datasets on disk, and skips for the tests whose marker asks for something this machine lacks."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from h5_files import random_case, write_case
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
 if not torch.cuda.is_available():
@@ -20,3 +23,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def left_atrium(tmp_path: Path) -> Path:
+    """A left atrium folder of 5 training and 2 test volumes."""
+    random = np.random.default_rng(0)
+    for number in range(7):
+        shape = tuple(int(side) for side in random.integers(6, 12, 3))
+        folder = tmp_path / "2018LA_Seg_Training Set" / f"CASE{number}"
+        write_case(folder / "mri_norm2.h5", *random_case(random, shape, 2))
+    (tmp_path / "train.list").write_text("CASE3\nCASE1\nCASE4\nCASE0\nCASE2\n")
+    (tmp_path / "test.list").write_text("CASE5\nCASE6\n")
+    return tmp_path
+
+
+@pytest.fixture
+def acdc(tmp_path: Path) -> Path:
+    """An ACDC folder of 3 training patients with 4, 2 and 6 slices, 1 validation and 1 test patient."""
+    random = np.random.default_rng(0)
+    slices = []
+    for patient, count in (("patient030", 2), ("patient002", 1), ("patient011", 3)):
+        for frame in ("frame01", "frame02"):
+            slices += [f"{patient}_{frame}_slice_{number}" for number in range(count, 0, -1)]
+    for name in slices:
+        write_case(tmp_path / "data" / "slices" / f"{name}.h5", *random_case(random, (10, 8), 4))
+    for name in ("patient005_frame01", "patient005_frame02", "patient007_frame01", "patient007_frame02"):
+        write_case(tmp_path / "data" / f"{name}.h5", *random_case(random, (3, 10, 8), 4))
+    (tmp_path / "train_slices.list").write_text("\n".join(slices) + "\n")
+    (tmp_path / "val.list").write_text("patient005_frame01\npatient005_frame02\n")
+    (tmp_path / "test.list").write_text("patient007_frame01\npatient007_frame02\n")
+    return tmp_path

@@ -1,13 +1,14 @@
 """What every dataset offers, and opening one by name."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from semiseg.data.acdc import ACDC
-from semiseg.data.case import Case
+from semiseg.data.case import Case, UnlabelledCase
 from semiseg.data.left_atrium import LeftAtrium
+from semiseg.data.own import OwnData
 from semiseg.data.pancreas import Pancreas
 from semiseg.data.phantom import Phantom
 from semiseg.data.preprocessing import Preprocessing
@@ -38,7 +39,7 @@ class Dataset(Protocol):
         """Whether evaluation_cases accepts "validation"."""
         ...
 
-    def training_cases(self, labelled: int) -> tuple[list[Case], list[Case]]:
+    def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Return the labelled and the unlabelled training cases, all in memory.
 
         `labelled` counts volumes, or patients where the cases are slices.
@@ -57,11 +58,12 @@ ON_DISK: dict[str, tuple[Callable[[Path], Dataset], str]] = {
     "la": (LeftAtrium, "LA"),
     "acdc": (ACDC, "ACDC"),
     "pancreas": (Pancreas, "Pancreas"),
+    "own": (OwnData, "own"),
 }
 
 
 def open_dataset(
-    name: str,  # "la", "acdc", "pancreas" or "phantom"
+    name: str,  # "la", "acdc", "pancreas", "own" or "phantom"
     root: str | os.PathLike[str] | None = None,  # folder of the dataset; None: the environment says where
     cohort_seed: int = 0,  # which phantom cohort; datasets on disk have only one
 ) -> Dataset:

@@ -6,11 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from semiseg.data.dataset import Dataset
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.engine.atomic import write_json
+
+if TYPE_CHECKING:
+    from semiseg.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

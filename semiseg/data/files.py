@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from semiseg.data.case import Case
+from semiseg.data.case import Case, UnlabelledCase
 
 
 def read_list(path: Path) -> list[str]:
@@ -39,14 +39,8 @@ def read_case(
     is no class.
     """
     with _open(path) as file:
-        _check_shapes(path, file, axes)
-        try:
-            image = file["image"][()].astype(np.float32)
-            stored_label = file["label"][()]
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
-    if not np.isfinite(image).all():
-        raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
+        _check_shapes(path, file, axes, ("image", "label"))
+        image, stored_label = _read_image(path, file), _read(path, file, "label")
     with np.errstate(invalid="ignore"):
         label = stored_label.astype(np.uint8)
     wrong = (label != stored_label) | (label >= num_classes)
@@ -55,6 +49,23 @@ def read_case(
             f"{path}: 'label' holds {stored_label[wrong][0]}; expected integers from 0 to {num_classes - 1}"
         )
     return Case(name, image, label, spacing)
+
+
+def read_unlabelled_case(
+    path: Path,
+    name: str,
+    axes: int,  # of the image
+) -> UnlabelledCase:
+    """Read the image of one HDF5 file, whether it holds a label or not. Raises as read_case does."""
+    with _open(path) as file:
+        _check_shapes(path, file, axes, ("image",))
+        return UnlabelledCase(name, _read_image(path, file))
+
+
+def has_label(path: Path) -> bool:
+    """Whether an HDF5 file holds a label. Raises FileNotFoundError if it is missing, ValueError if it is none."""
+    with _open(path) as file:
+        return "label" in file
 
 
 def read_cases_lazily(
@@ -70,7 +81,7 @@ def read_cases_lazily(
     """
     for path in paths:
         with _open(path) as file:
-            _check_shapes(path, file, axes)
+            _check_shapes(path, file, axes, ("image", "label"))
     return (
         read_case(path, name, axes, num_classes, spacing) for path, name in zip(paths, names, strict=True)
     )
@@ -93,16 +104,29 @@ def _open(path: Path) -> h5py.File:
         raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
 
 
-def _check_shapes(path: Path, file: h5py.File, axes: int) -> None:
-    for key in ("image", "label"):
+def _read(path: Path, file: h5py.File, key: str) -> np.ndarray:
+    try:
+        return file[key][()]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
+
+
+def _read_image(path: Path, file: h5py.File) -> np.ndarray:
+    image = _read(path, file, "image").astype(np.float32)
+    if not np.isfinite(image).all():
+        raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
+    return image
+
+
+def _check_shapes(path: Path, file: h5py.File, axes: int, keys: Sequence[str]) -> None:
+    expected = " and ".join(map(repr, keys))
+    for key in keys:
         if file.get(key, getclass=True) is not h5py.Dataset:
-            raise ValueError(
-                f"{path}: has no dataset {key!r}; it holds {sorted(file)}, expected 'image' and 'label'"
-            )
-    image_shape, label_shape = file["image"].shape, file["label"].shape
-    if image_shape != label_shape:
+            raise ValueError(f"{path}: has no dataset {key!r}; it holds {sorted(file)}, expected {expected}")
+    shapes = [file[key].shape for key in keys]
+    if len(set(shapes)) > 1:
         raise ValueError(
-            f"{path}: 'image' has shape {image_shape} and 'label' {label_shape}; expected the same shape"
+            f"{path}: 'image' has shape {shapes[0]} and 'label' {shapes[1]}; expected the same shape"
         )
-    if len(image_shape) != axes or 0 in image_shape:
-        raise ValueError(f"{path}: 'image' has shape {image_shape}; expected {axes} axes, none of them empty")
+    if len(shapes[0]) != axes or 0 in shapes[0]:
+        raise ValueError(f"{path}: 'image' has shape {shapes[0]}; expected {axes} axes, none of them empty")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 INTENSITIES = ("standardise", "unit_range", "fixed")
+ROUNDING = 1e-9  # relative; a deviation below it is none
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,21 @@ class Preprocessing:
         image: np.ndarray,  # [*S]
     ) -> np.ndarray:  # [*S] float32
         """Clip and scale the intensities of a whole scan. ValueError where they are all the same."""
-        values = self.clipped(image.astype(np.float64))
+
+        def planes() -> Iterator[np.ndarray]:  # one by one: a whole scan in float64 may be gigabytes
+            return (self.clipped(plane.astype(np.float64)) for plane in image)
+
+        shift, scale = self.mean, self.deviation
         if self.intensity == "unit_range":
-            shift, scale = values.min(), values.max() - values.min()
+            shift = min(plane.min() for plane in planes())
+            scale = max(plane.max() for plane in planes()) - shift
         elif self.intensity == "standardise":
-            shift, scale = values.mean(), values.std()
-        else:
-            shift, scale = self.mean, self.deviation
-        if not scale > 0:
-            raise ValueError(f"the scan is {values.flat[0]} everywhere; expected an image")
-        return ((values - shift) / scale).astype(np.float32)
+            shift = sum(plane.sum() for plane in planes()) / image.size
+            scale = np.sqrt(sum(((plane - shift) ** 2).sum() for plane in planes()) / image.size)
+        assert shift is not None and scale is not None  # a fixed intensity has both
+        if not scale > ROUNDING * abs(shift):
+            raise ValueError(f"the scan is {shift} everywhere; expected an image")
+        scaled = np.empty(image.shape, np.float32)
+        for plane, values in zip(scaled, planes(), strict=True):
+            plane[...] = (values - shift) / scale
+        return scaled

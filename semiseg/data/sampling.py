@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from semiseg.data.augmentation import Augmentation
-from semiseg.data.case import Case
+from semiseg.data.case import Case, UnlabelledCase
 
 
 class TrainingSampler:
@@ -17,28 +17,36 @@ class TrainingSampler:
 
     A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when
     it no longer fills a batch is dropped. All batches follow from `seed`; load_state_dict continues exactly.
-    Raises ValueError for a negative batch or one drawn from no cases.
+    Of several processes each draws the same batches and keeps every so-manieth of their cases, so that together
+    they hold what one would, and a process has its part of either half of a batch. Raises ValueError for a
+    negative batch, one drawn from no cases, or one that the processes do not divide.
     """
 
     def __init__(
         self,
         labelled: Sequence[Case],
-        unlabelled: Sequence[Case],
+        unlabelled: Sequence[Case | UnlabelledCase],
         augmentation: Augmentation,
         labelled_batch: int,
         unlabelled_batch: int,
         seed: int,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
+        self._share = slice(process, None, processes)
         self._labelled = [(case.image, case.label) for case in labelled]
         # Only the image is kept: the label of an unlabelled case must not reach the trainer.
         self._unlabelled = [case.image for case in unlabelled]
         self._augmentation = augmentation
         self._generator = torch.Generator().manual_seed(seed)
-        self._labelled_stream = _Stream("labelled", len(labelled), labelled_batch)
-        self._unlabelled_stream = _Stream("unlabelled", len(unlabelled), unlabelled_batch)
+        self._labelled_stream = _Stream("labelled", len(labelled), labelled_batch, processes)
+        self._unlabelled_stream = _Stream("unlabelled", len(unlabelled), unlabelled_batch, processes)
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return labelled image [Bl, 1, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, 1, *P]."""
+        """Return labelled image [Bl, 1, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, 1, *P].
+
+        Bl and Bu are the batches divided by the number of processes.
+        """
         generator = self._generator
         labelled = [
             self._augmentation(*self._labelled[i], generator) for i in self._labelled_stream.next(generator)
@@ -68,6 +76,7 @@ class TrainingSampler:
         self._generator.set_state(state["generator"])
 
     def _stack(self, arrays: list[Any], dtype: torch.dtype) -> Tensor:
+        arrays = arrays[self._share]  # the others, mostly views, were only drawn
         batch = torch.empty(len(arrays), *self._augmentation.patch, dtype=dtype)
         for row, array in zip(batch, arrays, strict=True):
             row.copy_(torch.from_numpy(np.ascontiguousarray(array)))
@@ -77,7 +86,11 @@ class TrainingSampler:
 class _Stream:
     """Indices of `count` cases in shuffled permutations, `batch` at a time."""
 
-    def __init__(self, name: str, count: int, batch: int) -> None:
+    def __init__(self, name: str, count: int, batch: int, processes: int) -> None:
+        if batch % processes:
+            raise ValueError(
+                f"{name}_batch is {batch}, accepted for {processes} processes are multiples of {processes}"
+            )
         if batch < 0 or (batch and not count):
             raise ValueError(
                 f"{name}_batch is {batch} and there are {count} {name} cases; accepted are "

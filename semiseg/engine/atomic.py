@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,27 @@ from typing import Any
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` if the block ends without an exception."""
+    """Give a temporary name beside `path`; rename it to `path` if the block ends without an exception.
+
+    An OSError of the block, such as a full disk, names `path`.
+    """
     temporary = path.with_name(
         f".{path.stem}.{os.getpid()}{path.suffix}"
     )  # the ending tells writers the format
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote into a folder."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name):
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

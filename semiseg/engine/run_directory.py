@@ -6,14 +6,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from semiseg.config import Config, config_from_mapping, config_to_mapping
-from semiseg.engine.atomic import write_json, write_text
+from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
+from semiseg.engine.atomic import remove_leftovers, write_json, write_text
 from semiseg.engine.environment import environment
-
-LOG_INTERVAL = 10  # iterations
 
 
 class RunDirectory:
@@ -27,13 +26,41 @@ class RunDirectory:
         self.text = path / "text.safetensors"  # of a method that learns from text
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
+        self.events = self.tensorboard / "events.out.tfevents"  # TensorBoard knows its files by such a name
+        self.training_state = path / "training_state.safetensors"  # of a run that is not finished
         self.results = path / "results.json"
         self.learning_curves = path / "learning_curves.png"
         self.overlays = path / "overlays"
+        self.surfaces = path / "surfaces"
+        self.embedding_map = path / "embedding_map.png"
+        self.report = path / "report.html"
 
     def checkpoint(self, name: str = "last") -> Path:
         """A checkpoint's file: `last`, or the best on `validation` or `test`."""
         return self.path / f"{name}.safetensors"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        return f"python -m semiseg.train --resume {shlex.quote(str(self.path))}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training has come to its end."""
+        return self.checkpoint().is_file() and not self.training_state.is_file()
+
+    def check_finished(self) -> None:
+        """Raise ValueError, saying how to go on, where training has not come to its end."""
+        if not self.is_finished:
+            raise ValueError(f"{self.path} is unfinished: go on with `{self.resume_command}`")
+
+    def reopen(self) -> RunDirectory:
+        """Clean up behind a process that was killed, and add this one's command, machine, versions and commit."""
+        remove_leftovers(self.path)
+        first = json.loads(self.environment.read_text())
+        resumed = [*first.get("resumed", []), _session()]
+        write_json(self.environment, {**first, "resumed": resumed})
+        return self
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
@@ -52,16 +79,21 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
-        write_json(run.environment, {"command": shlex.join(sys.orig_argv), **environment()})
+        write_json(run.environment, _session())
         return run
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, Config]:
-        """An existing run and its configuration. Raises FileNotFoundError where there is none."""
+        """An existing run and its configuration. Raises FileNotFoundError where there is none, ValueError where
+        the configuration cannot be read."""
         run = cls(path)
         if not run.config.is_file():
             raise FileNotFoundError(f"{path} is no run directory: {run.config.name} is missing")
-        return run, config_from_mapping(yaml.safe_load(run.config.read_text()))
+        return run, config_from_mapping(read_mapping(run.config))
+
+
+def _session() -> dict[str, Any]:
+    return {"command": shlex.join(sys.orig_argv), **environment()}
 
 
 def _first_free(path: Path) -> Path:
@@ -70,44 +102,3 @@ def _first_free(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-class MetricsLog:
-    """Scalars of every iteration, to JSON lines and TensorBoard.
-
-    Values are kept as tensors and read `interval` iterations at a time, so that a GPU is not made to wait every step.
-    """
-
-    def __init__(self, run: RunDirectory, interval: int = LOG_INTERVAL):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._file = run.metrics.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(run.tensorboard))
-        self._interval = interval
-        self._pending: list[tuple[int, str, dict]] = []
-        self.latest: dict[str, float] = {}
-
-    def add(self, iteration: int, stage: str, values: dict) -> None:
-        """Log scalars (tensors or floats) of an iteration, counted from 1 over all stages.
-
-        Raises FloatingPointError naming the iteration where the total loss is NaN or infinite; it may come up to
-        `interval` iterations late.
-        """
-        self._pending.append((iteration, stage, values))
-        if len(self._pending) >= self._interval:
-            self.flush()
-
-    def flush(self) -> None:
-        pending, self._pending = self._pending, []
-        for iteration, stage, values in pending:
-            numbers = {key: float(value) for key, value in values.items()}
-            if not abs(numbers.get("total", 0.0)) < float("inf"):
-                raise FloatingPointError(f"the loss is {numbers['total']} at iteration {iteration} ({stage})")
-            self._file.write(json.dumps({"iteration": iteration, "stage": stage, **numbers}) + "\n")
-            for key, number in numbers.items():
-                self._tensorboard.add_scalar(key, number, iteration)
-            self.latest = numbers
-
-    def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()

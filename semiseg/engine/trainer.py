@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from semiseg.config import Config
-from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, open_dataset
+from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, UnlabelledCase, open_dataset
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import save_checkpoint
-from semiseg.engine.run_directory import MetricsLog, RunDirectory
+from semiseg.engine.distributed import Processes, gradients
+from semiseg.engine.interruption import Interrupted, Interruption
+from semiseg.engine.metrics_log import MetricsLog
+from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
 from semiseg.evaluation.evaluator import autocast, evaluate_cases
 from semiseg.evaluation.figures import learning_curves
 from semiseg.methods import METHODS, Method, Stage
@@ -52,41 +61,110 @@ def build_method(
     return method
 
 
-def train(config: Config) -> RunDirectory:
-    """Train a method through all its stages, leaving metrics, checkpoints and learning curves in a new run directory.
+def train(
+    config: Config,
+    resume: RunDirectory | None = None,  # a run of this configuration to go on with
+) -> RunDirectory | None:
+    """Train a method through all its stages, leaving metrics, checkpoints and learning curves in a run directory.
 
-    Test cases are opened only where evaluation.select asks for selection on the test set. Raises ValueError or
-    FileNotFoundError for what the data or the configuration lacks, before the run directory is made, and
-    FloatingPointError where the loss stops being finite.
+    Of several processes that train together (see semiseg.engine.distributed) the first writes; the others return
+    None. Test cases are opened only where evaluation.select asks for selection on the test set. Raises ValueError or
+    FileNotFoundError for what the data, the configuration or the run to go on with lacks, before anything is written,
+    FloatingPointError where the loss stops being finite, ConnectionError where another process ended, and Interrupted
+    after Ctrl-C or SIGTERM.
     """
-    device = choose_device(config.training.device)
+    processes = Processes()
+    processes.check(config)
+    device = processes.own_device(choose_device(config.training.device))
+    state = TrainingState(resume.training_state, config) if resume is not None else None
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     dataset = open_configured_dataset(config)
     labelled, unlabelled = dataset.training_cases(config.dataset.labelled)
-    text = METHODS[config.method.name].text(config, dataset.class_names)
+    _check_classes(labelled, dataset.class_names)
+    if resume is not None and resume.text.is_file():
+        text: TextEmbeddings | None = TextEmbeddings.load(resume.text)
+    else:
+        text = METHODS[config.method.name].text(config, dataset.class_names)
     method = build_method(config, len(dataset.class_names), device, text)
     stages = method.stages(generator)
-    samplers = [_sampler(config, stage, labelled, unlabelled, number) for number, stage in enumerate(stages)]
+    samplers = [
+        _sampler(config, stage, labelled, unlabelled, number, processes)
+        for number, stage in enumerate(stages)
+    ]
     selection = Selection(config, dataset, device)
 
-    run = RunDirectory.create(config)
-    DatasetDescription.of(dataset).save(run.dataset)
-    if text is not None:
-        text.save(run.text)
-    print(
-        f"{config.name}: {config.method.name} on {config.dataset.name}, run directory {run.path}", flush=True
-    )
-    log = MetricsLog(run)
     iteration = 0  # over all stages
     total = sum(stage.iterations for stage in stages)
-    with tqdm(total=total, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0) as progress:
-        for stage, sampler in zip(stages, samplers, strict=True):
+    if state is not None:
+        iteration, selection.best = state.iteration, state.best
+        state.restore(method, generator, device)
+
+    run = None  # of the first process alone
+    if processes.is_main:
+        if resume is None:
+            run = RunDirectory.create(config)
+            DatasetDescription.of(dataset).save(run.dataset)
+            if text is not None:
+                text.save(run.text)
+        else:
+            run = resume.reopen()
+        start = f"going on after iteration {iteration}, " if resume is not None else ""
+        print(
+            f"{config.name}: {config.method.name} on {config.dataset.name}, {start}run directory {run.path}",
+            flush=True,
+        )
+    save_at = 0.0  # the time from which on the next state is due
+    with (
+        processes.joined(device),
+        Interruption() as interruption,
+        _metrics_log(run, state) as log,
+        tqdm(
+            total=total,
+            initial=iteration,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not processes.is_main,
+        ) as progress,
+    ):
+        processes.prepare(method, config.seed + iteration)
+        for number, (stage, sampler) in enumerate(zip(stages, samplers, strict=True)):
+            if state is not None and number < state.stage:
+                continue
             progress.set_description(stage.name)
-            stage.prepare(labelled, config.training.patch_size)
             optimiser = _optimiser(config, method)
+            if state is not None and number == state.stage:
+                first_step = state.step
+                state.restore_stage(sampler, optimiser)
+            else:
+                first_step = 0
+                stage.prepare(labelled, config.training.patch_size)
+            processes.broadcast(method)
             method.network.train()
-            for step in range(stage.iterations):
+            for step in range(first_step, stage.iterations):
+                stopping = processes.any(interruption.signal is not None)
+                if log is not None and (stopping or time.monotonic() >= save_at):
+                    save_training_state(
+                        log.run.training_state,
+                        config=config,
+                        method=method,
+                        generator=generator,
+                        device=device,
+                        iteration=iteration,
+                        stage=number,
+                        step=step,
+                        sampler=sampler,
+                        optimiser=optimiser,
+                        best=selection.best,
+                        log_sizes=log.sizes(),
+                    )
+                    save_at = time.monotonic() + 60 * config.training.checkpoint_minutes
+                if stopping:
+                    processes.wait()  # one that ends ends the others, and the first may still be writing
+                    raise _interrupted(interruption, iteration, total, run)
+
                 for group in optimiser.param_groups:
                     group["lr"] = stage.learning_rate(config.training.learning_rate, step)
                 batch = Batch(*sampler.next()).to(device)
@@ -94,29 +172,78 @@ def train(config: Config) -> RunDirectory:
                     losses = stage.losses(batch, step)
                 optimiser.zero_grad(set_to_none=True)
                 losses["total"].backward()
+                values = {name: loss.detach() for name, loss in losses.items()}
+                processes.average([*gradients(method), *values.values()])
                 optimiser.step()
                 stage.update()
 
                 iteration += 1
-                values = {name: loss.detach() for name, loss in losses.items()}
-                log.add(iteration, stage.name, {**values, "learning_rate": optimiser.param_groups[0]["lr"]})
-                progress.set_postfix(
-                    {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
-                )
-                progress.update()
-                if selection.due(iteration, total):
+                if log is not None:
                     log.add(
-                        iteration, stage.name, {"validation_dice": selection.evaluate(method, run, iteration)}
+                        iteration, stage.name, {**values, "learning_rate": optimiser.param_groups[0]["lr"]}
                     )
-    log.flush()
-    log.close()
-    save_checkpoint(run.checkpoint(), method, iteration=iteration)
-    learning_curves(run.metrics, run.learning_curves)
+                    progress.set_postfix(
+                        {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
+                    )
+                    progress.update()
+                if selection.due(iteration, total):
+                    if log is not None:
+                        log.flush()  # a loss that is not finite must not come to a checkpoint
+                        dice = selection.evaluate(method, log.run, iteration)
+                        log.add(iteration, stage.name, {"validation_dice": dice})
+                    processes.wait()
+        if log is not None:
+            log.flush()
+            save_checkpoint(log.run.checkpoint(), method, iteration=iteration)
+            learning_curves(log.run.metrics, log.run.learning_curves)
+            log.run.training_state.unlink()
+    if interruption.signal is not None:
+        raise _interrupted(interruption, iteration, total, run)
     return run
 
 
+def _check_classes(labelled: Sequence[Case], class_names: Sequence[str]) -> None:
+    """Raise ValueError where a class is nowhere to be learnt from."""
+    histograms = [np.bincount(case.label.ravel(), minlength=len(class_names)) for case in labelled]
+    for name, count in zip(class_names, np.sum(histograms, axis=0), strict=True):
+        if not count:
+            raise ValueError(
+                f"the {len(labelled)} labelled cases hold no voxel of the class {name!r}, so it cannot be learnt; "
+                "accepted are labelled cases (dataset.labelled) that show every class"
+            )
+
+
+@contextmanager
+def _metrics_log(run: RunDirectory | None, state: TrainingState | None) -> Iterator[MetricsLog | None]:
+    """The log of the process that writes; a loss that is not finite then also names the checkpoint that is left."""
+    if run is None:
+        yield None
+        return
+    with MetricsLog(run, state.log_sizes if state is not None else None) as log:
+        try:
+            yield log
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}; the last good checkpoint is {run.training_state}, "
+                f"of iteration {saved_iteration(run.training_state)}"
+            ) from None
+
+
+def _interrupted(
+    interruption: Interruption, iteration: int, total: int, run: RunDirectory | None
+) -> Interrupted:
+    number = interruption.signal or signal.SIGTERM  # another process had the signal
+    how = f": go on with `{run.resume_command}`" if run is not None else ""
+    return Interrupted(f"stopped by {number.name} after iteration {iteration} of {total}{how}", number)
+
+
 def _sampler(
-    config: Config, stage: Stage, labelled: list[Case], unlabelled: list[Case], number: int
+    config: Config,
+    stage: Stage,
+    labelled: list[Case],
+    unlabelled: Sequence[Case | UnlabelledCase],
+    number: int,
+    processes: Processes,
 ) -> TrainingSampler:
     training = config.training
     return TrainingSampler(
@@ -126,6 +253,8 @@ def _sampler(
         training.labelled_batch,
         training.unlabelled_batch if stage.uses_unlabelled else 0,
         seed=config.seed + number * 2**32,
+        process=processes.rank,
+        processes=processes.count,
     )
 
 
@@ -149,9 +278,10 @@ class Selection:
         self.split = "validation" if dataset.has_validation else None
         if config.evaluation.select == "test":
             self.split = "test"
-            tqdm.write(
-                "WARNING: the checkpoint is selected on the test set; its figures are not those of unseen data"
-            )
+            if Processes().is_main:
+                tqdm.write(
+                    "WARNING: the checkpoint is selected on the test set; its figures are not those of unseen data"
+                )
         elif config.evaluation.select == "validation" and self.split is None:
             raise ValueError(
                 f"evaluation.select is validation, but {config.dataset.name} has no validation split"

@@ -1,8 +1,9 @@
 """Pictures of a run: learning curves, and predictions over the images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -17,6 +18,7 @@ from semiseg.engine.atomic import replace_atomically
 from semiseg.evaluation.metrics import case_metrics
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")  # Okabe and Ito's
+MARKERS = "osD^v"  # another for every seven classes, as the colours repeat
 RATES = ("learning_rate", "ramp_up")
 VALIDATION = "validation_dice"
 SMOOTHING = 0.02  # of a stage's length, the standard deviation of the Gaussian that smooths a loss
@@ -53,7 +55,7 @@ def learning_curves(
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     stages = _stages(records)
     for axis, (name, keys) in zip(axes, panels, strict=True):
-        for colour, key in zip(_colours(len(keys)), keys, strict=True):
+        for colour, key in zip(class_colours(len(keys)), keys, strict=True):
             for stage in stages:
                 _draw_scalar(axis, [record for record in stage if key in record], key, colour, name == "loss")
         for stage in stages[1:]:
@@ -63,7 +65,7 @@ def learning_curves(
     if len(losses) > 1:
         handles = [
             Line2D([], [], color=colour, label=key.replace("_", " "))
-            for colour, key in zip(_colours(len(losses)), losses, strict=True)
+            for colour, key in zip(class_colours(len(losses)), losses, strict=True)
         ]
         axes[0].legend(handles=handles, loc="best", framealpha=0.9)
     for stage in stages:
@@ -72,18 +74,18 @@ def learning_curves(
             stage[0]["stage"], (middle, 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom"
         )
     axes[-1].set_xlabel("iteration")
-    _save(figure, picture)
+    save_figure(figure, picture)
 
 
-def _stages(records: Sequence[dict]) -> list[list[dict]]:
+def _stages(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The records of each stage, in the order they came."""
-    stages: dict[str, list[dict]] = {}
+    stages: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         stages.setdefault(record["stage"], []).append(record)
     return list(stages.values())
 
 
-def _draw_scalar(axis: Axes, records: Sequence[dict], key: str, colour: str, smooth: bool) -> None:
+def _draw_scalar(axis: Axes, records: Sequence[dict[str, Any]], key: str, colour: str, smooth: bool) -> None:
     if not records:
         return
     iterations = np.array([record["iteration"] for record in records])
@@ -125,7 +127,7 @@ def overlay(
     width = max(4.2 * len(planes), 7.5)  # inches
     figure = Figure(figsize=(width, 5.2), layout="constrained")
     axes = figure.subplots(1, len(planes), squeeze=False)[0]
-    colours = _colours(len(dice))
+    colours = class_colours(len(dice))
     for axis, (name, plane, aspect) in zip(axes, planes, strict=True):
         _draw_plane(axis, case.image[plane], case.label[plane], prediction[plane], colours, aspect)
         axis.set_title(name, fontsize="medium")
@@ -141,7 +143,7 @@ def overlay(
     figure.legend(
         handles=handles, loc="outside lower center", ncols=int(width / LEGEND_COLUMN), frameon=False
     )
-    _save(figure, picture)
+    save_figure(figure, picture)
 
 
 def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
@@ -153,7 +155,7 @@ def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
     structures = np.argwhere(case.label)
     if not len(structures):
         structures = np.array([np.zeros(3, int), np.array(case.image.shape) - 1])
-    if _is_stack(case.image.shape, spacing):
+    if is_stack(case.image.shape, spacing):
         positions = np.linspace(structures[:, 0].min(), structures[:, 0].max(), SLICES + 2)[1:-1].round()
         return [(f"slice {k:.0f}", (int(k), whole, whole), spacing[1] / spacing[2]) for k in positions]
     centre = structures.mean(axis=0).round().astype(int)
@@ -165,7 +167,32 @@ def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
     return planes
 
 
-def _is_stack(shape: Sequence[int], spacing: np.ndarray) -> bool:
+def difference_figure(
+    cases: Sequence[str],
+    differences: Mapping[str, np.ndarray],  # [cases] Dice in percent, of every contestant less the first's
+) -> Figure:
+    """Every case's difference, the cases in the order of the first row of differences."""
+    figure = Figure(figsize=(max(8.0, 0.28 * len(cases) + 2), 5), layout="constrained")
+    axis = figure.subplots()
+    positions = np.arange(len(cases))
+    offsets = (np.arange(len(differences)) - (len(differences) - 1) / 2) * 0.6 / len(differences)
+    order = np.argsort(next(iter(differences.values())))
+    axis.axhline(0, color="0.3", linewidth=1)
+    for number, (name, values) in enumerate(differences.items()):
+        colour = class_colours(number + 1)[-1]
+        axis.vlines(positions + offsets[number], 0, values[order], color=colour, linewidth=1.2)
+        marker = MARKERS[number % len(MARKERS)]
+        axis.plot(positions + offsets[number], values[order], marker, color=colour, markersize=5, label=name)
+    axis.set_xticks(positions, [cases[index] for index in order], rotation=90, fontsize="small")
+    axis.set_xlim(-0.7, len(cases) - 0.3)
+    axis.set_ylabel("difference of Dice [percentage points]")
+    axis.grid(axis="y", alpha=0.25)
+    figure.legend(loc="outside upper left", frameon=False)
+    return figure
+
+
+def is_stack(shape: Sequence[int], spacing: np.ndarray) -> bool:
+    """Whether a volume [*S] of a spacing [3] is a stack of slices along its first axis."""
     return spacing[0] > STACK_RATIO * max(spacing[1:]) or STACK_RATIO * shape[0] < min(shape[1:])
 
 
@@ -200,10 +227,12 @@ def _extent(structures: np.ndarray, axis: int) -> slice:
     return slice(max(present[0] - margin, 0), present[-1] + margin + 1)
 
 
-def _colours(count: int) -> list[str]:
+def class_colours(count: int) -> list[str]:
+    """Colours of the first foreground classes, told apart by colour-blind readers too, repeated after seven."""
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
-def _save(figure: Figure, picture: Path) -> None:
+def save_figure(figure: Figure, picture: Path) -> None:
+    """Write a picture; it appears whole or not at all."""
     with replace_atomically(picture) as temporary:
         figure.savefig(temporary, dpi=130)

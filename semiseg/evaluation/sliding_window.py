@@ -1,13 +1,16 @@
-"""Prediction of a whole image by a network that takes patches."""
+"""Prediction of a whole image by a network that takes patches, without holding more of it than a few planes."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 NetworkProbabilities = Callable[[Tensor], Tensor]  # [n, 1, *patch] -> class probabilities [n, C, *patch]
+Progress = Callable[[Sequence[Any]], Iterable[Any]]  # hands the batches on, one after the other; tqdm is one
 
 
 def window_starts(side: int, patch: int, stride: int) -> list[int]:
@@ -21,26 +24,27 @@ def window_starts(side: int, patch: int, stride: int) -> list[int]:
     return [min(window * stride, side - patch) for window in range(windows)]
 
 
-def _batches(items: Sequence, batch_size: int) -> Iterator[Sequence]:
+def _batches(items: Sequence[Any] | Tensor, batch_size: int) -> list[Any]:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, accepted are positive integers")
-    for first in range(0, len(items), batch_size):
-        yield items[first : first + batch_size]
+    return [items[first : first + batch_size] for first in range(0, len(items), batch_size)]
 
 
-@torch.no_grad()
-def predict_volume(
+def volume_slabs(
     network_probabilities: NetworkProbabilities,
     image: Tensor,  # [*S], of any number of axes
     patch_size: Sequence[int],  # voxels
     stride: Sequence[int],  # voxels
     batch_size: int = 4,  # windows per call of the network
-) -> Tensor:  # [C, *S] float32, on the device of the image
-    """Class probabilities of an image: the mean over all windows that contain a voxel.
+    progress: Progress = iter,
+) -> Iterator[Tensor]:  # [C, n, *S[1:]] float32, on the device of the image
+    """Class probabilities of an image, slab by slab along its first axis: the mean over all windows of a voxel.
 
-    An axis shorter than the patch is padded with zeros on both sides, and the result cropped back. Every
-    window counts the same. The mode of the network (training, evaluation) and autocast are the caller's.
-    ValueError if `patch_size` or `stride` has another number of axes than the image, or a stride leaves gaps.
+    A slab is handed out as soon as no window to come reaches it, and is valid until the next is asked for; no
+    more planes are held than a patch has. An axis shorter than the patch is padded with zeros on both sides,
+    and the result cropped back. Every window counts the same. The mode of the network (training, evaluation)
+    and autocast are the caller's. ValueError if `patch_size` or `stride` has another number of axes than the
+    image, or a stride leaves gaps.
     """
     if not image.ndim == len(patch_size) == len(stride):
         raise ValueError(
@@ -49,53 +53,102 @@ def predict_volume(
         )
     missing = [max(patch - side, 0) for side, patch in zip(image.shape, patch_size, strict=True)]
     before = [pad // 2 for pad in missing]
-    padding = [(first, pad - first) for first, pad in zip(before, missing, strict=True)]
-    padded = functional.pad(image, list(itertools.chain(*reversed(padding))))
-
+    if any(missing):
+        padding = [(first, pad - first) for first, pad in zip(before, missing, strict=True)]
+        padded = functional.pad(image, list(itertools.chain(*reversed(padding))))
+    else:
+        padded = image
     starts = [window_starts(*axis) for axis in zip(padded.shape, patch_size, stride, strict=True)]
-    windows = [
-        tuple(slice(first, first + patch) for first, patch in zip(corner, patch_size, strict=True))
-        for corner in itertools.product(*starts)
+    counts = [
+        _window_count(*axis).to(image.device) for axis in zip(padded.shape, patch_size, starts, strict=True)
     ]
-    total: Tensor | None = None
-    for batch in _batches(windows, batch_size):
-        probabilities = network_probabilities(torch.stack([padded[window] for window in batch]).unsqueeze(1))
-        if total is None:
-            total = padded.new_zeros((probabilities.shape[1], *padded.shape), dtype=torch.float32)
-        for window, window_probabilities in zip(batch, probabilities, strict=True):
-            total[(slice(None), *window)] += window_probabilities
-    assert total is not None  # there is at least one window
+    in_plane = functools.reduce(
+        lambda a, b: a.unsqueeze(-1) * b, counts[1:], torch.ones((), device=image.device)
+    )
+    inside = tuple(slice(first, first + side) for first, side in zip(before, image.shape, strict=True))
+    depth = patch_size[0]
+    first_plane = 0  # of the padded image, where the running sums start
+    sums: Tensor | None = None  # [C, depth, *padded.shape[1:]]
 
-    count = padded.new_zeros(padded.shape, dtype=torch.float32)
-    for window in windows:
-        count[window] += 1
-    total /= count
-    inside = (slice(first, first + side) for first, side in zip(before, image.shape, strict=True))
-    return total[(slice(None), *inside)]
+    def mean(planes: slice) -> Tensor:
+        assert sums is not None
+        slab = sums[:, planes]
+        count = counts[0][first_plane:][planes].reshape(-1, *[1] * in_plane.ndim)
+        slab /= count * in_plane
+        return slab[(slice(None), slice(None), *inside[1:])]
+
+    for batch in progress(_batches(list(itertools.product(*starts)), batch_size)):
+        windows = [
+            tuple(slice(first, first + side) for first, side in zip(corner, patch_size, strict=True))
+            for corner in batch
+        ]
+        with torch.no_grad():
+            probabilities = network_probabilities(
+                torch.stack([padded[window] for window in windows]).unsqueeze(1)
+            )
+        if sums is None:
+            shape = (probabilities.shape[1], depth, *padded.shape[1:])
+            sums = padded.new_zeros(shape, dtype=torch.float32)
+        for window, window_probabilities in zip(windows, probabilities, strict=True):
+            finished = window[0].start - first_plane
+            if finished > 0:
+                yield mean(slice(0, finished))
+                for plane in range(finished, depth):  # one by one, as the planes moved overlap where they go
+                    sums[:, plane - finished] = sums[:, plane]
+                sums[:, depth - finished :] = 0
+                first_plane = window[0].start
+            sums[(slice(None), slice(None), *window[1:])] += window_probabilities
+    yield mean(slice(inside[0].start, inside[0].start + min(image.shape[0], depth)))
 
 
-@torch.no_grad()
-def predict_slices(
+def _window_count(
+    side: int, patch: int, starts: Sequence[int]
+) -> Tensor:  # [side] float32, windows that contain a voxel
+    count = torch.zeros(side)
+    for first in starts:
+        count[first : first + patch] += 1
+    return count
+
+
+def predict_volume(
+    network_probabilities: NetworkProbabilities,
+    image: Tensor,  # [*S], of any number of axes
+    patch_size: Sequence[int],  # voxels
+    stride: Sequence[int],  # voxels
+    batch_size: int = 4,  # windows per call of the network
+) -> Tensor:  # [C, *S] float32, on the device of the image
+    """The slabs of `volume_slabs` in one tensor, for whoever needs every class of every voxel at once."""
+    whole: Tensor | None = None
+    first = 0
+    for slab in volume_slabs(network_probabilities, image, patch_size, stride, batch_size):
+        if whole is None:
+            whole = slab.new_empty((len(slab), *image.shape))
+        whole[:, first : first + slab.shape[1]] = slab
+        first += slab.shape[1]
+    assert whole is not None  # there is at least one window
+    return whole
+
+
+def slice_slabs(
     network_probabilities: NetworkProbabilities,
     image: Tensor,  # [slices, H, W]
     patch_size: Sequence[int],  # pixels, (H, W) of the network
     batch_size: int = 12,  # slices per call of the network
-) -> Tensor:  # [slices, H, W] uint8, on the device of the image
-    """Class of every pixel of a stack of slices, each resized to the patch and its class map resized back.
+    progress: Progress = iter,
+) -> Iterator[Tensor]:  # [C, n, H, W] float32, on the device of the image
+    """Class probabilities of a stack of slices, some slices at a time, each resized to the patch and back.
 
-    The image is resized linearly, the class map to the nearest; both take pixels as areas (corners not
-    aligned), so a slice of the patch's size passes unchanged. The mode of the network and autocast are the
-    caller's. ValueError if the image is not a stack of slices.
+    The image is resized linearly, what comes back to the nearest, so that its arg max is the resized class
+    map; both take pixels as areas (corners not aligned), so a slice of the patch's size passes unchanged. The
+    mode of the network and autocast are the caller's. ValueError if the image is not a stack of slices.
     """
     if image.ndim != 3 or len(patch_size) != 2:
         raise ValueError(
             f"image has shape {tuple(image.shape)} and patch_size is {tuple(patch_size)}, accepted are "
             "[slices, H, W] and two sides"
         )
-    classes = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
-    for batch in _batches(range(image.shape[0]), batch_size):
-        part = slice(batch[0], batch[-1] + 1)
-        patches = functional.interpolate(image[part].unsqueeze(1), tuple(patch_size), mode="bilinear")
-        prediction = network_probabilities(patches).argmax(dim=1, keepdim=True).to(torch.uint8)
-        classes[part] = functional.interpolate(prediction, image.shape[1:], mode="nearest-exact").squeeze(1)
-    return classes
+    for batch in progress(_batches(image, batch_size)):
+        patches = functional.interpolate(batch.unsqueeze(1), tuple(patch_size), mode="bilinear")
+        with torch.no_grad():
+            probabilities = network_probabilities(patches).float()
+        yield functional.interpolate(probabilities, image.shape[1:], mode="nearest-exact").transpose(0, 1)

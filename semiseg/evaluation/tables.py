@@ -51,21 +51,35 @@ def summary_table(
     summary: Mapping[str, Any],  # as `summarise` returns it
 ) -> str:
     """A row per class and one for their mean, a column per metric; Markdown with aligned columns."""
-    headings = {metric: text.format(unit=summary["unit"]) for metric, text in HEADINGS.items()}
-    if summary["unit"] == "voxel":
-        del headings["hd95_mm"]  # the same as hd95
+    return markdown_table(summary_rows(summary))
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of `summary_table`, headings first."""
+    headings = metric_headings(summary["unit"])
     rows = {**summary["classes"], **({"mean": summary["mean"]} if len(summary["classes"]) > 1 else {})}
-    return markdown_table(
-        [
-            ["class", *headings.values()],
-            *([name, *(_entry(metric, row[metric]) for metric in headings)] for name, row in rows.items()),
-        ]
-    )
+    return [
+        ["class", *headings.values()],
+        *([name, *(mean_and_sd(metric, row[metric]) for metric in headings)] for name, row in rows.items()),
+    ]
 
 
-def _entry(metric: str, statistics: Mapping[str, float]) -> str:
-    factor = 100 if metric in PERCENTAGES else 1
-    return f"{factor * statistics['mean']:.2f} ± {factor * statistics['sd']:.2f}"
+def metric_headings(unit: str) -> dict[str, str]:
+    """Headings of the metrics' columns; `unit` is that of a summary."""
+    headings = {metric: text.format(unit=unit) for metric, text in HEADINGS.items()}
+    if unit == "voxel":
+        del headings["hd95_mm"]  # the same as hd95
+    return headings
+
+
+def scaled(metric: str, value: float) -> float:
+    """A metric's value in the unit of its heading."""
+    return 100 * value if metric in PERCENTAGES else value
+
+
+def mean_and_sd(metric: str, statistics: Mapping[str, float]) -> str:
+    """An entry of a table."""
+    return f"{scaled(metric, statistics['mean']):.2f} ± {scaled(metric, statistics['sd']):.2f}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

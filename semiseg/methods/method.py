@@ -62,6 +62,7 @@ class Method(nn.Module):
 
     Options: ClassVar[type]  # the dataclass of the configuration's section `method`
     heads: ClassVar[tuple[str, ...]] = ("linear",)  # classifiers `probabilities` knows
+    batch_multiple: ClassVar[int] = 1  # of several processes each must have a multiple of so many images
     one_region: Tensor  # [1], the weights of an image that is no mix
 
     def __init__(self, config: Any, network: nn.Module, num_classes: int):
@@ -103,6 +104,11 @@ class Method(nn.Module):
     def stages(self, generator: torch.Generator) -> list[Stage]:
         """The stages in order; `generator` is where their random choices come from."""
         raise NotImplementedError
+
+    @property
+    def prototypes(self) -> Tensor | None:
+        """What embeddings are compared with [C, K, d], where a method has such."""
+        return None
 
     @torch.no_grad()
     def probabilities(

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,6 +106,7 @@ class MPER(Method):
 
     Options = MPERConfig
     heads = ("linear", "prototype", "mean")
+    batch_multiple = 2  # a pair to mix
     region_weights: Tensor  # [2], of labelled and pseudo-labelled voxels
 
     def __init__(self, config: MPERConfig, network: nn.Module, num_classes: int):
@@ -143,6 +143,10 @@ class MPER(Method):
                 f"method.zero_box is {list(box)}, accepted is a box within the patch {training.patch_size}"
             )
 
+    @property
+    def prototypes(self) -> Tensor:
+        return self.classifier.prototypes
+
     def stages(self, generator: torch.Generator) -> list[Stage]:
         return [PreTraining(self, generator), SelfTraining(self, generator)]
 
@@ -174,15 +178,6 @@ class PreTraining(CopyPasteStage):
     def __init__(self, method: MPER, generator: torch.Generator):
         super().__init__(method, generator)
         self.iterations = method.config.pretraining_iterations
-
-    def prepare(self, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> None:
-        """Raise ValueError where a class has no labelled voxel: pre-training would end without prototypes for it."""
-        present = {int(value) for case in labelled for value in np.unique(case.label)}
-        missing = sorted(set(range(self.method.num_classes)) - present)
-        if missing:
-            raise ValueError(
-                f"the {len(labelled)} labelled images hold no voxel of class {missing[0]}; mper needs every class"
-            )
 
     def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         mask = self.zero_box_mask(batch)

@@ -172,7 +172,8 @@ class VCLIPSeg(Method):
             return cls(method, TwoNetworks(*networks), num_classes, None)
         prompt = consistency = None
         if method.uses_text:
-            assert text is not None
+            if text is None:
+                raise ValueError("vclipseg learns from text, but the run's text.safetensors is missing")
             bottleneck = {"width": config.network.bottleneck_width, "dimensions": config.network.dimensions}
             if method.voxel_prompt:
                 prompt = VoxelPrompt(

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from semiseg.models.initialisation import initialise
 from semiseg.models.voxel_prompt import CONVOLUTIONS
-from semiseg_kernels import masked_class_mean
+from semiseg_kernels import masked_class_mean, sum_over_processes
 
 MASK_RESAMPLING = ("area", "nearest")
 
@@ -61,7 +61,7 @@ def text_distance(
 ) -> Tensor:
     """Eq. 5: the mean of 1 - cos(prototype, text) over the classes whose weights do not sum to 0, else 0."""
     distance = 1 - functional.cosine_similarity(prototypes, text, dim=1)
-    present = weight.transpose(0, 1).flatten(1).any(dim=1)
+    (present,) = sum_over_processes(weight.transpose(0, 1).flatten(1).any(dim=1))
     return torch.where(present, distance, 0).sum() / present.sum().clamp_min(1)
 
 

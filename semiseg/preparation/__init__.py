@@ -1,8 +1,9 @@
-"""From what the challenges hand out to the HDF5 files that `semiseg.data` reads."""
+"""From what the challenges hand out, or one's own scans, to the HDF5 files that `semiseg.data` reads."""
 
 from semiseg.preparation.acdc import ACDCChallenge
 from semiseg.preparation.challenge import Challenge, prepare
 from semiseg.preparation.left_atrium import LeftAtriumChallenge
+from semiseg.preparation.nifti import Choices, prepare_nifti
 from semiseg.preparation.pancreas import PancreasCT
 
 CHALLENGES: dict[str, type[Challenge]] = {
@@ -11,4 +12,4 @@ CHALLENGES: dict[str, type[Challenge]] = {
     "pancreas": PancreasCT,
 }
 
-__all__ = ["CHALLENGES", "Challenge", "prepare"]
+__all__ = ["CHALLENGES", "Challenge", "Choices", "prepare", "prepare_nifti"]

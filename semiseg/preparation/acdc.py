@@ -6,7 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from semiseg.data.acdc import ACDC, EVALUATION_LISTS, TRAINING_LIST, slice_path, volume_path
-from semiseg.preparation.challenge import Challenge, Scan, Splits, write_case, write_list
+from semiseg.preparation.challenge import Challenge
+from semiseg.preparation.layout import write_case, write_list
+from semiseg.preparation.splits import Scan, Splits
 from semiseg.preparation.volume import SAME_SPACING, Volume, read_nifti
 
 TRAINING_VOLUMES = "train.list"

@@ -6,7 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from semiseg.data.left_atrium import LeftAtrium
-from semiseg.preparation.challenge import Challenge, Scan, box_around, write_case
+from semiseg.preparation.challenge import Challenge, box_around
+from semiseg.preparation.layout import write_case
+from semiseg.preparation.splits import Scan
 from semiseg.preparation.volume import Volume, read_nrrd
 
 SMALLEST_SIDE = 112  # voxels in the plane of the slices, the patch everyone trains on

@@ -7,8 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from semiseg.data.pancreas import Pancreas
-from semiseg.preparation.challenge import Challenge, Scan, box_around, write_case
-from semiseg.preparation.volume import Volume, read_dicom_series, read_nifti, resample
+from semiseg.preparation.challenge import Challenge, box_around
+from semiseg.preparation.layout import write_case
+from semiseg.preparation.splits import Scan
+from semiseg.preparation.volume import Volume, read_dicom_series, read_nifti, resample, resample_label
 
 PREPROCESSING = Pancreas.preprocessing
 MARGIN = 25  # voxels of 1 mm
@@ -47,7 +49,7 @@ class PancreasCT(Challenge):
 
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         resampled = resample(PREPROCESSING.clipped(image.values), image.spacing, Pancreas.spacing)
-        mask = (resample(label.astype(np.float32), image.spacing, Pancreas.spacing) >= 0.5).astype(np.uint8)
+        mask = resample_label(label, image.spacing, Pancreas.spacing)
         if not mask.any():
             raise ValueError(f"{image.path}: nothing labelled is left at {Pancreas.spacing} mm")
         box = box_around(mask, (MARGIN,) * 3)

@@ -1,7 +1,8 @@
 """Scans with their place in space: reading NIfTI, NRRD and DICOM, bringing a label onto its image's grid."""
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import nibabel
 import nrrd
 import numpy as np
 import pydicom
+from nibabel.openers import Opener
 from nibabel.orientations import (
     aff2axcodes,
     apply_orientation,
@@ -19,6 +21,8 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from scipy import ndimage
+
+from semiseg.engine.atomic import replace_atomically
 
 # NRRD's names of the space its directions are given in, and the signs that lead from there to NIfTI's space.
 NRRD_SPACES = {
@@ -70,6 +74,10 @@ class Volume:
         move[:3, 3] = 0.5 * steps - 0.5
         return replace(self, values=values, affine=self.affine @ move)
 
+    def has_spacing(self, spacing: tuple[float, ...]) -> bool:
+        """Whether voxels have this size in mm, to one per cent."""
+        return np.allclose(self.spacing, spacing, rtol=SAME_SPACING, atol=0)
+
 
 def on_grid_of(image: Volume, label: Volume) -> Volume:
     """Turn a label along the axes of its image, as the two affines say.
@@ -100,18 +108,52 @@ def origins_differ(image: Volume, label: Volume) -> bool:
     return bool(distance > 0.5 * min(image.spacing))
 
 
+def read_volume(path: Path) -> Volume:
+    """Read a NIfTI file (.nii, .nii.gz), a NRRD file (.nrrd), or a folder with one DICOM series.
+
+    Raises FileNotFoundError if it is missing, ValueError if it is none of these or cannot be read.
+    """
+    if path.is_dir():
+        return read_dicom_series(path)
+    return read_nifti(path) if _is_nifti(path) else read_nrrd(path)
+
+
+def check_header(path: Path) -> None:
+    """Raise as `read_volume` would for a NIfTI or NRRD file, as far as its header tells."""
+    if _is_nifti(path):
+        with _reading(path, "NIfTI"):
+            file = nibabel.load(path)
+            shape, affine = _space(file.shape), file.affine  # type: ignore[attr-defined]
+    else:
+        with _reading(path, "NRRD"):
+            header = nrrd.read_header(str(path))
+            shape, affine = tuple(header["sizes"]), _nrrd_affine(header)
+    _check_grid(path, shape, affine)
+
+
 def read_nifti(path: Path) -> Volume:
-    """Read a NIfTI file of three axes.
+    """Read a NIfTI file of three axes; further ones of length one are dropped.
 
     Raises FileNotFoundError if it is missing, ValueError if it cannot be read or has other axes.
     """
-    _require(path, "a NIfTI file")
-    try:
+    with _reading(path, "NIfTI"):
         file = nibabel.load(path)
         values = np.asanyarray(file.dataobj)  # type: ignore[attr-defined]
-    except (*UNREADABLE, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read as NIfTI ({_line(error)})") from error
-    return _volume(path, values, file.affine)  # type: ignore[attr-defined]
+    return _volume(path, values.reshape(_space(values.shape)), file.affine)  # type: ignore[attr-defined]
+
+
+def write_nifti(
+    path: Path,  # .nii or .nii.gz
+    values: np.ndarray,  # [x, y, z], or [x, y, z, C]
+    affine: np.ndarray,  # [4, 4]
+) -> None:
+    """Write a NIfTI file; it appears whole or not at all."""
+    image = nibabel.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    with replace_atomically(path) as temporary, Opener(str(temporary), "wb") as stream:
+        image.to_stream(stream)  # type: ignore[arg-type]  # it does what a file does
 
 
 def read_nrrd(path: Path) -> Volume:
@@ -119,12 +161,9 @@ def read_nrrd(path: Path) -> Volume:
 
     Raises FileNotFoundError if it is missing, ValueError if it cannot be read or has other axes.
     """
-    _require(path, "a NRRD file")
-    try:
+    with _reading(path, "NRRD"):
         values, header = nrrd.read(str(path))
         affine = _nrrd_affine(header)
-    except (*UNREADABLE, TypeError, nrrd.NRRDError) as error:
-        raise ValueError(f"{path}: cannot be read as NRRD ({_line(error)})") from error
     return _volume(path, values, affine)
 
 
@@ -203,18 +242,39 @@ def _pixels(folder: Path, slice: pydicom.Dataset) -> np.ndarray:
     return pixels.astype(np.float32) * np.float32(scale) + np.float32(shift)
 
 
+def _space(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the axes of length one that some programs write behind the three of space."""
+    return shape[:3] if all(side == 1 for side in shape[3:]) else shape
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz"))
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises for a file it cannot read into one ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; expected a {what} file")
+    try:
+        yield
+    except (*UNREADABLE, TypeError, nrrd.NRRDError, nibabel.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path}: cannot be read as {what} ({_line(error)})") from error
+
+
 def _volume(path: Path, values: np.ndarray, affine: np.ndarray) -> Volume:
-    if values.ndim != 3 or 0 in values.shape:
-        raise ValueError(f"{path}: has shape {values.shape}; expected three axes, none of them empty")
-    directions = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 1e-9:
-        raise ValueError(f"{path}: its header gives no direction for some axis; expected a spacing for each")
+    _check_grid(path, values.shape, affine)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: holds values of type {values.dtype}; expected one number a voxel")
     return Volume(path, values, affine)
 
 
-def _require(path: Path, what: str) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; expected {what}")
+def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> None:
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"{path}: has shape {shape}; expected three axes, none of them empty")
+    directions = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 1e-9:
+        raise ValueError(f"{path}: its header gives no direction for some axis; expected a spacing for each")
 
 
 def _directions(volume: Volume) -> np.ndarray:
@@ -241,3 +301,19 @@ def resample(
     return ndimage.affine_transform(
         image, steps, offset=0.5 * steps - 0.5, output_shape=shape, order=1, mode="nearest"
     )
+
+
+def resample_label(
+    label: np.ndarray,  # [x, y, z] uint8, classes
+    spacing: tuple[float, ...],  # mm
+    wanted: tuple[float, ...],  # mm
+) -> np.ndarray:
+    """The class whose indicator, interpolated as an image is, is largest; the higher of two that are equal."""
+    first, *others = np.unique(label)
+    most = resample((label == first).astype(np.float32), spacing, wanted)
+    resampled = np.full(most.shape, first, np.uint8)
+    for number in others:
+        share = resample((label == number).astype(np.float32), spacing, wanted)
+        more = share >= most
+        resampled[more], most[more] = number, share[more]
+    return resampled

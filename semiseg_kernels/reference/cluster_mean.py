@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..process_group import sum_over_processes
 from .common import bmm, clamped_norm, class_labels, cosine, flatten
 from .prototype_info_nce import nearest_prototype_of_class
 
@@ -48,4 +49,5 @@ def cluster_sums(
     if unit_length:
         share = share / clamped_norm(z, dim=1)
     summed = bmm(share, z.transpose(1, 2)).sum(dim=0)
+    summed, count = sum_over_processes(summed, count)
     return summed.view(num_classes, per_class, -1), count.view(num_classes, per_class)

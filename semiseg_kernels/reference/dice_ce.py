@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..process_group import current_group, sum_over_processes
 from .common import class_labels, flatten, region_indices
 
 DICE_SMOOTH = 1e-5
@@ -60,9 +61,13 @@ def region_losses(
     ce, dice = [], []
     for r in range(num_regions):
         inside = keep & (region == r)
-        ce.append(torch.where(inside, voxel_ce, 0).sum() / inside.sum().clamp_min(1))
-        intersection = torch.where(inside.unsqueeze(1), voxel_intersection, 0).sum(dim=(0, 2))
-        cardinality = torch.where(inside.unsqueeze(1), voxel_cardinality, 0).sum(dim=(0, 2))
+        ce_sum, count, intersection, cardinality = sum_over_processes(
+            torch.where(inside, voxel_ce, 0).sum(),
+            inside.sum(),
+            torch.where(inside.unsqueeze(1), voxel_intersection, 0).sum(dim=(0, 2)),
+            torch.where(inside.unsqueeze(1), voxel_cardinality, 0).sum(dim=(0, 2)),
+        )
+        ce.append(ce_sum / count.clamp_min(1))
         dice.append(1 - ((2 * intersection + DICE_SMOOTH) / (cardinality + DICE_SMOOTH)).mean())
     return DiceCE(torch.stack(ce), torch.stack(dice))
 
@@ -71,9 +76,16 @@ def count_regions(
     regions: Tensor | None,  # [B, *S]
     num_regions: int | None,
 ) -> int:
-    """`num_regions` if given, else 1 + the largest region (reads the map; synchronises on a GPU)."""
+    """`num_regions` if given, else 1 + the largest region (reads the map; synchronises on a GPU).
+
+    Raises ValueError where processes might read different numbers.
+    """
     if num_regions is not None:
         return num_regions
-    if regions is None or regions.numel() == 0:
+    if regions is None:
+        return 1
+    if current_group() is not None:
+        raise ValueError("num_regions is None, accepted within use_process_group is the number of regions")
+    if regions.numel() == 0:
         return 1
     return int(regions.max()) + 1

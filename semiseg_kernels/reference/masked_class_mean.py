@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..process_group import sum_over_processes
 from .common import bmm, flatten
 
 
@@ -14,5 +15,6 @@ def masked_class_mean(
     share = weight.detach().flatten(2).to(z.dtype)
     total = share.sum(dim=(0, 2), dtype=torch.float64).unsqueeze(1)  # [C, 1]
     summed = bmm(share, z.transpose(1, 2)).sum(dim=0)
+    summed, total = sum_over_processes(summed, total)
     mean = summed / torch.where(total != 0, total, 1).to(z.dtype)
     return torch.where(total != 0, mean, 0)

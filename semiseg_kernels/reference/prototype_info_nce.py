@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..process_group import sum_over_processes
 from .common import class_labels, cosine, dot, flatten
 
 
@@ -64,5 +65,5 @@ def contrast(
         keep = keep & (flat_weight != 0)
         loss = loss * flat_weight
         total = torch.where(keep, flat_weight, 0).sum()
-    summed = torch.where(keep, loss, 0).sum()
+    summed, total = sum_over_processes(torch.where(keep, loss, 0).sum(), total)
     return torch.where(total != 0, summed / torch.where(total != 0, total, 1), 0)

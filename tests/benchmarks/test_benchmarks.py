@@ -137,9 +137,14 @@ def test_a_wrong_kernel_is_refused(module, name):
             contestants.assert_agreement(kernel, reference)
 
 
-def test_readme_is_up_to_date(module):
+def test_tables_of_the_documents_are_up_to_date(module):
     tables = module("tables")
-    assert tables.README.read_text() == tables.fill(tables.README.read_text(), tables.read_results())
+    marked = set()
+    for document in tables.DOCUMENTS:
+        text = document.read_text()
+        assert text == tables.fill(text, tables.read_results()), document.name
+        marked |= {name for _, name, _ in tables.MARKED.findall(text)}
+    assert marked == set(tables.TABLES)
 
 
 def test_tables_are_filled_between_their_marks(module, monkeypatch):

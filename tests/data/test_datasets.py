@@ -241,7 +241,7 @@ def test_no_root_at_all(monkeypatch):
 
 
 def test_names(tmp_path):
-    with pytest.raises(ValueError, match="dataset name is 'heart'; accepted are la, acdc, pancreas and phantom"):
+    with pytest.raises(ValueError, match="dataset name is 'heart'; accepted are la, acdc, pancreas, own and phantom"):
         open_dataset("heart", tmp_path)
     with pytest.raises(ValueError, match="takes no root"):
         open_dataset("phantom", tmp_path)

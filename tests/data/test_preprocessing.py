@@ -26,6 +26,8 @@ def test_intensities_are_scaled_over_the_whole_scan():
 def test_a_scan_without_content_is_refused(intensity):
     with pytest.raises(ValueError, match="3.0 everywhere"):
         Preprocessing(None, None, intensity).scaled(np.full((4, 4), 3))
+    with pytest.raises(ValueError, match="everywhere"):  # its deviation is 4e-16, from rounding
+        Preprocessing(None, None, intensity).scaled(np.full((9, 7, 5), 3.1))
 
 
 def test_an_intensity_that_does_not_exist_or_lacks_its_numbers_is_refused():

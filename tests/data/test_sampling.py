@@ -147,3 +147,16 @@ def test_unlabelled_labels_are_not_kept():
 def test_impossible_batches_are_refused(unlabelled, batches, message):
     with pytest.raises(ValueError, match=message):
         sampler(3, unlabelled, batches)
+
+
+def test_two_processes_share_the_batch_of_one():
+    def drawn(*share):
+        cases = constant_cases(range(5)), constant_cases(range(100, 107))
+        shared = TrainingSampler(*cases, Augmentation("crop_rotate_flip", PATCH), 4, 2, 0, *share)
+        return [shared.next() for _ in range(4)]
+
+    for whole, *parts in zip(drawn(), drawn(0, 2), drawn(1, 2), strict=True):
+        for process, part in enumerate(parts):
+            assert_same(part, tuple(tensor[process::2] for tensor in whole))
+    with pytest.raises(ValueError, match="labelled_batch is 4, accepted for 3 processes are multiples of 3"):
+        drawn(0, 3)

@@ -1,9 +1,9 @@
 """`python -m semiseg.train` and `semiseg.evaluate` from end to end on a tiny phantom, and what a run leaves behind."""
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from semiseg.config import load_config
 from semiseg.engine.checkpoint import load_checkpoint, save_checkpoint
-from semiseg.engine.run_directory import MetricsLog, RunDirectory
+from semiseg.engine.metrics_log import MetricsLog
+from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device, train
 
 TINY = ["training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]", "network.filters=[2]"]
@@ -133,11 +134,10 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_iteration(tmp_path):
     run = RunDirectory(tmp_path)
-    log = MetricsLog(run, interval=2)
-    log.add(1, "supervised", {"total": torch.tensor(1.0)})
-    with pytest.raises(FloatingPointError, match="nan at iteration 2"):
-        log.add(2, "supervised", {"total": torch.tensor(float("nan"))})
-    log.close()
+    with MetricsLog(run, interval=2) as log:
+        log.add(1, "supervised", {"total": torch.tensor(1.0)})
+        with pytest.raises(FloatingPointError, match="nan at iteration 2"):
+            log.add(2, "supervised", {"total": torch.tensor(float("nan"))})
 
 
 def test_checkpoints_refuse_damage_and_other_configurations(tmp_path):
@@ -159,18 +159,15 @@ def test_checkpoints_refuse_damage_and_other_configurations(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    from semiseg.engine import checkpoint
-
     path = tmp_path / "last.safetensors"
     method = build_method(load_config("phantom_mper", TINY_MPER), 3, choose_device("cpu"))
     save_checkpoint(path, method, iteration=1)
     before = path.read_bytes()
 
-    def half_written(state, temporary, metadata):
-        Path(temporary).write_bytes(b"half")
+    def full(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, method, iteration=2)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from semiseg.evaluation.sliding_window import predict_slices, predict_volume, window_starts
+from semiseg.evaluation.sliding_window import predict_volume, slice_slabs, volume_slabs, window_starts
 
 
 def probabilities_of(patches: torch.Tensor) -> torch.Tensor:
@@ -59,6 +61,46 @@ def test_equals_loop(shape, patch, stride, batch_size):
     )
 
 
+def test_slabs_are_handed_out_once_no_window_reaches_them():
+    """Windows start at planes 0, 3, 6 and 8 of 12."""
+    image, calls = torch.randn(12, 9), []
+
+    def probabilities(patches):
+        calls.append(len(patches))
+        return probabilities_of(patches)
+
+    seen = [
+        (slab.shape[1], len(calls))
+        for slab in volume_slabs(probabilities, image, (4, 6), (3, 3), batch_size=2)
+    ]
+    assert seen == [(3, 2), (3, 3), (2, 4), (4, 4)]  # planes, and how many rows of windows there had been
+
+
+MEMORY = """
+import resource
+import torch
+from semiseg.evaluation.sliding_window import volume_slabs
+
+def probabilities(patches):
+    return patches.expand(-1, 64, -1, -1, -1) / 64
+
+image = torch.ones(1200, 48, 48)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+planes = 0
+for slab in volume_slabs(probabilities, image, (16, 16, 16), (12, 16, 16)):
+    assert slab.shape[0] == 64
+    planes += slab.shape[1]
+assert planes == 1200
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_first_axis():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    whole = 64 * 1200 * 48 * 48 * 4  # bytes of every class of every voxel
+    assert int(done.stdout) < whole / 8
+
+
 @pytest.mark.parametrize(
     "side, patch, stride", [(183, 112, 18), (140, 112, 18), (88, 80, 4), (212, 112, 18), (80, 80, 4)]
 )
@@ -79,7 +121,7 @@ def test_no_more_windows_at_once_than_asked_for():
     predict_volume(probabilities, torch.randn(20, 20), (8, 8), (4, 4), batch_size=3)
     assert sizes == [3] * 5 + [1]
     sizes.clear()
-    predict_slices(probabilities, torch.randn(7, 20, 20), (8, 8), batch_size=3)
+    assert len(list(slice_slabs(probabilities, torch.randn(7, 20, 20), (8, 8), batch_size=3))) == 3
     assert sizes == [3, 3, 1]
 
 
@@ -93,10 +135,9 @@ def test_half_precision_probabilities_are_averaged_in_float32():
 
 def test_slices_of_the_patch_size_are_not_resized():
     image = torch.randn(5, 24, 16)
-    expected = probabilities_of(image[:, None]).argmax(1).to(torch.uint8)
-    classes = predict_slices(probabilities_of, image, (24, 16), batch_size=2)
-    assert classes.dtype == torch.uint8
-    torch.testing.assert_close(classes, expected)
+    slabs = list(slice_slabs(probabilities_of, image, (24, 16), batch_size=2))
+    assert [tuple(slab.shape) for slab in slabs] == [(3, 2, 24, 16), (3, 2, 24, 16), (3, 1, 24, 16)]
+    torch.testing.assert_close(torch.cat(slabs, dim=1), probabilities_of(image[:, None]).transpose(0, 1))
 
 
 @pytest.mark.parametrize("shape, patch", [((30, 20), (64, 64)), ((50, 77), (32, 48))])
@@ -112,7 +153,7 @@ def test_slices_are_resized_there_and_back(shape, patch):
         seen.append(tuple(patches.shape[2:]))
         return torch.cat([1 - patches, patches], dim=1)
 
-    classes = predict_slices(probabilities, image, patch, batch_size=2)
+    classes = torch.cat(list(slice_slabs(probabilities, image, patch, batch_size=2)), dim=1).argmax(0)
     assert seen == [patch, patch]
     assert not classes[[0, 2]].any()
     assert (classes[1][distance < 6.5] == 1).all() and (classes[1][distance > 9.5] == 0).all()
@@ -128,4 +169,4 @@ def test_errors():
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2, 2), batch_size=0)
     with pytest.raises(ValueError, match="image has shape"):
-        predict_slices(probabilities_of, torch.randn(8, 8), (4, 4))
+        next(slice_slabs(probabilities_of, torch.randn(8, 8), (4, 4)))

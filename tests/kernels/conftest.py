@@ -1,5 +1,6 @@
 """Backends to test, and memory that is never silently right."""
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -7,12 +8,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 from emulation import emulated_cuda_module, missing_tools
+from hypothesis import settings
 
 from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import BACKENDS
 
 # More voxels or classes than an interpreter or an emulator gets through; a GPU runs them all.
 LARGE = ("many chunks", "four_million", "test_same_bits_on_every_run", "512 classes", "many classes")
+
+settings.register_profile("default", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -320,13 +320,3 @@ def test_even_windows_cover_a_volume_within_the_patch(shape, patch, window):
     assert even_window(shape, patch) == window
     counts = [-(-side // length) for side, length in zip(shape, window, strict=True)]
     assert counts == [-(-side // length) for side, length in zip(shape, patch, strict=True)]
-
-
-def test_a_class_without_a_labelled_voxel_is_named_before_pretraining():
-    _, pretraining, _ = build()
-    image, label = np.zeros(PATCH, dtype=np.float32), np.zeros(PATCH, dtype=np.uint8)
-    label[0] = 2
-    with pytest.raises(ValueError, match="the 1 labelled images hold no voxel of class 1"):
-        pretraining.prepare([Case("a", image, label, None)], PATCH)
-    label[1] = 1
-    pretraining.prepare([Case("a", image, label, None)], PATCH)

@@ -1,0 +1,142 @@
+"""`python -m semiseg.predict --run DIR --input FILE_OR_FOLDER --output FILE_OR_FOLDER`: segment new scans."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from semiseg.commands import EXPECTED, command
+from semiseg.prediction import Predictor
+from semiseg.preparation.volume import check_header
+
+NIFTI = (".nii.gz", ".nii")
+FILES = (*NIFTI, ".nrrd")
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """Write the classes of every voxel as NIfTI, on the grid of the scan, background 0."""
+    parser = argparse.ArgumentParser("python -m semiseg.predict", description=__doc__)
+    parser.add_argument("--run", required=True, type=Path, help="a run directory")
+    parser.add_argument(
+        "--input", required=True, type=Path,
+        help="a NIfTI or NRRD file, a folder of them, or a folder with one DICOM series (*.dcm)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, type=Path,
+        help="a new .nii.gz or .nii file, or a folder where masks get the names of their scans; "
+        "a file that exists is never overwritten",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true",
+        help="also write NAME_probabilities.nii.gz: float32, the classes along a fourth axis",
+    )  # fmt: skip
+    parser.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"),
+        help="mm along each axis of the files, where their headers are wrong",
+    )  # fmt: skip
+    parser.add_argument(
+        "overrides", nargs="*", metavar="evaluation.key=value",
+        help="e.g. evaluation.largest_component=true, training.precision=bfloat16, training.device=cpu",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    scans = find_scans(options.input)
+    masks = mask_paths(options.input, scans, options.output)
+    wanted = [*masks, *(map(probabilities_path, masks) if options.probabilities else ())]
+    check_new(wanted)
+    for scan in scans:
+        if not scan.is_dir():
+            check_header(scan)
+    predictor = Predictor(options.run, options.overrides)
+    make_writable_folder(masks[0].parent)
+
+    failed = []
+    for scan, mask in zip(scans, masks, strict=True):
+        try:
+            segmentation = predictor.predict(
+                scan, spacing=options.spacing, probabilities=options.probabilities, progress=True
+            )
+        except EXPECTED as error:
+            if len(scans) == 1:
+                raise
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            failed.append(scan.name)
+            continue
+        segmentation.save(mask)
+        if options.probabilities:
+            segmentation.save_probabilities(probabilities_path(mask))
+        tqdm.write(f"written to {mask}", file=sys.stdout)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(scans)} scans have no mask: {', '.join(failed)}")
+
+
+def find_scans(source: Path) -> list[Path]:
+    """A file, the files of a folder, or a folder with DICOM files.
+
+    Raises FileNotFoundError where there is none, ValueError for a file of another kind or a folder of both kinds.
+    """
+    if source.is_file() and source.name.endswith(FILES):
+        return [source]
+    if source.is_file():
+        raise ValueError(f"{source}: accepted are files that end in {', '.join(FILES)}, and folders")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: missing; expected a scan or a folder")
+    files = sorted(path for path in source.iterdir() if path.name.endswith(FILES) and path.name[0] != ".")
+    has_dicom = any(path.suffix.lower() == ".dcm" for path in source.rglob("*"))
+    if files and has_dicom:
+        raise ValueError(f"{source}: holds NIfTI or NRRD files and DICOM files; expected one kind")
+    if not files and not has_dicom:
+        raise FileNotFoundError(
+            f"{source}: holds no scan; expected files that end in {', '.join(FILES)}, or a DICOM series (*.dcm)"
+        )
+    return files or [source]
+
+
+def mask_paths(source: Path, scans: list[Path], output: Path) -> list[Path]:
+    """Where the mask of every scan goes. ValueError where a file is named for a folder of scans."""
+    if output.name.endswith(NIFTI) and not output.is_dir():
+        if scans != [source]:
+            raise ValueError(f"{output}: accepted for a folder of scans is a folder")
+        return [output]
+    if output.is_file():
+        raise ValueError(f"{output}: accepted are files that end in {' or '.join(NIFTI)}, and folders")
+    return [output / f"{_stem(scan)}.nii.gz" for scan in scans]
+
+
+def probabilities_path(mask: Path) -> Path:
+    """Beside the mask: case.nii.gz -> case_probabilities.nii.gz"""
+    return mask.with_name(f"{_stem(mask)}_probabilities.nii.gz")
+
+
+def check_new(paths: list[Path]) -> None:
+    """Raise ValueError where a file exists already or would be written for two scans."""
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} would be written for two scans; expected scans of different names")
+    existing = [path for path in paths if path.exists()]
+    if existing:
+        others = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise ValueError(f"{existing[0]} exists already{others}; accepted are new files")
+
+
+def make_writable_folder(path: Path) -> None:
+    """Make a folder, if it is not there. OSError where nothing can be written into it."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path}: not writable")
+
+
+def _stem(path: Path) -> str:
+    name = path.absolute().name
+    return next((name.removesuffix(end) for end in FILES if name.endswith(end)), name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""A trained network applied to new scans: from a scanner's file to a segmentation on that file's grid."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from torch import Tensor
+from tqdm import tqdm
+
+from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
+from semiseg.data import largest_components
+from semiseg.data.description import DatasetDescription
+from semiseg.engine.checkpoint import load_checkpoint
+from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.trainer import build_method, choose_device
+from semiseg.evaluation.evaluator import probability_slabs
+from semiseg.preparation.volume import SAME_SPACING, Volume, read_volume, write_nifti
+from semiseg.text import TextEmbeddings
+
+OVERRIDES = ("evaluation", "training.precision", "training.device")
+FAR_SPACING = 1.5  # times the training's, beyond which a header is doubted
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a network made of a scan, voxel by voxel of the scan's own file."""
+
+    classes: np.ndarray  # [x, y, z] uint8
+    probabilities: np.ndarray | None  # [x, y, z, C] float32, where they were asked for
+    affine: np.ndarray  # [4, 4], of the scan's file
+    class_names: tuple[str, ...]  # background first
+
+    def save(self, path: str | Path) -> None:
+        """Write the classes as NIfTI, uint8, on the grid of the scan."""
+        write_nifti(Path(path), self.classes, self.affine)
+
+    def save_probabilities(self, path: str | Path) -> None:
+        """Write the probabilities as NIfTI, float32, the classes along a fourth axis. ValueError without them."""
+        if self.probabilities is None:
+            raise ValueError("probabilities were not asked for; accepted is predict(..., probabilities=True)")
+        write_nifti(Path(path), self.probabilities, self.affine)
+
+
+class Predictor:
+    """The trained network of a run directory, which is all it needs.
+
+    overrides: `section.key=value`, of the keys of evaluation, training.precision and training.device.
+    Raises FileNotFoundError where the run or its checkpoint is missing, ValueError where it is not finished, a file
+    is damaged or an override is none of these.
+    """
+
+    def __init__(self, run: str | Path, overrides: Iterable[str] = ()):
+        directory, config = RunDirectory.open(Path(run))
+        directory.check_finished()
+        self.config = _overridden(config, overrides)
+        self.description = DatasetDescription.load(directory.dataset)
+        self.device = choose_device(self.config.training.device)
+        text = TextEmbeddings.load(directory.text) if directory.text.is_file() else None
+        self.method = build_method(self.config, len(self.description.class_names), self.device, text)
+        checkpoint = directory.checkpoint(self.config.evaluation.select)
+        self.iteration = int(load_checkpoint(checkpoint, self.method, self.device)["iteration"])
+        self.method.eval()
+
+    def predict(
+        self,
+        scan: str | Path | Volume,  # a NIfTI or NRRD file, or a folder with one DICOM series
+        *,
+        spacing: Sequence[float] | None = None,  # mm along each axis of the file, where its header is wrong
+        probabilities: bool = False,
+        progress: bool = False,
+    ) -> Segmentation:
+        """Segment a scan. Memory: some bytes a voxel, and 4 a voxel and class with `probabilities`.
+
+        Warns where the scan is resampled from a spacing far from the training's, or smaller than the patch.
+        Raises FileNotFoundError where there is no scan, ValueError where it cannot be read or holds NaN, and for
+        a spacing that is not three positive numbers.
+        """
+        volume = scan if isinstance(scan, Volume) else read_volume(Path(scan))
+        affine, file_axes = volume.affine, io_orientation(volume.affine)
+        orientation = self.description.preprocessing.orientation
+        training_axes = file_axes if orientation is None else axcodes2ornt(orientation)
+        turned = _with_spacing(volume, spacing).turned(orientation)
+        path, shape = turned.path, turned.values.shape
+        image, steps = self._prepared(turned)
+        del scan, volume, turned  # the intensities of the file are not needed while the network runs
+
+        bar = functools.partial(
+            tqdm, desc=path.name, unit="batch", leave=False, dynamic_ncols=True, disable=not progress
+        )
+        slabs = probability_slabs(self.method, image, self.config, self.device, bar)
+        if any(step != 1 for step in steps):
+            slabs = resampled_slabs(slabs, image.shape, shape, steps)
+        classes, kept = self._collected(slabs, shape, probabilities)
+        if self.config.evaluation.largest_component:
+            classes = largest_components(torch.from_numpy(classes)[None], self.method.num_classes)[0].numpy()
+        turn_back = ornt_transform(training_axes, file_axes)
+        return Segmentation(
+            apply_orientation(classes, turn_back),
+            None if kept is None else apply_orientation(np.moveaxis(kept, 0, -1), turn_back),
+            affine,
+            self.description.class_names,
+        )
+
+    def _prepared(self, volume: Volume) -> tuple[np.ndarray, list[float]]:
+        """The image [*S] float32 as the network sees it, and its voxels per voxel of the volume along each axis."""
+        preprocessing = self.description.preprocessing
+        if not np.isfinite(volume.values).all():
+            raise ValueError(f"{volume.path}: holds NaN or infinity; expected finite intensities")
+        wanted, given = preprocessing.spacing, volume.spacing
+        if wanted is None or np.allclose(given, wanted, rtol=SAME_SPACING, atol=0):
+            steps = [1.0] * 3
+        else:
+            steps = [old / new for old, new in zip(given, wanted, strict=True)]
+            clipped = preprocessing.clipped(volume.values.astype(np.float32))
+            volume = replace(volume, values=clipped).resampled(wanted)
+        self._warn(volume.path, given, volume.values.shape)
+        try:
+            return preprocessing.scaled(volume.values), steps
+        except ValueError as error:
+            raise ValueError(f"{volume.path}: {error}") from None
+
+    def _collected(
+        self,
+        slabs: Iterable[Tensor],  # [C, n, *S[1:]]
+        shape: Sequence[int],  # S
+        probabilities: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:  # [*S] uint8, [C, *S] float32
+        classes = np.empty(shape, np.uint8)
+        kept = np.empty((self.method.num_classes, *shape), np.float32) if probabilities else None
+        first = 0
+        try:
+            for slab in slabs:
+                planes = slice(first, first + slab.shape[1])
+                classes[planes] = slab.argmax(0).to(torch.uint8).cpu()
+                if kept is not None:
+                    kept[:, planes] = slab.cpu()
+                first = planes.stop
+        except torch.OutOfMemoryError:
+            batch = self.config.evaluation.batch
+            raise ValueError(
+                f"evaluation.batch is {batch}, which {self.device} has no memory for; accepted are smaller ones"
+            ) from None
+        return classes, kept
+
+    def _warn(self, path: Path, spacing: Sequence[float], shape: Sequence[int]) -> None:
+        trained = self.description.preprocessing.spacing
+        if trained is not None:
+            ratios = np.divide(spacing, trained)
+            if max(ratios.max(), 1 / ratios.min()) > FAR_SPACING:
+                warnings.warn(
+                    f"{path}: voxels of {_sides(spacing)} mm are resampled to the training's {_sides(trained)} mm; "
+                    "if the header is wrong, give the true size as spacing",
+                    stacklevel=3,
+                )
+        patch = self.config.training.patch_size
+        if self.config.evaluation.stride is not None and any(
+            side < least for side, least in zip(shape[-len(patch) :], patch, strict=True)
+        ):
+            warnings.warn(
+                f"{path}: {_sides(shape)} voxels at the training's spacing are fewer than a patch, "
+                f"{_sides(patch)}; the rest is filled with zeros",
+                stacklevel=3,
+            )
+
+
+def resampled_slabs(
+    slabs: Iterable[Tensor],  # [C, n, *S[1:]], one behind the other along the first axis
+    source: Sequence[int],  # S
+    shape: Sequence[int],  # G
+    steps: Sequence[float],  # voxels of the source from one voxel to the next of the grid, along each axis
+) -> Iterator[Tensor]:  # [C, 1, *G[1:]]
+    """Interpolate linearly at the voxels of another grid with the same first corner, plane by plane."""
+    along, *in_plane = (
+        ((np.arange(count) + 0.5) * step - 0.5).clip(0, side - 1)
+        for count, step, side in zip(shape, steps, source, strict=True)
+    )
+    wanted = 0
+    previous: Tensor | None = None
+    for index, plane in enumerate(plane for slab in slabs for plane in slab.unbind(1)):
+        while wanted < len(along) and along[wanted] <= index:
+            between = plane if previous is None else torch.lerp(previous, plane, along[wanted] - index + 1)
+            for axis, positions in enumerate(in_plane, start=1):
+                between = _interpolated(between, axis, positions)
+            yield between.unsqueeze(1)
+            wanted += 1
+        previous = plane.clone()  # its slab may be overwritten
+
+
+def _interpolated(values: Tensor, axis: int, positions: np.ndarray) -> Tensor:
+    low = torch.from_numpy(np.floor(positions).astype(np.int64))
+    high = (low + 1).clamp(max=values.shape[axis] - 1)
+    weight = (torch.from_numpy(positions) - low).float().reshape(-1, *[1] * (values.ndim - axis - 1))
+    low, high, weight = (part.to(values.device) for part in (low, high, weight))
+    return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), weight)
+
+
+def _overridden(config: Config, overrides: Iterable[str]) -> Config:
+    overrides = list(overrides)
+    for override in overrides:
+        if not override.startswith(tuple(f"{key}{end}" for key in OVERRIDES for end in ".=")):
+            raise ValueError(
+                f"override {override}: accepted are keys of evaluation, training.precision and training.device"
+            )
+    return config_from_mapping(merge(config_to_mapping(config), parse_overrides(overrides)))
+
+
+def _with_spacing(volume: Volume, spacing: Sequence[float] | None) -> Volume:
+    if spacing is None:
+        return volume
+    if len(spacing) != 3 or not all(0 < size < float("inf") for size in spacing):
+        raise ValueError(f"spacing is {tuple(spacing)}; accepted are three positive numbers of mm")
+    affine = volume.affine.copy()
+    affine[:3, :3] *= np.divide(spacing, volume.spacing)
+    return replace(volume, affine=affine)
+
+
+def _sides(numbers: Sequence[float]) -> str:
+    return " × ".join(f"{number:.4g}" for number in numbers)

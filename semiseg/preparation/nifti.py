@@ -1,0 +1,216 @@
+"""From folders of NIfTI images and labels to the files that training reads, and configurations to train with."""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from semiseg.data.description import DatasetDescription
+from semiseg.data.own import DESCRIPTION, OwnData
+from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
+from semiseg.engine.atomic import write_text
+from semiseg.preparation.checks import as_classes
+from semiseg.preparation.layout import check_new, note, progress, whole_folder, write_case, write_list
+from semiseg.preparation.nifti_folder import divide, find_scans, join_patients, with_patient
+from semiseg.preparation.plan import Plan, configurations, plan
+from semiseg.preparation.splits import Scan, UnlabelledScan
+from semiseg.preparation.survey import Facts, findings, guess_modality, read_image, read_label, survey
+from semiseg.preparation.volume import resample_label
+
+FINDINGS = "findings.md"
+LIST_NAMES = {VALIDATION_LIST: "for validation", TEST_LIST: "for the test"}
+MOST_CLASSES = 255
+HEADER = (
+    "# Written by `python -m semiseg.prepare nifti`; every key may be changed, here or on the command line.\n"
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What can be asked for; None leaves it to the data."""
+
+    test: int | Path | None = None  # patients, or the file of a list of cases
+    validation: int | Path | None = None
+    labelled: int | Path | None = None  # training cases whose labels are used
+    patient: str | None = (
+        None  # regular expression: a scan's patient is what it matches at the start of its name
+    )
+    classes: Sequence[str] | None = None  # names, in the order of the labels' values
+    modality: str | None = None  # ct or mr
+    spacing: tuple[float, ...] | None = None  # mm
+    mirror: tuple[int, ...] = ()  # axes (right, anterior, superior) to mirror every label along
+    check_alignment: bool = True
+
+
+def prepare_nifti(
+    images: Path,
+    labels: Path,
+    dest: Path,
+    choices: Choices,
+    say: Callable[[str], None] = print,  # takes what was found and chosen, while it is
+) -> None:
+    """Check every scan, say what was found, and write cases, lists and configurations; `dest` appears whole or not.
+
+    Raises ValueError or FileNotFoundError for what is missing, malformed or contradicts itself, before anything is
+    written.
+    """
+    dest = dest.resolve()
+    check_new(dest)
+    labelled, unlabelled = find_scans(images, labels, choices.patient)
+    divide(
+        labelled, choices.test, choices.validation, choices.labelled
+    )  # impossible choices end here, not later
+    facts = survey([*labelled, *unlabelled], choices.mirror, choices.check_alignment)
+    classes = name_classes([one for one in facts if one.voxels], choices.classes)
+    modality = choices.modality or guess_modality(facts)
+    found = findings(facts, classes, modality)
+    say(f"{found}\n")
+
+    patients = join_patients([*labelled, *unlabelled], {one.name: one.fingerprint for one in facts})
+    splits, count = divide(
+        [with_patient(scan, patients) for scan in labelled],
+        choices.test,
+        choices.validation,
+        choices.labelled,
+    )
+    training = splits[TRAINING_LIST]
+    evaluated = {scan.patient for name, scans in splits.items() if name != TRAINING_LIST for scan in scans}
+    kept = [scan for scan in unlabelled if patients[scan.name] not in evaluated]
+    names = {scan.name for scans in splits.values() for scan in scans} | {scan.name for scan in kept}
+    note(
+        [one.name for one in facts if one.name not in names],
+        "scans are left out, since another one of their patient is for evaluation",
+    )
+    by_name = {one.name: one for one in facts}
+    used = [by_name[scan.name] for scan in training[:count]]
+    check_classes(used, classes)
+    class_names = ("background", *classes.values())
+    chosen = plan([one for one in facts if one.name in names], used, class_names, modality, choices.spacing)
+    unlabelled_count = len(training) - count + len(kept)
+    counts = {"labelled to train on": count, "unlabelled": unlabelled_count}
+    counts |= {LIST_NAMES[name]: len(scans) for name, scans in splits.items() if name != TRAINING_LIST}
+    decision = _decisions(
+        chosen,
+        f"{modality} ({'as asked for' if choices.modality else 'guessed from the lowest intensities'})",
+        [one for one in facts if one.name in names],
+        counts,
+    )
+    say(f"{decision}\n")
+
+    numbers = {0: 0, **{value: number for number, value in enumerate(classes, start=1)}}
+    with whole_folder(dest) as folder:
+        DatasetDescription(class_names, 3, chosen.preprocessing).save(folder / DESCRIPTION)
+        dataset = OwnData(folder)
+        scans = [*(scan for members in splits.values() for scan in members), *kept]
+        for scan in progress(scans, "writing"):
+            write_case(dataset.path(scan.name), *convert(scan, chosen.preprocessing, numbers, choices.mirror))
+        for list_name, members in splits.items():
+            others = kept if list_name == TRAINING_LIST else []
+            write_list(folder / list_name, (scan.name for scan in (*members, *others)))
+        write_text(folder / FINDINGS, f"{found}\n\n{decision}\n")
+        for method, configuration in configurations(chosen, dest, count, unlabelled_count).items():
+            text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True)
+            write_text(folder / f"{method}.yaml", HEADER + text)
+    commands = [f"python -m semiseg.train --config {shlex.quote(str(path))}" for path in dest.glob("*.yaml")]
+    say("\n".join([f"Written to {dest}. Train with one of", *sorted(commands)]))
+
+
+def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict[int, str]:
+    """Name of every value of the labels in order, without background.
+
+    Raises ValueError where there are more values than a label can have classes, or another number of names than of
+    values, or two names are the same.
+    """
+    values = sorted({value for one in labelled for value in one.voxels} - {0})
+    if len(values) > MOST_CLASSES:
+        raise ValueError(
+            f"the labels hold {len(values)} values besides 0; accepted are up to {MOST_CLASSES} classes: "
+            "is the folder of the labels one of images?"
+        )
+    if names is None:
+        names = [f"class {number}" for number in range(1, len(values) + 1)]
+    if len(names) != len(values):
+        holders = {value: [one.name for one in labelled if value in one.voxels] for value in values}
+        rarest = min(values, key=lambda value: len(holders[value]))
+        raise ValueError(
+            f"--classes names {len(names)} classes, but the labels hold {len(values)} values besides 0: "
+            f"{', '.join(map(str, values))}; the rarest is {rarest}, e.g. in {holders[rarest][0]}"
+        )
+    if len({"background", *names}) <= len(names):
+        raise ValueError(
+            f"--classes is {' '.join(names)}; accepted are distinct names, none of them background"
+        )
+    return dict(zip(values, names, strict=True))
+
+
+def check_classes(
+    used: Sequence[Facts],  # whose labels are trained on
+    classes: Mapping[int, str],
+) -> None:
+    """Raise ValueError where a class is nowhere to be learnt from."""
+    for value, name in classes.items():
+        if not any(value in one.voxels for one in used):
+            raise ValueError(
+                f"the {len(used)} cases to learn from hold no voxel of {name} (value {value}); accepted are cases that "
+                "show every class: choose them with --labelled and --test"
+            )
+
+
+def convert(
+    scan: UnlabelledScan,
+    preprocessing: Preprocessing,
+    numbers: Mapping[int, int],  # value in the label files -> class
+    mirror: tuple[int, ...],  # turned axes to mirror the label along
+) -> tuple[np.ndarray, np.ndarray | None]:  # [*S] float32, [*S] uint8
+    """Image and label as they are trained on. Raises ValueError where resampling leaves nothing labelled."""
+    spacing = preprocessing.spacing
+    assert spacing is not None  # a plan has one
+    stored, image = read_image(scan)
+    label = None
+    if isinstance(scan, Scan):
+        label = as_classes(replace(image, path=scan.label, values=read_label(scan, stored, mirror)), numbers)
+    if not image.has_spacing(spacing):
+        if label is not None:
+            label = resample_label(label, image.spacing, spacing)
+        clipped = preprocessing.clipped(image.values.astype(np.float32))
+        image = replace(image, values=clipped).resampled(spacing)
+    if isinstance(scan, Scan) and label is not None and not label.any():
+        raise ValueError(f"{scan.label}: nothing labelled is left at {_sides(spacing)} mm")
+    return preprocessing.scaled(image.values), label
+
+
+def _decisions(
+    chosen: Plan,
+    modality: str,
+    cases: Sequence[Facts],  # all that are written
+    counts: Mapping[str, int],
+) -> str:
+    preprocessing = chosen.preprocessing
+    assert preprocessing.spacing is not None  # a plan has one
+    voxels = sum(np.prod(np.divide(one.extent, preprocessing.spacing)) for one in cases)
+    if preprocessing.clip is None:
+        intensities = "mean 0 and deviation 1 of every scan"
+    else:
+        intensities = (
+            f"cut off at {preprocessing.clip[0]:g} and {preprocessing.clip[1]:g}, the percentiles of the labelled voxels, "
+            f"then less {preprocessing.mean:g} and divided by {preprocessing.deviation:g}"
+        )
+    return "\n".join(
+        [
+            "Chosen:",
+            f"- modality: {modality}",
+            f"- axes to the right, anterior and superior; spacing {_sides(preprocessing.spacing)} mm, by interpolation",
+            f"- intensities: {intensities}",
+            f"- patch: {_sides(chosen.patch)} voxels, augmentation {chosen.augmentation}",
+            f"- cases: {', '.join(f'{count} {what}' for what, count in counts.items())}",
+            f"- all cases in memory take {voxels * 4 / 2**30:.2g} GB",
+        ]
+    )
+
+
+def _sides(numbers: Iterable[float]) -> str:
+    return " × ".join(f"{number:.4g}" for number in numbers)

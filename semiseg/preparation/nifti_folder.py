@@ -1,0 +1,155 @@
+"""Scans in a folder of NIfTI images and a folder of labels for some of them, matched by name, and their division."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
+from semiseg.preparation.splits import Scan, Splits, UnlabelledScan, listed, split
+
+FILE_ENDINGS = (".nii.gz", ".nii")
+FIRST_CHANNEL = "_0000"  # behind the names of images
+LABEL_ENDING = re.compile(r"_(gt|seg|label)$")  # behind the name of a label
+TEST_SHARE = 0.2  # of the labelled patients
+
+
+def find_scans(
+    images: Path,
+    labels: Path,  # may be the same folder, where labels are then the files with a label's ending
+    patient: str | None = None,  # regular expression: what it matches at the start of a name is the patient
+) -> tuple[list[Scan], list[UnlabelledScan]]:
+    """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
+
+    A case is called as its file without .nii or .nii.gz, a label also without `_gt`, `_seg` or `_label`, and images
+    without `_0000` if all of them end so. Raises FileNotFoundError where there are no images or no labels, ValueError
+    where two files have one name, a label has no image, or `patient` matches nothing.
+    """
+    together = images.resolve() == labels.resolve()
+    image_files = [
+        path for path in _nifti_files(images) if not (together and LABEL_ENDING.search(_stem(path)))
+    ]
+    label_files = [path for path in _nifti_files(labels) if not together or LABEL_ENDING.search(_stem(path))]
+    # A name that ends in _0000 tells the channel only where all do; else it is a number of the scan.
+    one_channel = all(_stem(path).endswith(FIRST_CHANNEL) for path in image_files)
+    image_of = _by_name(
+        {path: _stem(path).removesuffix(FIRST_CHANNEL if one_channel else "") for path in image_files}
+    )
+    label_of = _by_name({path: LABEL_ENDING.sub("", _stem(path)) for path in label_files})
+    for kind, folder, found in (("images", images, image_of), ("labels", labels, label_of)):
+        if not found:
+            raise FileNotFoundError(f"{folder}: holds no {kind}; expected NIfTI files (.nii, .nii.gz)")
+    for name, path in label_of.items():
+        if name not in image_of:
+            raise ValueError(
+                f"{path}: there is no image {name}.nii or {name}.nii.gz in {images} for this label"
+            )
+    labelled, unlabelled = [], []
+    for name, path in image_of.items():
+        if name in label_of:
+            labelled.append(Scan(name, _patient(name, patient), path, label_of[name]))
+        else:
+            unlabelled.append(UnlabelledScan(name, _patient(name, patient), path))
+    return labelled, unlabelled
+
+
+def join_patients(
+    scans: Sequence[UnlabelledScan],
+    fingerprints: Mapping[str, str],  # by the scan's name: the same for the same image
+) -> dict[str, str]:
+    """Patient of every scan by its name, where those who share an image are taken for one."""
+    patients = {scan.name: scan.patient for scan in scans}
+    first: dict[str, str] = {}
+    for name, fingerprint in fingerprints.items():
+        same = patients[first.setdefault(fingerprint, name)]
+        other = patients[name]
+        patients = {scan: same if patient == other else patient for scan, patient in patients.items()}
+    return patients
+
+
+def divide(
+    scans: Sequence[Scan],
+    test: int | Path | None = None,  # patients, or a list of cases; None: one in five
+    validation: int | Path | None = None,
+    labelled: int
+    | Path
+    | None = None,  # training cases whose labels are to be used; those of a list come first
+) -> tuple[Splits, int]:
+    """Labelled scans by the list they go to, and how many of the training list's are to count as labelled.
+
+    Patients go where a list says, or in an order that only their names decide; those of whom a list names some
+    scans only appear with these. Raises ValueError where nothing is left to train on or more is asked for than
+    there is.
+    """
+    wanted = {TEST_LIST: test, VALIDATION_LIST: validation, TRAINING_LIST: labelled}
+    splits = dict(
+        listed(
+            scans, {name: path for name, path in wanted.items() if isinstance(path, Path)}, "labelled scans"
+        )
+    )
+    first = splits.pop(TRAINING_LIST, [])
+    evaluated = {scan.patient for members in splits.values() for scan in members}
+    trained = {scan.patient for scan in first}
+    open_to_all = [scan for scan in scans if scan.patient not in evaluated | trained]
+    patients = len({scan.patient for scan in open_to_all})
+    counts = {name: n for name, n in wanted.items() if isinstance(n, int) and name != TRAINING_LIST}
+    if test is None:
+        counts[TEST_LIST] = max(1, round(TEST_SHARE * (patients + len(trained))))
+    remaining = patients - sum(counts.values())
+    if remaining < (0 if first else 1):
+        raise ValueError(
+            f"--test and --validation take {sum(counts.values())} of {patients} labelled patients; "
+            f"accepted are {'up to all of them' if first else 'fewer, so that one is left to train on'}"
+        )
+    divided = split(open_to_all, {**({TRAINING_LIST: remaining} if remaining else {}), **counts})
+    others = [scan for scan in scans if scan.patient in trained and scan not in first]
+    training = [*first, *others, *divided.get(TRAINING_LIST, [])]
+    splits |= {**divided, TRAINING_LIST: training}
+    if isinstance(labelled, int) and labelled > len(training):
+        raise ValueError(
+            f"--labelled is {labelled}; {len(training)} labelled cases are left to train on, "
+            f"so 1 to {len(training)} is accepted"
+        )
+    if isinstance(labelled, int):
+        return splits, labelled
+    return splits, len(first) or len(training)
+
+
+def with_patient(scan: Scan, patients: Mapping[str, str]) -> Scan:
+    """The scan with its patient as `join_patients` says."""
+    return replace(scan, patient=patients[scan.name])
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with NIfTI files")
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.endswith(FILE_ENDINGS) and not path.name.startswith(".")
+    ]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _by_name(names: Mapping[Path, str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path, name in names.items():
+        if name in found:
+            raise ValueError(f"{path} and {found[name].name} are both called {name!r}; expected one of them")
+        found[name] = path
+    return dict(sorted(found.items()))
+
+
+def _patient(name: str, pattern: str | None) -> str:
+    if pattern is None:
+        return name
+    try:
+        match = re.match(pattern, name)
+    except re.error as error:
+        raise ValueError(f"--patient is {pattern!r}, which is no regular expression ({error})") from None
+    if not match or not match.group():
+        raise ValueError(f"--patient is {pattern!r}, which matches nothing at the start of {name!r}")
+    return match.group()

@@ -1,0 +1,222 @@
+"""What is in a folder of scans: sizes, spacings, classes, and which cases look as if something were wrong."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from semiseg.evaluation.tables import markdown_table
+from semiseg.preparation.checks import LabelPlacement, check_image
+from semiseg.preparation.layout import progress
+from semiseg.preparation.splits import Scan, UnlabelledScan
+from semiseg.preparation.volume import Volume, on_grid_of, read_nifti
+
+ORIENTATION = "RAS"  # all scans are turned to it
+LARGEST_LABEL = 65535
+WHOLE = 1e-3  # a label's value may differ from a whole number by so much, where its file scales it
+FOREGROUND_SAMPLE = 20_000  # intensities a labelled scan
+AIR = -500  # Hounsfield units; only computed tomography goes below
+FAR = 2.0  # times the median, or half of it, is suspicious for a spacing or an extent
+FEWEST_FOR_OUTLIERS = 5
+DEVIATIONS = 3.5  # of a label's logarithmic volume from the median, in median absolute deviations scaled to σ
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know of one scan, its axes turned to `ORIENTATION`."""
+
+    name: str
+    stored_orientation: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]  # mm
+    lowest: float  # intensity
+    fingerprint: str  # the same for the same image
+    voxels: Mapping[int, int]  # by value of the label, 0 included; empty without a label
+    foreground: np.ndarray  # [n] float32, intensities of labelled voxels
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Size in mm along each axis."""
+        return tuple(side * size for side, size in zip(self.shape, self.spacing, strict=True))
+
+    def millilitres(self, value: int) -> float:
+        """Volume that a label's value takes."""
+        return self.voxels.get(value, 0) * float(np.prod(self.spacing)) / 1000
+
+
+def read_image(scan: UnlabelledScan) -> tuple[Volume, Volume]:
+    """The image as its file has it, and turned. Raises ValueError for NaN, infinity or one intensity everywhere."""
+    stored = read_nifti(scan.image)
+    check_image(stored)
+    return stored, stored.turned(ORIENTATION)
+
+
+def read_label(
+    scan: Scan,
+    image: Volume,  # as its file has it
+    mirror: tuple[int, ...],  # turned axes to mirror along
+) -> np.ndarray:  # [x, y, z] uint16
+    """The label's values on the grid of its image, turned.
+
+    Raises ValueError where the grids differ, a value is no whole number from 0 to 65535 or nothing is labelled.
+    """
+    label = on_grid_of(image, read_nifti(scan.label)).turned(ORIENTATION)
+    values = np.rint(label.values) if label.values.dtype.kind == "f" else label.values
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(label.values - values) <= WHOLE) | (values < 0) | (values > LARGEST_LABEL)
+    if wrong.any():
+        raise ValueError(
+            f"{scan.label}: holds the label {label.values[wrong][0]}; "
+            f"expected whole numbers from 0 to {LARGEST_LABEL}"
+        )
+    if not values.any():
+        raise ValueError(f"{scan.label}: labels no voxel; expected some foreground")
+    return np.flip(values.astype(np.uint16), mirror)
+
+
+def survey(
+    scans: Sequence[UnlabelledScan],
+    mirror: tuple[int, ...] = (),  # turned axes to mirror every label along
+    check_alignment: bool = True,
+) -> list[Facts]:
+    """Read and check every scan and its label, one in memory at a time.
+
+    Raises ValueError for what cannot be right: unreadable files, and what `read_image`, `read_label` and
+    `LabelPlacement` refuse.
+    """
+    placement = LabelPlacement(mirror, check_alignment)
+    facts = []
+    for scan in progress(scans, "checking"):
+        stored, image = read_image(scan)
+        voxels: dict[int, int] = {}
+        foreground = np.empty(0, np.float32)
+        if isinstance(scan, Scan):
+            label = read_label(scan, stored, mirror)
+            counts = np.bincount(label.ravel())
+            voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+            foreground = image.values[label > 0].astype(np.float32)
+            foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)]
+            numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
+            if check_alignment:
+                classes = numbers.astype(np.uint8)[label]
+                placement.look_at(scan.name, image, classes, read_nifti(scan.label).turned(ORIENTATION))
+        facts.append(
+            Facts(
+                scan.name,
+                stored.orientation,
+                image.values.shape,
+                image.spacing,
+                float(image.values.min()),
+                _fingerprint(image.values),
+                voxels,
+                foreground,
+            )
+        )
+    placement.finish()
+    return facts
+
+
+def guess_modality(facts: Sequence[Facts]) -> str:
+    """`ct` where most scans reach the density of air, else `mr`."""
+    return "ct" if sum(one.lowest < AIR for one in facts) > len(facts) / 2 else "mr"
+
+
+def duplicates(facts: Sequence[Facts]) -> list[list[str]]:
+    """Names of the scans that hold the same image, group by group."""
+    groups: dict[str, list[str]] = {}
+    for one in facts:
+        groups.setdefault(one.fingerprint, []).append(one.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def suspicious(
+    facts: Sequence[Facts],
+    classes: Mapping[int, str],  # name by the label's value, without background
+    modality: str,
+) -> list[str]:
+    """A line for everything that is possible but rarely meant."""
+    lines = [f"the same image: {', '.join(names)}" for names in duplicates(facts)]
+    for what, unit, values in (
+        ("spacing", "mm", np.array([one.spacing for one in facts])),
+        ("extent", "mm", np.array([one.extent for one in facts])),
+    ):
+        median = np.median(values, axis=0)
+        far = (np.maximum(values / median, median / values) > FAR).any(axis=1)
+        lines += [
+            f"{one.name}: {what} {_sides(value)} {unit}, the median is {_sides(median)}"
+            for one, value, is_far in zip(facts, values, far, strict=True)
+            if is_far
+        ]
+    lines += [
+        f"{one.name}: its lowest intensity is {one.lowest:.4g}, which is not what {modality.upper()} looks like"
+        for one in facts
+        if (one.lowest < AIR) != (modality == "ct")
+    ]
+    labelled = [one for one in facts if one.voxels]
+    for value, name in classes.items():
+        lines += [f"{one.name}: no voxel of {name}" for one in labelled if value not in one.voxels]
+        there = [one for one in labelled if value in one.voxels]
+        lines += [
+            f"{one.name}: {one.millilitres(value):.3g} ml of {name}, the median is {median:.3g} ml"
+            for one, median in _outliers(there, value)
+        ]
+    return lines
+
+
+def _outliers(facts: Sequence[Facts], value: int) -> Iterable[tuple[Facts, float]]:
+    if len(facts) < FEWEST_FOR_OUTLIERS:
+        return []
+    volumes = np.log([one.millilitres(value) for one in facts])
+    distances = np.abs(volumes - np.median(volumes))
+    limit = max(DEVIATIONS * 1.4826 * float(np.median(distances)), np.log(FAR))
+    median = float(np.exp(np.median(volumes)))
+    return [(one, median) for one, far in zip(facts, distances > limit, strict=True) if far]
+
+
+def findings(
+    facts: Sequence[Facts],
+    classes: Mapping[int, str],  # name by the label's value, without background
+    modality: str,
+) -> str:
+    """Tables of sizes, spacings and classes, and the suspicious cases; Markdown."""
+    labelled = [one for one in facts if one.voxels]
+    orientations = Counter(one.stored_orientation for one in facts)
+    measures = [["axes to the right, anterior, superior", "smallest", "median", "largest"]]
+    for what, values in (
+        ("voxels", np.array([one.shape for one in facts])),
+        ("spacing [mm]", np.array([one.spacing for one in facts])),
+        ("extent [mm]", np.array([one.extent for one in facts])),
+    ):
+        measures.append([what, *(_sides(way(values, axis=0)) for way in (np.min, np.median, np.max))])
+    total = sum(sum(one.voxels.values()) for one in labelled)
+    rows = [
+        ["class", "value", "cases", "share of voxels [%]", "smallest [ml]", "median [ml]", "largest [ml]"]
+    ]
+    for value, name in {0: "background", **classes}.items():
+        volumes = [one.millilitres(value) for one in labelled if value in one.voxels]
+        share = 100 * sum(one.voxels.get(value, 0) for one in labelled) / total
+        statistics = [f"{way(volumes):.4g}" if volumes else "-" for way in (np.min, np.median, np.max)]
+        rows.append([name, str(value), str(len(volumes)), f"{share:.3g}", *statistics])
+    odd = suspicious(facts, classes, modality)
+    stored = ", ".join(f"{name} ({count})" for name, count in orientations.most_common())
+    return "\n\n".join(
+        [
+            f"{len(facts)} images, {len(labelled)} of them labelled; axes as stored lead to {stored}",
+            markdown_table(measures),
+            markdown_table(rows),
+            "\n".join(["Suspicious, look at them:", *(f"- {line}" for line in odd)])
+            if odd
+            else "Nothing suspicious.",
+        ]
+    )
+
+
+def _fingerprint(values: np.ndarray) -> str:
+    content = np.ascontiguousarray(values, np.float32)
+    return hashlib.sha256(str(content.shape).encode() + content.tobytes()).hexdigest()
+
+
+def _sides(numbers: Iterable[float]) -> str:
+    return " × ".join(f"{number:.4g}" for number in numbers)

@@ -1,0 +1,113 @@
+"""Several runs against each other, for the console and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.engine.atomic import write_text
+from semiseg.evaluation.figures import difference_figure
+from semiseg.evaluation.tables import markdown_table, mean_and_sd, metric_headings, scaled
+from semiseg.reporting.comparison import Contestant, EvaluatedRun, contestants, paired_difference
+from semiseg.reporting.page import Picture, render
+
+SPREAD = (
+    "Mean over classes and cases ± standard deviation: of the seeds' means where there are several seeds, else of the "
+    "cases. Empty: predictions without a voxel of a class, of all seeds."
+)
+TEST = (
+    "Case by case, mean ± standard deviation over the cases; the scores of a configuration's seeds are averaged first. "
+    "p: Wilcoxon signed-rank test, two-sided, not corrected for the number of comparisons."
+)
+
+
+def write_comparison(runs: Sequence[EvaluatedRun], output: Path) -> str:
+    """Write a page that compares runs with the first, and return its tables for the console.
+
+    ValueError where they were not tested on the same cases.
+    """
+    field = contestants(runs)
+    first, results = field[0].label, runs[0].results
+    cases, headings = list(results["cases"]), metric_headings(results["summary"]["unit"])
+    rows = _mean_rows(field, cases, headings)
+    differences = _difference_rows(field, cases, headings)
+    title = f"Comparison on {results['dataset']}, {len(cases)} test cases"
+    figure = difference_figure(
+        cases,
+        {contestant.label: _dice(contestant, cases) - _dice(field[0], cases) for contestant in field[1:]},
+    )
+    page = render(
+        "comparison.html",
+        title=title,
+        subtitle=f"{len(runs)} runs",
+        rows=rows,
+        spread=SPREAD,
+        first=first,
+        differences=differences,
+        test=TEST,
+        figure=Picture.of_figure(figure, f"Difference of every case's Dice from {first}; above 0 is better"),
+        cases=_dice_rows(field, cases),
+        runs=_run_rows(field),
+    )
+    write_text(output, page)
+    tables = markdown_table(rows), SPREAD, f"Differences from {first}", markdown_table(differences), TEST
+    return "\n\n".join([title, *tables])
+
+
+def _mean_rows(
+    field: Sequence[Contestant], cases: Sequence[str], headings: Mapping[str, str]
+) -> list[list[str]]:
+    rows = [["configuration", "seeds", *headings.values(), "empty"]]
+    for contestant in field:
+        entries = [mean_and_sd(metric, contestant.statistics(metric, cases)) for metric in headings]
+        empty = sum(run.results["summary"]["empty_prediction"] for run in contestant.runs)
+        rows.append([contestant.label, str(len(contestant.runs)), *entries, str(empty)])
+    return rows
+
+
+def _difference_rows(
+    field: Sequence[Contestant], cases: Sequence[str], headings: Mapping[str, str]
+) -> list[list[str]]:
+    rows = [["configuration", "metric", "difference", "p", "better", "worse", "equal"]]
+    for contestant in field[1:]:
+        for metric, heading in headings.items():
+            first, other = (each.scores(metric, cases).mean(axis=0) for each in (field[0], contestant))
+            result = paired_difference(first, other, metric)
+            difference = f"{scaled(metric, result.mean):+.2f} ± {scaled(metric, result.sd):.2f}"
+            equal = len(cases) - result.better - result.worse
+            counts = [str(count) for count in (result.better, result.worse, equal)]
+            rows.append([contestant.label, heading, difference, f"{result.p:.2g}", *counts])
+    return rows
+
+
+def _dice_rows(field: Sequence[Contestant], cases: Sequence[str]) -> list[list[str]]:
+    dice = [_dice(contestant, cases) for contestant in field]
+    rows = [["case", field[0].label]]
+    for contestant in field[1:]:
+        rows[0] += [contestant.label, "difference"]
+    for case, first, *others in zip(cases, *dice, strict=True):
+        entries = [entry for other in others for entry in (f"{other:.2f}", f"{other - first:+.2f}")]
+        rows.append([case, f"{first:.2f}", *entries])
+    return rows
+
+
+def _dice(contestant: Contestant, cases: Sequence[str]) -> np.ndarray:  # [cases], percent
+    return 100 * contestant.scores("dice", cases).mean(axis=0)
+
+
+def _run_rows(field: Sequence[Contestant]) -> list[list[str]]:
+    return [
+        ["configuration", "run", "seed", "checkpoint", "iteration", "Dice [%]"],
+        *(
+            [
+                contestant.label,
+                str(run.path),
+                *(str(run.results[key]) for key in ("seed", "checkpoint", "iteration")),
+                mean_and_sd("dice", run.results["summary"]["mean"]["dice"]),
+            ]
+            for contestant in field
+            for run in contestant.runs
+        ),
+    ]

@@ -1,0 +1,203 @@
+"""Stopping a run and going on with it: nothing differs from a run that was never stopped."""
+
+import json
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_runs import MPER, SLICES, VOLUMES, assert_same_run, iterations
+
+from semiseg.config import load_config
+from semiseg.data import TrainingSampler
+from semiseg.engine.interruption import Interrupted, Interruption
+from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.trainer import train
+from semiseg.methods.supervised import SupervisedStage
+
+SUPERVISED = ("left_atrium", "la_supervised", [*VOLUMES, "method.iterations=4"])
+RUNS = {
+    "mper in 3D": ("left_atrium", "la_mper", [*VOLUMES, *MPER, "method.zero_box=[10, 10, 10]"]),
+    "mper in 2D": ("acdc", "acdc_mper", [*SLICES, *MPER, "method.zero_box=[10, 10]"]),
+    "mper, teacher in eval mode": (
+        "acdc",
+        "acdc_mper",
+        [*SLICES, *MPER, "method.zero_box=[10, 10]", "method.teacher_mode=eval", "preset=released"],
+    ),
+    "vclipseg": ("left_atrium", "la_vclipseg", [*VOLUMES, "method.text=random", "method.iterations=4"]),
+    "supervised": (*SUPERVISED[:2], [*SUPERVISED[2], "method.learning_rate_step=2"]),
+}
+
+
+@pytest.fixture
+def configured(request, tmp_path):
+    """Configurations of RUNS with an output folder in tmp_path."""
+
+    def configure(run, output, *overrides):
+        folder, config, own = run
+        root = request.getfixturevalue(folder)
+        return load_config(config, [*own, f"dataset.root={root}", f"output={tmp_path / output}", *overrides])
+
+    return configure
+
+
+def count_calls(monkeypatch, owner, name, before):
+    """Have `before(number of the call, counted from 1)` called before a method."""
+    calls, method = [], getattr(owner, name)
+
+    def counted(self, *arguments):
+        calls.append(name)
+        before(len(calls))
+        return method(self, *arguments)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def interrupt_at(monkeypatch, batch):
+    """Let Ctrl-C come while a batch is drawn."""
+    count_calls(
+        monkeypatch,
+        TrainingSampler,
+        "next",
+        lambda call: signal.raise_signal(signal.SIGINT) if batch in (call, "every") else None,
+    )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_stopped_at_every_step_equals_one_that_never_was(name, configured, tmp_path, monkeypatch):
+    expected = train(configured(RUNS[name], "whole"))
+    config = configured(RUNS[name], "stopped")
+    interrupt_at(monkeypatch, "every")
+    resume = None
+    for _ in iterations(expected):
+        with pytest.raises(Interrupted):
+            train(config, resume)
+        resume = RunDirectory(tmp_path / "stopped")
+        torch.manual_seed(os.getpid())  # where a new process would be
+    assert resume.is_finished
+    assert_same_run(resume, expected)
+
+
+def test_prototypes_are_clustered_once(configured, tmp_path, monkeypatch):
+    from semiseg.methods import mper
+
+    config = configured(RUNS["mper in 2D"], "run")
+    interrupt_at(monkeypatch, 5)  # the second step of self-training
+    with pytest.raises(Interrupted) as stopped:
+        train(config)
+    assert str(stopped.value) == (
+        "stopped by SIGINT after iteration 5 of 7: go on with "
+        f"`python -m semiseg.train --resume {tmp_path / 'run'}`"
+    )
+    monkeypatch.setattr(mper, "cluster_embeddings", lambda *_: pytest.fail("clustered again"))
+    assert train(config, RunDirectory(tmp_path / "run")).is_finished
+
+
+def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypatch):
+    config = configured(SUPERVISED, "run")
+    interrupt_at(monkeypatch, "every")
+    monkeypatch.setattr("sys.orig_argv", ["first"])
+    for resume in (None, RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")):
+        with pytest.raises(Interrupted):
+            train(config, resume)
+        monkeypatch.setattr("sys.orig_argv", ["later"])
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["command"] == "first" and "cpu" in environment
+    assert [session["command"] for session in environment["resumed"]] == ["later", "later"]
+    assert all(session.keys() == environment.keys() - {"resumed"} for session in environment["resumed"])
+
+
+def test_states_are_written_by_time(configured, monkeypatch):
+    from semiseg.engine import trainer
+
+    written, save = [], trainer.save_training_state
+
+    def save_and_note(path, *, iteration, **values):
+        written.append(iteration)
+        save(path, iteration=iteration, **values)
+
+    monkeypatch.setattr(trainer, "save_training_state", save_and_note)
+    clock = iter(range(0, 10**6, 60))  # a minute goes by whenever it is looked at
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    train(configured(SUPERVISED, "run", "method.iterations=9", "training.checkpoint_minutes=2.5"))
+    # Two looks when one is written, one else: 0 (then 60, due from 210 on), 120, 180, 240 (300, 450), 360, 420, 480.
+    assert written == [0, 3, 6]
+
+
+def test_a_loss_that_is_nan_names_the_iteration_and_the_checkpoint_that_is_left(
+    configured, tmp_path, monkeypatch
+):
+    long = (*SUPERVISED[:2], [*SUPERVISED[2], "method.iterations=13"])
+    expected = train(configured(long, "whole"))
+    config = configured(long, "run")
+    losses = SupervisedStage.losses
+
+    def nan_at_the_twelfth(stage, batch, step):
+        return {
+            name: loss * (float("nan") if step == 11 else 1)
+            for name, loss in losses(stage, batch, step).items()
+        }
+
+    def interrupt(call):
+        if call == 8:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedStage, "losses", nan_at_the_twelfth)
+        count_calls(patch, TrainingSampler, "next", interrupt)
+        with pytest.raises(Interrupted):
+            train(config)
+        run = RunDirectory(tmp_path / "run")
+        with pytest.raises(FloatingPointError) as raised:
+            train(config, run)
+    assert str(raised.value) == (
+        "the loss is nan at iteration 12 (supervised); the last good checkpoint is "
+        f"{run.training_state}, of iteration 8"
+    )
+    assert iterations(run) == list(range(1, 12)) and not run.checkpoint().exists()
+    assert_same_run(train(config, run), expected)
+
+
+@pytest.mark.parametrize("every_iteration", [True, False])
+def test_weights_that_are_not_finite_are_never_saved(every_iteration, configured, tmp_path, monkeypatch):
+    update = SupervisedStage.update
+    step = iter(range(100))
+
+    def poison(stage):
+        update(stage)
+        if next(step) == 3:  # the loss of the last step was finite still
+            next(stage.method.network.parameters()).data.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(SupervisedStage, "update", poison)
+    run = RunDirectory(tmp_path / "run")
+    minutes = 0 if every_iteration else 5
+    with pytest.raises(FloatingPointError) as raised:
+        train(configured(SUPERVISED, "run", f"training.checkpoint_minutes={minutes}"))
+    assert "holds NaN or infinity after iteration 4; the last good checkpoint" in str(raised.value)
+    assert str(raised.value).endswith(f"of iteration {3 if every_iteration else 0}")
+    assert not run.checkpoint().exists()
+
+
+def test_the_second_interruption_acts_at_once():
+    with Interruption() as interruption:
+        assert interruption.signal is None
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interruption_in_another_thread_notes_nothing():
+    entered = []
+
+    def enter():
+        with Interruption() as interruption:
+            entered.append(interruption.signal)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered == [None]

@@ -1,0 +1,24 @@
+"""Which scan goes where."""
+
+from pathlib import Path
+
+from semiseg.preparation.splits import Scan, split
+
+
+def test_the_split_depends_on_names_only_and_has_the_usual_numbers():
+    def scans(names: range) -> list[Scan]:
+        return [Scan(f"p{k}_{frame}", f"p{k}", Path(), Path()) for k in names for frame in "ab"]
+
+    sizes = {"train.list": 70, "val.list": 10, "test.list": 20}
+    one = split(scans(range(100)), sizes)
+    other = split(scans(range(99, -1, -1)), sizes)
+    assert [len(chosen) for chosen in one.values()] == [140, 20, 40]
+    assert {k: sorted(s.name for s in v) for k, v in one.items()} == \
+           {k: sorted(s.name for s in v) for k, v in other.items()}  # fmt: skip
+    patients = [{scan.patient for scan in chosen} for chosen in one.values()]
+    assert len(set.union(*patients)) == 100 == sum(map(len, patients))
+    # Patients that are neighbours by name, of one diagnosis in ACDC, are spread over the splits.
+    assert all(
+        0 < len(patients[0] & {f"p{k}" for k in range(first, first + 20)}) < 20 for first in range(0, 100, 20)
+    )
+    assert [scan.name for scan in one["val.list"]][:4] == ["p29_a", "p29_b", "p34_a", "p34_b"]

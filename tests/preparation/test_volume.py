@@ -1,0 +1,123 @@
+"""Scans and their place in space: reading, turning, resampling."""
+
+import challenge_files as files
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+from scipy.interpolate import RegularGridInterpolator
+from scipy.spatial.transform import Rotation
+
+from semiseg.preparation.volume import (
+    Volume,
+    on_grid_of,
+    read_dicom_series,
+    read_nifti,
+    read_nrrd,
+    resample,
+    resample_label,
+)
+
+NO_SPACE = dict.fromkeys(("space", "space directions", "space origin"))
+
+
+def test_resampling_is_exact_for_a_linear_image():
+    """Voxel j of the result lies at (j + 0.5) mm, voxel i of the input at (i + 0.5) times its size."""
+    spacing = (0.8, 1.25, 2.0)
+    positions = np.meshgrid(
+        *((np.arange(n) + 0.5) * s for n, s in zip((20, 16, 10), spacing, strict=True)), indexing="ij"
+    )
+    image = (positions[0] + 10 * positions[1] + 100 * positions[2]).astype(np.float32)
+    resampled = resample(image, spacing, (1.0, 1.0, 1.0))
+    assert resampled.shape == (16, 20, 20)
+    expected = np.meshgrid(*(np.arange(n) + 0.5 for n in resampled.shape), indexing="ij")
+    inner = (slice(1, -1),) * 3
+    np.testing.assert_allclose(
+        resampled[inner], (expected[0] + 10 * expected[1] + 100 * expected[2])[inner], rtol=1e-5
+    )
+
+
+def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
+    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5) - 20
+    files.write_dicom_series(tmp_path / "series", values, (0.7, 0.9, 2.5), origin=(-10, 20, -30))
+    volume = read_dicom_series(tmp_path)
+    np.testing.assert_array_equal(volume.values, values)
+    assert volume.spacing == pytest.approx((0.7, 0.9, 2.5)) and volume.orientation == "LPS"
+    np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [10 - 0.7, -20 - 1.8, -30 + 7.5, 1])
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "SPL", "IRA"])
+def test_turning_keeps_every_voxel_in_its_place(tmp_path, orientation):
+    values = np.random.default_rng(0).random((4, 5, 6))
+    files.write_nifti(tmp_path / "a.nii.gz", values, files.LPS @ np.diag([1.0, 2.0, 3.0, 1.0]))
+    volume = read_nifti(tmp_path / "a.nii.gz")
+    turned = volume.turned(orientation)
+    assert turned.orientation == orientation
+    for index in np.ndindex(volume.values.shape):
+        place = np.linalg.inv(turned.affine) @ volume.affine @ [*index, 1]
+        assert turned.values[tuple(np.rint(place[:3]).astype(int))] == volume.values[index]
+    np.testing.assert_array_equal(on_grid_of(volume, turned).values, values)
+
+
+@pytest.mark.parametrize(("header", "orientation", "spacing"), [
+    ({}, "LPS", (1, 1, 1)),
+    ({"space": "right-anterior-superior"}, "RAS", (1, 1, 1)),
+    ({"space": "left-anterior-superior", "space directions": np.diag([2, 3, 4.0])}, "LAS", (2, 3, 4)),
+    ({"space directions": np.array([[0, 0, 2.0], [0.5, 0, 0], [0, -3.0, 0]])}, "SLA", (2, 0.5, 3)),
+    ({**NO_SPACE, "spacings": [2, 3, 4.0]}, "LPS", (2, 3, 4)),
+    (NO_SPACE, "LPS", (1, 1, 1)),
+])  # fmt: skip
+def test_nrrd_geometry(tmp_path, header, orientation, spacing):
+    geometry = {
+        "space": "left-posterior-superior",
+        "space directions": np.eye(3),
+        "space origin": np.zeros(3),
+    }
+    given = {key: value for key, value in {**geometry, **header}.items() if value is not None}
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nrrd.write(str(tmp_path / "a.nrrd"), values, given)
+    volume = read_nrrd(tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(volume.values, values)
+    assert volume.orientation == orientation and volume.spacing == pytest.approx(spacing)
+
+
+def test_resampling_keeps_what_lies_at_a_point_of_the_world(tmp_path):
+    """An image that is a linear function of the place, under an oblique affine."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", (12, -20, 33), degrees=True).as_matrix() * (0.8, 1.25, 2.0)
+    affine[:3, 3] = (-31, 14, 5)
+    weights = np.array([1.0, -0.5, 0.25])
+    indices = np.stack(np.meshgrid(*map(np.arange, (20, 16, 10)), indexing="ij"), -1)
+    values = (indices @ affine[:3, :3].T + affine[:3, 3]) @ weights
+    resampled = Volume(tmp_path, values, affine).resampled((1.0, 1.0, 1.5))
+    assert resampled.spacing == pytest.approx((1.0, 1.0, 1.5)) and resampled.values.shape == (16, 20, 13)
+    for index in np.ndindex(14, 18, 11):
+        index = np.add(index, 1)  # beyond the centres of the outermost voxels there is nothing to interpolate
+        place = (resampled.affine @ [*index, 1])[:3]
+        assert resampled.values[tuple(index)] == pytest.approx(place @ weights, abs=1e-4)
+
+
+def test_a_label_becomes_the_class_that_has_most_of_a_voxel():
+    random = np.random.default_rng(0)
+    label = random.integers(0, 4, (9, 8, 7), dtype=np.uint8)
+    spacing, wanted = (1.0, 1.5, 2.0), (0.7, 1.0, 1.2)
+    resampled = resample_label(label, spacing, wanted)
+    steps = np.divide(wanted, spacing)
+    expected_shape = tuple(round(side / step) for side, step in zip(label.shape, steps, strict=True))
+    assert resampled.shape == expected_shape and resampled.dtype == np.uint8
+    axes = [np.clip((np.arange(side) + 0.5) * step - 0.5, 0, most - 1)
+            for side, step, most in zip(expected_shape, steps, label.shape, strict=True)]  # fmt: skip
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    shares = np.stack(
+        [RegularGridInterpolator(tuple(map(np.arange, label.shape)), label == k)(places) for k in range(4)]
+    )
+    ordered = np.sort(shares, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-5
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(resampled[clear], shares.argmax(0)[clear])
+
+
+def test_axes_of_length_one_behind_those_of_space_are_dropped(tmp_path):
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4, 1, 1)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_nifti(tmp_path / "a.nii").values, values[..., 0, 0])

@@ -1,0 +1,54 @@
+"""The examples in README.md and docs/ run as they stand."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from semiseg.config import load_config
+from semiseg.engine.trainer import train
+from semiseg.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
+def test_examples_of_the_operations_run(document):
+    examples = blocks(document, "python")
+    assert examples
+    for example in examples:
+        exec(compile(example, document, "exec"), {})  # noqa: S102 (our own documents)
+
+
+def test_the_method_of_adding_a_method_trains(tmp_path, monkeypatch):
+    (code,), (configuration,) = (blocks("docs/adding_a_method.md", kind) for kind in ("python", "yaml"))
+    (tmp_path / "mean_teacher.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("mean_teacher", tmp_path / "mean_teacher.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mean_teacher", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(METHODS, "mean_teacher", module.MeanTeacher)
+
+    (tmp_path / "phantom_mean_teacher.yaml").write_text(configuration)
+    overrides = [
+        "method.iterations=2",
+        "training.patch_size=[32,32,32]",
+        "training.labelled_batch=2",
+        "training.unlabelled_batch=2",
+        f"output={tmp_path / 'run'}",
+    ]
+    run = train(load_config(str(tmp_path / "phantom_mean_teacher.yaml"), overrides))
+    assert '"consistency"' in run.metrics.read_text()
+    assert run.checkpoint().is_file()
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
+            assert "://" in target or (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,0 +1,92 @@
+"""`python -m semiseg.export`: files that other programs run, with the same probabilities as the original."""
+
+import importlib.util
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from untrained_runs import untrained_run
+
+from semiseg import Predictor, export
+from semiseg.data.preprocessing import Preprocessing
+
+main = export.main.__wrapped__  # without the exit status
+CLASSES = ("background", "a", "b")
+PREPROCESSING = Preprocessing("SPL", (1.0, 2.0, 3.0), clip=(-5.0, 5.0))
+
+
+@pytest.mark.parametrize(
+    "configuration, head",
+    [("phantom_mper", "mean"), ("phantom_vclipseg", "linear"), ("acdc_mper", "prototype")],
+)
+def test_onnx_computes_the_same_from_standard_operators(configuration, head, tmp_path):
+    run = untrained_run(tmp_path / "run", configuration, PREPROCESSING, CLASSES)
+    path = tmp_path / "new" / "model.onnx"
+    main(["--run", str(run), "--output", str(path), f"evaluation.head={head}"])
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} == {""} and not model.functions
+
+    session = onnxruntime.InferenceSession(path)
+    predictor = Predictor(run)
+    for batch in (1, 5):
+        windows = torch.randn(batch, 1, *predictor.config.training.patch_size)
+        (probabilities,) = session.run(None, {"windows": windows.numpy()})
+        expected = predictor.method.probabilities(windows, head).numpy()
+        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+        assert (
+            probabilities.std(axis=(0, *range(2, probabilities.ndim))).max() > 1e-3
+        )  # not the same everywhere
+
+    metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert (
+        metadata["class_names"] == list(CLASSES) and metadata["head"] == head and metadata["iteration"] == 7
+    )
+    assert metadata["preprocessing"]["orientation"] == "SPL"
+    assert metadata["preprocessing"]["clip"] == [-5.0, 5.0]
+    assert metadata["patch_size"] == list(predictor.config.training.patch_size)
+
+
+def test_pt2_computes_the_same_and_leaves_out_the_teacher(tmp_path):
+    run = untrained_run(tmp_path / "run", "phantom_mper", PREPROCESSING, CLASSES)
+    path = tmp_path / "model.pt2"
+    main(["--run", str(run), "--output", str(path), "evaluation.head=prototype"])
+    extra = {"semiseg.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["semiseg.json"])["class_names"] == list(CLASSES)
+    assert not any("teacher" in name for name in program.state_dict)
+    windows = torch.randn(3, 1, 32, 32, 16)
+    with torch.no_grad():
+        probabilities = program.module()(windows)
+    expected = Predictor(run).method.probabilities(windows, "prototype")
+    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+
+
+def test_a_file_that_computes_something_else_is_not_left(monkeypatch, tmp_path):
+    run = untrained_run(tmp_path / "run", "acdc_supervised")
+    monkeypatch.setitem(
+        export.FORMATS, ".pt2", (export.write_pt2, lambda path, windows: torch.zeros(3, 2, 32, 32))
+    )
+    with pytest.raises(ValueError, match="differ by .* accepted are 0.0001"):
+        main(["--run", str(run), "--output", str(tmp_path / "model.pt2")])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_bad_arguments_are_named(monkeypatch, tmp_path):
+    run = str(untrained_run(tmp_path / "run"))
+
+    def refused(message, output, *overrides):
+        with pytest.raises(ValueError, match=message):
+            main(["--run", run, "--output", str(tmp_path / output), *overrides])
+
+    refused("model.bin: accepted are files that end in .onnx or .pt2", "model.bin")
+    refused("evaluation.head is 'mean', accepted here are linear", "model.pt2", "evaluation.head=mean")
+    (tmp_path / "model.onnx").write_text("precious")
+    refused("exists already", "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "precious"
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    refused(r"onnx is not installed; pip install -e '.\[export\]'", "other.onnx")

@@ -1,0 +1,411 @@
+"""`python -m semiseg.predict` and `Predictor`: masks that lie where the scan says, whatever its axes and voxels."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from challenge_files import LPS, anatomy, write_dicom_series, write_nifti, write_nrrd
+from scipy import ndimage
+from untrained_runs import untrained_run
+
+from semiseg import Predictor
+from semiseg.data.preprocessing import Preprocessing
+from semiseg.evaluation.evaluator import predict_case
+from semiseg.methods import Method
+from semiseg.predict import main
+from semiseg.prediction import resampled_slabs
+from semiseg.preparation.volume import Volume, read_nifti
+
+predict = main.__wrapped__  # without the exit status
+THRESHOLD = 50.0
+WHERE = Path("scan")
+
+
+def oblique() -> np.ndarray:
+    """Axes that lead roughly to superior, left and anterior, rotated by 25° and 10°, voxels of 3 × 0.8 × 1.2 mm."""
+    a, b = np.deg2rad((25, 10))
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    axes = np.array([[0, -1, 0], [0, 0, 1], [1, 0, 0]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_x @ about_z @ axes @ np.diag([3.0, 0.8, 1.2])
+    affine[:3, 3] = (12.5, -70.25, 33.0)
+    return affine
+
+
+def threshold(method, windows, head="linear"):
+    """A network whose answer is known: organ where the scan is brighter than 50."""
+    organ = (windows > THRESHOLD).float()
+    return torch.cat([1 - organ, organ], dim=1)
+
+
+@pytest.fixture
+def thresholding(monkeypatch):
+    monkeypatch.setattr(Method, "probabilities", threshold)
+
+
+def scan(shape=(40, 37, 21)) -> np.ndarray:
+    return anatomy(np.random.default_rng(0), shape)[0].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "affine", [oblique(), LPS, np.diag([0.7, -1.0, 2.0, 1.0])], ids=["oblique", "LPS", "RPS"]
+)
+@pytest.mark.parametrize("orientation", [None, "LPS", "SPL"])
+def test_the_mask_lies_on_the_grid_of_the_scan(affine, orientation, thresholding, tmp_path):
+    image = scan()
+    run = untrained_run(
+        tmp_path / "run", preprocessing=Preprocessing(orientation, None, "fixed", None, 0.0, 1.0)
+    )
+    write_nifti(tmp_path / "scan.nii.gz", image, affine)
+    predict(
+        [
+            "--run",
+            str(run),
+            "--input",
+            str(tmp_path / "scan.nii.gz"),
+            "--output",
+            str(tmp_path / "mask.nii.gz"),
+        ]
+    )
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.header["sform_code"] > 0 and mask.header["qform_code"] > 0
+    np.testing.assert_allclose(mask.affine, affine, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mask.header.get_zooms(), np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-6)
+    assert np.array_equal(np.asarray(mask.dataobj), image > THRESHOLD)
+
+
+def test_the_network_sees_the_axes_of_its_training(monkeypatch, tmp_path):
+    """The intensity is the height in mm, so it grows along the first axis of a network trained on SPL."""
+    seen = []
+
+    def growing(method, windows, head="linear"):
+        seen.append(torch.diff(windows, dim=2))
+        return torch.cat([windows, windows], dim=1)
+
+    monkeypatch.setattr(Method, "probabilities", growing)
+    run = untrained_run(tmp_path / "run", preprocessing=Preprocessing("SPL", None, "fixed", None, 0.0, 1.0))
+    affine = np.diag([1.0, 1.0, -2.0, 1.0])  # the third axis of the file leads down
+    heights = np.broadcast_to(100 - 2.0 * np.arange(40), (16, 32, 40))
+    Predictor(run).predict(Volume(WHERE, heights, affine))
+    assert seen and all((rise == 2).all() for rise in seen)
+
+
+def test_a_ball_keeps_its_place_and_size_through_resampling(thresholding, tmp_path):
+    """A scan of 3 × 0.8 × 1.2 mm for a network of 1 mm; what is near the threshold may fall either way."""
+    affine, shape = oblique(), (14, 45, 35)
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    world = voxels @ affine[:3, :3].T + affine[:3, 3]
+    centre = np.array([6, 20, 17]) @ affine[:3, :3].T + affine[:3, 3]
+    image = 100.0 - 5 * np.linalg.norm(world - centre, axis=-1)  # 50 at 10 mm
+    run = untrained_run(
+        tmp_path / "run", preprocessing=Preprocessing("LPS", (1.0, 1.0, 1.0), "fixed", None, 0.0, 1.0)
+    )
+    with pytest.warns(UserWarning, match=r"3 × 0.8 × 1.2|0.8 × 1.2 × 3|are resampled"):
+        result = Predictor(run).predict(Volume(WHERE, image, affine), probabilities=True)
+    clear = abs(image - THRESHOLD) > 5  # 1 mm
+    assert np.array_equal(result.classes[clear], (image > THRESHOLD)[clear])
+    assert abs(result.classes.sum() / (image > THRESHOLD).sum() - 1) < 0.03
+    assert result.probabilities.shape == (*shape, 2)
+    np.testing.assert_allclose(result.probabilities.sum(-1), 1, atol=1e-6)
+    assert np.array_equal(result.probabilities.argmax(-1), result.classes)
+
+
+@pytest.mark.parametrize("steps", [(0.6, 1.7, 1.0), (2.3, 0.4, 0.9), (1.04, 1.0, 1.0)])
+@pytest.mark.parametrize("thickness", [1, 4, 11])
+def test_resampled_slabs_equal_interpolation_of_the_whole(steps, thickness):
+    whole = torch.randn(3, 11, 8, 9)
+    shape = tuple(round(side / step) for side, step in zip(whole.shape[1:], steps, strict=True))
+    slabs = (slab.clone() for slab in whole.split(thickness, dim=1))
+    result = torch.cat(list(resampled_slabs(slabs, whole.shape[1:], shape, steps)), dim=1)
+    points = np.meshgrid(
+        *((np.arange(side) + 0.5) * step - 0.5 for side, step in zip(shape, steps, strict=True)),
+        indexing="ij",
+    )
+    expected = [ndimage.map_coordinates(one.numpy(), points, order=1, mode="nearest") for one in whole]
+    np.testing.assert_allclose(result.numpy(), np.stack(expected), atol=1e-5)
+
+
+def test_nrrd_and_dicom_scans(thresholding, tmp_path):
+    image = np.rint(scan((24, 20, 12)))
+    run = str(untrained_run(tmp_path / "run"))
+    write_nrrd(tmp_path / "scans" / "one.nrrd", image, 0.625)
+    write_dicom_series(tmp_path / "series", image, (0.5, 0.7, 2.0))
+    predict(["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
+    predict(["--run", run, "--input", str(tmp_path / "series"), "--output", str(tmp_path / "masks")])
+    for name, affine in (
+        ("one", LPS @ np.diag([0.625, 0.625, 0.625, 1])),
+        ("series", LPS @ np.array([[0.5, 0, 0, -100], [0, 0.7, 0, -80], [0, 0, 2, 30], [0, 0, 0, 1]])),
+    ):
+        mask = read_nifti(tmp_path / "masks" / f"{name}.nii.gz")
+        np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
+        assert np.array_equal(mask.values, image > THRESHOLD)
+
+
+@pytest.mark.parametrize(
+    "configuration, overrides",
+    [
+        ("phantom_supervised", ()),
+        ("phantom_mper", ("evaluation.head=mean",)),
+        ("phantom_mper", ("evaluation.head=prototype",)),
+        ("phantom_vclipseg", ()),
+        ("acdc_supervised", ()),
+        ("acdc_supervised", ("evaluation.stride=[16, 24]",)),
+        ("phantom_supervised", ("training.precision=bfloat16",)),
+    ],
+)
+def test_every_method(configuration, overrides, tmp_path):
+    """The same classes as evaluation has on the image prepared by hand; float32 probabilities beside them."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    preprocessing = Preprocessing("SPL", None)
+    run = str(untrained_run(tmp_path / "run", configuration, preprocessing, ("background", "a", "b")))
+    image = scan((35, 40, 18))
+    write_nifti(tmp_path / "scan.nii", image, affine)
+    arguments = [
+        "--run",
+        run,
+        "--input",
+        str(tmp_path / "scan.nii"),
+        "--output",
+        str(tmp_path / "mask.nii.gz"),
+    ]
+    predict([*arguments, "--probabilities", *overrides])
+    mask = read_nifti(tmp_path / "mask.nii.gz").values
+    probabilities = np.asarray(nibabel.load(tmp_path / "mask_probabilities.nii.gz").dataobj)
+    assert probabilities.shape == (*image.shape, 3) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-2 if "bfloat16" in str(overrides) else 1e-5)
+    assert np.array_equal(probabilities.argmax(-1), mask)
+
+    predictor = Predictor(run, overrides)
+    prepared = ((image - image.mean()) / image.std()).transpose(2, 1, 0)
+    expected = predict_case(predictor.method, prepared, predictor.config, torch.device("cpu"))
+    assert np.count_nonzero(expected.transpose(2, 1, 0) != mask) < 0.001 * mask.size
+    assert np.unique(mask).size > 1
+
+
+def test_three_lines_of_python_and_a_true_spacing(thresholding, tmp_path):
+    """A header of 1 mm where 0.625 is meant; the mask still gets the header's affine, to lie on the scan."""
+    image = scan()
+    run = untrained_run(
+        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), "fixed", None, 0.0, 1.0)
+    )
+    write_nrrd(tmp_path / "scan.nrrd", image, 1.0)
+    predictor = Predictor(run)
+    predictor.predict(tmp_path / "scan.nrrd", spacing=(0.625, 0.625, 0.625)).save(tmp_path / "mask.nii.gz")
+    mask = read_nifti(tmp_path / "mask.nii.gz")
+    assert np.array_equal(mask.values, image > THRESHOLD)
+    np.testing.assert_allclose(mask.affine, LPS)
+    for wrong in ((1.0, 1.0), (0.0, 1.0, 1.0)):
+        with pytest.raises(ValueError, match="three positive numbers"):
+            predictor.predict(tmp_path / "scan.nrrd", spacing=wrong)
+
+
+def test_only_the_largest_component(thresholding, tmp_path):
+    image = np.zeros((36, 36, 20))
+    image[2:5, 2:5, 2:5] = image[10:30, 10:30, 5:15] = 100
+    run = untrained_run(tmp_path / "run")
+    volume = Volume(WHERE, image, np.eye(4))
+    assert np.array_equal(Predictor(run).predict(volume).classes, image > 0)
+    image_kept = image.copy()
+    image_kept[2:5, 2:5, 2:5] = 0
+    kept = Predictor(run, ["evaluation.largest_component=true"]).predict(volume).classes
+    assert np.array_equal(kept, image_kept > 0)
+
+
+def test_doubtful_scans_are_warned_of(thresholding, tmp_path):
+    run = untrained_run(
+        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), "fixed", None, 0.0, 1.0)
+    )
+    predictor = Predictor(run)
+    with pytest.warns(
+        UserWarning, match=r"scan: voxels of 1 × 1 × 1 mm are resampled to .* 0.625 × 0.625 × 0.625 mm"
+    ):
+        predictor.predict(Volume(WHERE, scan(), np.eye(4)))
+    with pytest.warns(UserWarning, match=r"scan: 32 × 20 × 16 voxels .* fewer than a patch, 32 × 32 × 16"):
+        predictor.predict(Volume(WHERE, scan((32, 20, 16)), np.diag([0.625, 0.625, 0.625, 1])))
+
+
+def test_the_command_warns_in_one_line(thresholding, tmp_path, capsys):
+    run = untrained_run(tmp_path / "run")
+    write_nifti(tmp_path / "scan.nii.gz", scan((20, 32, 16)), LPS)
+    predict(
+        ["--run", str(run), "--input", str(tmp_path / "scan.nii.gz"), "--output", str(tmp_path / "masks")]
+    )
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "warning" in line)
+    assert line.strip().endswith(
+        "scan.nii.gz: 20 × 32 × 16 voxels at the training's spacing are fewer than a patch, 32 × 32 × 16; "
+        "the rest is filled with zeros"
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scan_like_the_training_is_not_warned_of(thresholding, tmp_path):
+    run = untrained_run(
+        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), "fixed", None, 0.0, 1.0)
+    )
+    Predictor(run).predict(Volume(WHERE, scan((36, 36, 16)), np.diag([0.7, 0.6, 0.65, 1])))
+
+
+def test_a_folder_goes_on_after_a_bad_scan_and_says_so(thresholding, tmp_path, capsys):
+    run = str(untrained_run(tmp_path / "run"))
+    image = scan((32, 32, 16))
+    for name in ("a", "b", "c"):
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", image, LPS)
+    holed = image.copy()
+    holed[3, 3, 3] = np.nan
+    write_nifti(tmp_path / "scans" / "b.nii.gz", holed, LPS)
+    arguments = ["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")]
+    with pytest.raises(ValueError, match="1 of 3 scans have no mask: b.nii.gz"):
+        predict(arguments)
+    assert "error: " in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+    with pytest.raises(ValueError, match=r"a.nii.gz exists already \(and 1 more\)"):
+        predict(arguments)
+
+
+def test_headers_are_checked_before_the_first_scan_is_predicted(thresholding, tmp_path):
+    run = str(untrained_run(tmp_path / "run"))
+    write_nifti(tmp_path / "scans" / "a.nii.gz", scan((32, 32, 16)), LPS)
+    write_nifti(tmp_path / "scans" / "b.nii.gz", np.zeros((4, 4, 4, 3), np.float32), LPS)
+    arguments = ["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")]
+    with pytest.raises(ValueError, match=r"b.nii.gz: has shape \(4, 4, 4, 3\)"):
+        predict(arguments)
+    (tmp_path / "scans" / "b.nii.gz").unlink()
+    (tmp_path / "scans" / "b.nrrd").write_bytes(b"NRRD0004\n")
+    with pytest.raises(ValueError, match=r"b.nrrd: cannot be read as NRRD"):
+        predict(arguments)
+    (tmp_path / "scans" / "b.nrrd").unlink()
+    write_nrrd(tmp_path / "scans" / "a.nrrd", scan((32, 32, 16)))
+    with pytest.raises(ValueError, match="a.nii.gz would be written for two scans"):
+        predict(arguments)
+    assert not (tmp_path / "masks").exists()
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
+    """What is wrong -> the input and what the message says."""
+    image = scan((32, 32, 16))
+    write_nifti(folder / "whole.nii.gz", image, LPS)
+    (folder / "truncated.nii.gz").write_bytes((folder / "whole.nii.gz").read_bytes()[:-2000])
+    (folder / "text.nii.gz").write_text("no scan")
+    (folder / "notes.txt").write_text("no scan")
+    (folder / "empty").mkdir()
+    write_nifti(folder / "constant.nii.gz", np.full((32, 32, 16), 3.0), LPS)
+    colours = np.zeros((8, 8, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    write_nifti(folder / "colours.nii.gz", colours, LPS)
+    for name in ("one", "two"):
+        write_dicom_series(folder / "series" / name, image, (1, 1, 1))
+    write_dicom_series(folder / "mixed", image, (1, 1, 1))
+    write_nifti(folder / "mixed" / "a.nii.gz", image, LPS)
+    return {
+        "missing": (folder / "nothing.nii.gz", "nothing.nii.gz: missing"),
+        "truncated": (folder / "truncated.nii.gz", "truncated.nii.gz: cannot be read as NIfTI"),
+        "text": (folder / "text.nii.gz", "text.nii.gz: cannot be read as NIfTI"),
+        "another kind": (folder / "notes.txt", "notes.txt: accepted are files that end in .nii.gz"),
+        "empty folder": (folder / "empty", "empty: holds no scan"),
+        "constant": (folder / "constant.nii.gz", "constant.nii.gz: the scan is 3.0 everywhere"),
+        "colours": (folder / "colours.nii.gz", "colours.nii.gz: holds values of type"),
+        "two series": (folder / "series", "series: holds 2 DICOM series"),
+        "two kinds": (folder / "mixed", "expected one kind"),
+    }
+
+
+def test_bad_input_is_named(tmp_path):
+    run = str(untrained_run(tmp_path / "run", preprocessing=Preprocessing(None, None)))
+    for what, (source, message) in bad_inputs(tmp_path).items():
+        with pytest.raises((ValueError, OSError)) as raised:
+            predict(["--run", run, "--input", str(source), "--output", str(tmp_path / "out")])
+        assert message in str(raised.value) and "\n" not in str(raised.value), what
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_bad_runs_and_outputs_are_named(tmp_path):
+    run = untrained_run(tmp_path / "run", "phantom_vclipseg")
+    write_nifti(tmp_path / "scan.nii.gz", scan((32, 32, 16)), LPS)
+    (tmp_path / "scans").mkdir()
+    write_nifti(tmp_path / "scans" / "a.nii.gz", scan((32, 32, 16)), LPS)
+
+    def refused(message, source="scan.nii.gz", output="mask.nii.gz", run=run, overrides=()):
+        arguments = ["--run", str(run), "--input", str(tmp_path / source), "--output", str(tmp_path / output)]
+        with pytest.raises((ValueError, OSError)) as raised:
+            predict([*arguments, *overrides])
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+
+    refused("nowhere is no run directory", run=tmp_path / "nowhere")
+    refused("accepted are keys of evaluation", overrides=["seed=1"])
+    refused("accepted are keys of evaluation", overrides=["training.learning_rate=1"])
+    refused("evaluation.head is 'mean'", overrides=["evaluation.head=mean"])
+    refused("validation.safetensors does not exist", overrides=["evaluation.select=validation"])
+    refused("scan.nii.gz exists already", output="scan.nii.gz")
+    refused("accepted for a folder of scans is a folder", source="scans")
+    (tmp_path / "mask.png").write_text("a picture")
+    refused("mask.png: accepted are files that end in .nii.gz or .nii", output="mask.png")
+    (run / "text.safetensors").rename(tmp_path / "text.safetensors")
+    refused("text.safetensors is missing")
+    (tmp_path / "text.safetensors").rename(run / "text.safetensors")
+    checkpoint = run / "last.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    refused("last.safetensors is damaged")
+    (run / "dataset.json").unlink()
+    refused("dataset.json: missing")
+    checkpoint.unlink()
+    refused("run is unfinished")
+
+
+def test_the_command_ends_in_one_line_and_status_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--run", "no", "--input", str(tmp_path / "no.nii"), "--output", str(tmp_path / "mask.nii")])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/no.nii: missing; expected a scan or a folder\n"
+
+
+def test_too_little_memory_on_a_gpu_names_the_batch(monkeypatch, tmp_path):
+    def exhausted(method, windows, head="linear"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
+
+    monkeypatch.setattr(Method, "probabilities", exhausted)
+    with pytest.raises(ValueError, match="evaluation.batch is 4, which cpu has no memory for"):
+        Predictor(untrained_run(tmp_path / "run")).predict(Volume(WHERE, scan(), np.eye(4)))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from semiseg import Predictor
+from semiseg.methods import Method
+from semiseg.preparation.volume import Volume
+
+Method.probabilities = lambda method, windows, head: windows.expand(-1, 48, -1, -1, -1)
+predictor = Predictor(sys.argv[1])
+image = np.random.default_rng(0).random((900, 48, 48), np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = predictor.predict(Volume(Path("scan"), image, np.diag([1.5, 1.5, 1.5, 1])))
+assert result.classes.shape == image.shape
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory_does_not_hold_every_class_of_every_voxel(tmp_path):
+    """48 classes on 900 planes, resampled on the way in and back."""
+    classes = tuple(f"class {number}" for number in range(48))
+    preprocessing = Preprocessing("LPS", (1.6, 1.5, 1.5), "fixed", None, 0.0, 1.0)
+    run = untrained_run(
+        tmp_path / "run", "phantom_supervised", preprocessing, classes, ("evaluation.stride=[32, 32, 16]",)
+    )
+    line = [sys.executable, "-c", MEMORY, str(run)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 48 * 900 * 48 * 48 * 4 / 2
+
+
+def test_importing_the_package_is_light():
+    subprocess.run(
+        [sys.executable, "-c", "import sys, semiseg; assert 'torch' not in sys.modules"], check=True
+    )

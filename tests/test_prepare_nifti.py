@@ -1,0 +1,457 @@
+"""From folders of NIfTI files to the plain layout and configurations: geometry, choices, findings, refusals."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import nibabel
+import nifti_files as files
+import numpy as np
+import pytest
+import yaml
+
+from semiseg.config import load_config
+from semiseg.data import UnlabelledCase, open_dataset
+from semiseg.engine.trainer import train
+from semiseg.evaluate import evaluate
+from semiseg.preparation.volume import read_nifti
+from semiseg.prepare import main
+
+Source = tuple[Path, Path]
+
+
+@pytest.fixture
+def source(tmp_path) -> Source:
+    return files.own_source(tmp_path / "source")
+
+
+def prepare(source: Source, *options: str, name: str = "dest") -> Path:
+    dest = source[0].parent.parent / name
+    main(["nifti", *map(str, source), str(dest), *options])
+    return dest
+
+
+def refusal(capsys: pytest.CaptureFixture, source: Source, *options: str) -> str:
+    """The one line a refused preparation ends in; nothing may be left of it."""
+    before = sorted(source[0].parent.parent.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        prepare(source, *options)
+    assert stopped.value.code == 2
+    assert sorted(source[0].parent.parent.iterdir()) == before
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def stored(dest: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    with h5py.File(dest / "cases" / f"{name}.h5") as file:
+        return file["image"][()], file["label"][()] if "label" in file else None
+
+
+def names(dest: Path, list_name: str) -> list[str]:
+    return (dest / f"{list_name}.list").read_text().split()
+
+
+def rewrite(path: Path, change) -> None:
+    """Change a file's values."""
+    volume = read_nifti(path)
+    writer = files.write_label if path.parent.name == "labels" else files.write_image
+    writer(path, change(np.array(volume.values)), volume.affine)
+
+
+def poison(path: Path) -> None:
+    volume = read_nifti(path)
+    values = np.array(volume.values, np.float32)
+    values[3, 4, 5] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, volume.affine), path)
+
+
+def standardised(path: Path) -> np.ndarray:
+    values = np.asarray(read_nifti(path).values, np.float64)
+    return (values - values.mean()) / values.std()
+
+
+def test_layout_and_description(source, capsys):
+    dest = prepare(source, "--classes", "liver", "left kidney", "spleen")
+    assert {path.name for path in dest.iterdir()} == {
+        "cases", "train.list", "test.list", "dataset.json", "findings.md",
+        "supervised.yaml", "mper.yaml", "vclipseg.yaml",
+    }  # fmt: skip
+    training, test = names(dest, "train"), names(dest, "test")
+    assert sorted(training + test) == [f"scan_{number}" for number in range(8)]
+    assert len(test) == 1 and training[-2:] == ["scan_6", "scan_7"]
+    for number in range(8):
+        image, label = stored(dest, f"scan_{number}")
+        assert image.dtype == np.float32 and (label is None) == (number >= 6)
+        np.testing.assert_allclose(
+            image, standardised(source[0] / f"scan_{number}.nii.gz"), rtol=1e-5, atol=1e-5
+        )
+        if label is not None:
+            assert label.dtype == np.uint8
+            truth = np.asarray(read_nifti(source[1] / f"scan_{number}.nii.gz").values)
+            np.testing.assert_array_equal(files.VALUES[label], truth)
+    description = json.loads((dest / "dataset.json").read_text())
+    assert description["class_names"] == ["background", "liver", "left kidney", "spleen"]
+    assert description["preprocessing"] == {
+        "orientation": "RAS", "spacing": [1.2, 1.0, 2.5], "intensity": "standardise",
+        "clip": None, "mean": None, "deviation": None,
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "8 images, 6 of them labelled" in printed and "modality: mr (guessed" in printed
+    assert "Nothing suspicious." in printed
+    assert (dest / "findings.md").read_text().strip() in printed
+    commands = re.findall(r"--config (\S+)", printed)
+    assert [Path(path).name for path in commands] == ["mper.yaml", "supervised.yaml", "vclipseg.yaml"]
+
+
+def test_configurations_follow_the_data(source):
+    dest = prepare(source, "--labelled", "2")
+    for method in ("supervised", "mper", "vclipseg"):
+        config = load_config(str(dest / f"{method}.yaml"))
+        assert (config.method.name, config.name) == (method, f"dest_{method}")
+        assert config.training.patch_size == (48, 32, 16)  # of 40 × 36 × 16 voxels
+        assert config.evaluation.stride == (24, 16, 8)
+        assert (config.dataset.name, config.dataset.labelled) == ("own", 2)
+        assert config.dataset.augmentation == "crop_rotate_flip"
+        assert Path(config.dataset.root) == dest.resolve()
+    assert load_config(str(dest / "mper.yaml")).method.zero_box == (32, 21, 10)
+
+
+def test_the_files_say_which_axes_are_which(source, tmp_path):
+    """One scan stored along other axes, its label along others again: the same cases come out."""
+    expected = prepare(source)
+    for path, orientation in (
+        (source[0] / "scan_0.nii.gz", "PIL"),
+        (source[1] / "scan_0.nii.gz", "LPS"),
+        (source[1] / "scan_1.nii.gz", "SRA"),
+    ):
+        stored_as = nibabel.load(path)
+        turned = stored_as.as_reoriented(
+            nibabel.orientations.ornt_transform(
+                nibabel.io_orientation(stored_as.affine), nibabel.orientations.axcodes2ornt(orientation)
+            )
+        )
+        nibabel.save(turned, path)
+    dest = prepare(source, name="turned")
+    assert "RAS (7), PIL (1)" in (dest / "findings.md").read_text()
+    for number in range(8):
+        for ours, theirs in zip(
+            stored(dest, f"scan_{number}"), stored(expected, f"scan_{number}"), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5) if ours is not None else None
+
+
+def test_another_spacing_is_resampled(source):
+    """A scan of voxels half as thick comes out at the median spacing, its structures as large and where they were."""
+    spacing = (0.96, 1.2, 1.25)
+    label = np.zeros((50, 30, 32), np.uint8)
+    label[5:30, 4:12, 4:24] = 1
+    label[5:30, 12:24, 10:24] = 2
+    label[32:44, 8:26, 6:18] = 3
+    image = 50.0 * label + np.random.default_rng(5).normal(0, 3, label.shape)
+    files.write_image(source[0] / "scan_3.nii.gz", image, files.affine(spacing))
+    files.write_label(source[1] / "scan_3.nii.gz", files.VALUES[label], files.affine(spacing))
+    dest = prepare(source, "--skip-flip-check")
+    resampled_image, resampled = stored(dest, "scan_3")
+    assert resampled_image.shape == resampled.shape == (40, 36, 16)
+    assert resampled_image.mean() == pytest.approx(0, abs=1e-5)
+    assert resampled_image.std() == pytest.approx(1, abs=1e-5)
+    for number in range(1, 4):
+        before = (label == number).sum() * np.prod(spacing)
+        assert (resampled == number).sum() * np.prod(files.SPACING) == pytest.approx(before, rel=0.15)
+        centres = [
+            (np.argwhere(one == number).mean(0) + 0.5) * size
+            for one, size in ((label, spacing), (resampled, files.SPACING))
+        ]
+        np.testing.assert_allclose(*centres, atol=0.5)  # mm from the first corner
+    means = [resampled_image[resampled == number].mean() for number in range(4)]
+    np.testing.assert_allclose(np.diff(means) / (means[1] - means[0]), 1, atol=0.2)
+
+
+def test_spacing_and_patch_that_are_asked_for(source):
+    dest = prepare(source, "--spacing", "2.4", "2", "2.5")
+    assert stored(dest, "scan_7")[0].shape == (20, 18, 16)
+    assert load_config(str(dest / "supervised.yaml")).training.patch_size == (16, 16, 16)
+    case = next(open_dataset("own", dest).evaluation_cases("test"))
+    assert case.spacing == (2.4, 2.0, 2.5)
+
+
+def test_computed_tomography_is_scaled_by_the_labelled_voxels(source, capsys):
+    for path in source[0].iterdir():
+        rewrite(path, lambda values: np.where(values < 115, -1000, values))
+    dest = prepare(source, "--labelled", "3")
+    assert "modality: ct (guessed" in capsys.readouterr().out
+    training = names(dest, "train")[:3]
+    raw = {name: np.asarray(read_nifti(source[0] / f"{name}.nii.gz").values, np.float64) for name in training}
+    foreground = np.concatenate(
+        [raw[name][read_nifti(source[1] / f"{name}.nii.gz").values > 0] for name in training]
+    )
+    low, high = np.percentile(foreground, (0.5, 99.5))
+    clipped = foreground.clip(low, high)
+    preprocessing = open_dataset("own", dest).preprocessing
+    assert preprocessing.clip == pytest.approx((low, high), rel=1e-5)
+    for name, values in raw.items():
+        expected = (values.clip(low, high) - clipped.mean()) / clipped.std()
+        np.testing.assert_allclose(stored(dest, name)[0], expected, atol=1e-3)
+
+
+def test_fewer_labelled_cases_leave_more_unlabelled_ones(source):
+    dataset = open_dataset("own", prepare(source))
+    listed = names(dataset.root, "train")
+    for count in (1, 5):
+        labelled, unlabelled = dataset.training_cases(count)
+        assert [case.name for case in (*labelled, *unlabelled)] == listed
+        assert len(labelled) == count and all(isinstance(case, UnlabelledCase) for case in unlabelled)
+    with pytest.raises(ValueError, match="labelled is 6; .*train.list holds 5 labelled volumes, so 1 to 5"):
+        dataset.training_cases(6)
+
+
+def test_lists_decide(source, tmp_path):
+    (tmp_path / "test.txt").write_text("scan_4\nscan_2\n")
+    (tmp_path / "labelled.txt").write_text("scan_5\nscan_0\n")
+    dest = prepare(
+        source, "--test", str(tmp_path / "test.txt"), "--validation", "1",
+        "--labeled", str(tmp_path / "labelled.txt")
+    )  # fmt: skip
+    assert names(dest, "test") == ["scan_4", "scan_2"]
+    (validation,) = names(dest, "val")
+    assert names(dest, "train")[:2] == ["scan_5", "scan_0"]
+    assert validation in ("scan_1", "scan_3")
+    assert sorted([*names(dest, "train"), validation]) == [f"scan_{k}" for k in (0, 1, 3, 5, 6, 7)]
+    dataset = open_dataset("own", dest)
+    assert dataset.has_validation
+    assert [case.name for case in dataset.evaluation_cases("validation")] == [validation]
+    assert load_config(str(dest / "mper.yaml")).dataset.labelled == 2
+
+
+def test_scans_of_one_patient_stay_together(source, tmp_path, capsys):
+    for folder in source:
+        for path in sorted(folder.iterdir()):
+            number = int(path.name[5])
+            path.rename(path.with_name(f"p{number // 2 if number < 6 else number - 6}_{number}.nii.gz"))
+    (tmp_path / "test.txt").write_text("p0_0\n")
+    dest = prepare(source, "--patient", r"p\d+", "--test", str(tmp_path / "test.txt"))
+    assert names(dest, "test") == ["p0_0"]
+    assert sorted(names(dest, "train")) == ["p1_2", "p1_3", "p1_7", "p2_4", "p2_5"]
+    assert (
+        "2 scans are left out, since another one of their patient is for evaluation: p0_1, p0_6"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_copy_of_a_test_image_is_not_trained_on(source, tmp_path):
+    shutil.copy(source[0] / "scan_1.nii.gz", source[0] / "scan_7.nii.gz")
+    (tmp_path / "test.txt").write_text("scan_1\n")
+    dest = prepare(source, "--test", str(tmp_path / "test.txt"))
+    assert "the same image: scan_1, scan_7" in (dest / "findings.md").read_text()
+    assert "scan_7" not in names(dest, "train")
+
+
+def test_common_endings_and_one_folder_for_both(source):
+    expected = prepare(source)
+    (together := source[0].parent / "together").mkdir()
+    for number in range(8):
+        shutil.copy(source[0] / f"scan_{number}.nii.gz", together / f"scan_{number}_0000.nii.gz")
+        if number < 6:
+            ending = ("gt", "seg", "label")[number % 3]
+            shutil.copy(source[1] / f"scan_{number}.nii.gz", together / f"scan_{number}_{ending}.nii.gz")
+    dest = prepare((together, together), name="../dest_together")
+    for list_name in ("train", "test"):
+        assert names(dest, list_name) == names(expected, list_name)
+
+
+def test_a_number_of_the_scan_is_no_channel(source):
+    for folder in source:
+        for path in sorted(folder.iterdir()):
+            path.rename(path.with_name(f"scan_{int(path.name[5]):04d}.nii.gz"))
+    dest = prepare(source)
+    assert "scan_0007" in names(dest, "train")
+
+
+def test_suspicious_cases_are_named(source, capsys):
+    rewrite(source[1] / "scan_2.nii.gz", lambda values: np.where(values == 3, 0, values))
+    small = read_nifti(source[0] / "scan_6.nii.gz")
+    files.write_image(small.path, np.asarray(small.values)[:15], small.affine)
+    files.write_image(
+        source[0] / "scan_7.nii.gz", np.asarray(read_nifti(source[0] / "scan_7.nii.gz").values),
+        files.affine((1.2, 1.0, 6.0)),
+    )  # fmt: skip
+    rewrite(source[1] / "scan_5.nii.gz", enlarge)
+    findings = (prepare(source, "--skip-flip-check") / "findings.md").read_text()
+    for line in (
+        "scan_2: no voxel of class 2",
+        "scan_6: extent 18 × 36 × 40 mm, the median is 48 × 36 × 40",
+        "scan_7: spacing 1.2 × 1 × 6 mm, the median is 1.2 × 1 × 2.5",
+    ):
+        assert f"- {line}" in findings
+    assert re.search(r"- scan_5: \S+ ml of class 1, the median is", findings)
+    assert findings.count("\n- scan_0") == 0
+
+
+def enlarge(values: np.ndarray) -> np.ndarray:
+    values[:, :18][values[:, :18] == 0] = 1
+    return values
+
+
+def test_frequencies_of_the_classes(source):
+    findings = (prepare(source) / "findings.md").read_text()
+    labels = [np.asarray(read_nifti(path).values) for path in sorted(source[1].iterdir())]
+    for number, value in enumerate((1, 3, 7), start=1):
+        millilitres = [(label == value).sum() * np.prod(files.SPACING) / 1000 for label in labels]
+        share = 100 * np.mean([label == value for label in labels])
+        cells = [f"class {number}", f"{value}", "6", f"{share:.3g}",
+                 *(f"{way(millilitres):.4g}" for way in (min, np.median, max))]  # fmt: skip
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in findings.splitlines()]
+        assert cells in rows
+
+
+TINY = ["network.filters=[2]", "training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]",
+        "training.labelled_batch=2", "training.unlabelled_batch=2"]  # fmt: skip
+METHODS = {
+    "supervised": ["method.iterations=2"],
+    "mper": ["method.iterations=2", "method.pretraining_iterations=2", "method.zero_box=[20, 20, 10]"],
+    "vclipseg": ["method.iterations=2", "method.prompt_width=8", "method.controller_widths=[4, 4]",
+                 "method.text_width=8"],
+}  # fmt: skip
+
+
+def test_every_method_trains_and_is_evaluated_with_what_was_written(tmp_path):
+    dest = prepare(files.own_source(tmp_path / "source", 4, 2, (26, 34, 9)), "--classes", "a", "b", "c")
+    for method, overrides in METHODS.items():
+        output = f"output={tmp_path / method}"
+        config = load_config(str(dest / f"{method}.yaml"), [*TINY, *overrides, output])
+        run = train(config)
+        results = evaluate(config, run)
+        (metrics,) = results["cases"].values()
+        assert results["classes"] == ["background", "a", "b", "c"] and set(metrics) == {"a", "b", "c"}
+        assert "hd95_mm" in metrics["a"]
+        assert json.loads(run.dataset.read_text()) == json.loads((dest / "dataset.json").read_text())
+
+
+def test_without_unlabelled_cases_only_the_baseline_is_there(tmp_path):
+    source = files.own_source(tmp_path / "source", 3, 0, (26, 34, 9))
+    dest = prepare(source)
+    assert [path.name for path in dest.glob("*.yaml")] == ["supervised.yaml"]
+    with_unlabelled = prepare(source, "--labelled", "1", name="fewer")
+    assert len(list(with_unlabelled.glob("*.yaml"))) == 3
+
+
+def test_a_sided_organ_is_not_mirrored(tmp_path):
+    source = files.own_source(tmp_path / "source", 3, 1, (26, 34, 9))
+    options = ("--spacing", "1", "1", "2")
+    for third, expected in (("kidney right", "crop"), ("spleen", "crop_rotate_flip")):
+        dest = prepare(source, "--classes", "liver", "kidney left", third, *options, name=expected)
+        assert yaml.safe_load((dest / "mper.yaml").read_text())["dataset"]["augmentation"] == expected
+
+
+def test_mirrored_labels_are_named_and_the_remedy_works(source, capsys):
+    expected = prepare(source, name="expected")
+    for path in source[1].iterdir():
+        rewrite(path, lambda values: values[::-1])
+    message = refusal(capsys, source)
+    assert "6 of 6 labels lie mirrored" in message and "--flip-labels x" in message
+    dest = prepare(source, "--flip-labels", "x", name="flipped")
+    for number in range(6):
+        np.testing.assert_array_equal(
+            stored(dest, f"scan_{number}")[1], stored(expected, f"scan_{number}")[1]
+        )
+
+
+def shifted_affine(path: Path) -> None:
+    files.write_label(path, np.asarray(read_nifti(path).values), files.affine((1.2, 1.0, 3.0)))
+
+
+DAMAGES = {
+    "no images": (lambda images, labels: shutil.rmtree(images), "images: no such folder"),
+    "images empty": (
+        lambda images, labels: [path.unlink() for path in images.iterdir()],
+        "images: holds no images; expected NIfTI files",
+    ),
+    "no labels": (
+        lambda images, labels: [path.unlink() for path in labels.iterdir()],
+        "labels: holds no labels",
+    ),
+    "label without image": (
+        lambda images, labels: (images / "scan_2.nii.gz").unlink(),
+        "scan_2.nii.gz: there is no image scan_2.nii or scan_2.nii.gz in",
+    ),
+    "name twice": (
+        lambda images, labels: shutil.copy(labels / "scan_2.nii.gz", labels / "scan_2_seg.nii.gz"),
+        "are both called 'scan_2'; expected one of them",
+    ),
+    "NaN": (lambda images, labels: poison(images / "scan_7.nii.gz"), "scan_7.nii.gz: holds NaN or infinity"),
+    "constant": (
+        lambda images, labels: files.write_label(
+            images / "scan_7.nii.gz", np.full((9, 9, 9), 3), np.eye(4)
+        ),
+        "scan_7.nii.gz: holds 3 everywhere; expected an image",
+    ),
+    "all background": (
+        lambda images, labels: rewrite(labels / "scan_3.nii.gz", np.zeros_like),
+        "scan_3.nii.gz: labels no voxel; expected some foreground",
+    ),
+    "fractions": (
+        lambda images, labels: files.write_image(
+            labels / "scan_3.nii.gz", np.asarray(read_nifti(labels / "scan_3.nii.gz").values) / 2,
+            files.affine(),
+        ),
+        "expected whole numbers from 0 to 65535",
+    ),
+    "shape": (
+        lambda images, labels: rewrite(labels / "scan_3.nii.gz", lambda values: values[1:]),
+        "the label has shape (39, 36, 16) and its image",
+    ),
+    "spacing": (lambda images, labels: shifted_affine(labels / "scan_3.nii.gz"), "the label has spacing"),
+    "truncated": (
+        lambda images, labels: (images / "scan_6.nii.gz").write_bytes(
+            (images / "scan_6.nii.gz").read_bytes()[:-500]
+        ),
+        "scan_6.nii.gz: cannot be read as NIfTI",
+    ),
+    "four axes": (
+        lambda images, labels: nibabel.save(
+            nibabel.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)), images / "scan_6.nii.gz"
+        ),
+        "has shape (4, 4, 4, 2); expected three axes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_bad_input_ends_in_one_line_before_anything_is_written(source, capsys, damage, message):
+    damage(*source)
+    assert message in refusal(capsys, source)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--classes", "a", "b"), "--classes names 2 classes, but the labels hold 3 values besides 0: 1, 3, 7"),
+    (("--classes", "a", "b", "a"), "accepted are distinct names"),
+    (("--test", "6"), "--test and --validation take 6 of 6 labelled patients"),
+    (("--test", "3", "--validation", "3"), "take 6 of 6 labelled patients; accepted are fewer"),
+    (("--test", "0"), "--test is 0; accepted are numbers from 1"),
+    (("--labelled", "6"), "--labelled is 6; 5 labelled cases are left to train on, so 1 to 5"),
+    (("--labelled", "nowhere.txt"), "nowhere.txt: missing"),
+    (("--patient", "["), "--patient is '[', which is no regular expression"),
+    (("--patient", r"\d"), "which matches nothing at the start of 'scan_0'"),
+    (("--spacing", "1", "0", "1"), "accepted are three positive numbers of mm"),
+    (("--spacing", "1", "nan", "1"), "accepted are three positive numbers of mm"),
+    (("--spacing", "400", "400", "400"), "nothing labelled is left at 400 × 400 × 400 mm"),
+    (("--flip-labels", "u"), "--flip-labels is 'u'"),
+])  # fmt: skip
+def test_impossible_choices(source, capsys, options, message):
+    assert message in refusal(capsys, source, *options)
+
+
+def test_a_list_may_name_labelled_scans_only(source, tmp_path, capsys):
+    (tmp_path / "test.txt").write_text("scan_7\n")
+    message = refusal(capsys, source, "--test", str(tmp_path / "test.txt"))
+    assert "test.txt: 'scan_7' is none of the 6 labelled scans" in message
+
+
+def test_a_class_that_no_labelled_training_case_shows_is_named(source, tmp_path, capsys):
+    rewrite(source[1] / "scan_1.nii.gz", lambda values: np.where(values == 7, 0, values))
+    (tmp_path / "labelled.txt").write_text("scan_1\n")
+    message = refusal(capsys, source, "--labelled", str(tmp_path / "labelled.txt"))
+    assert "the 1 cases to learn from hold no voxel of class 3 (value 7)" in message

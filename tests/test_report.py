@@ -1,0 +1,296 @@
+"""`python -m semiseg.report`: pages that need nothing else, runs against each other, and what is wrong in one line."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from semiseg import evaluate, report
+from semiseg.config import config_to_mapping, load_config
+from semiseg.data import open_dataset
+from semiseg.data.description import DatasetDescription
+from semiseg.engine.checkpoint import save_checkpoint
+from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.trainer import build_method
+from semiseg.evaluation import pictures as pictures_module
+from semiseg.evaluation.metrics import case_metrics, summarise
+from semiseg.evaluation.pictures import prediction_pictures
+
+CLASSES = ("background", "core <b>&", "shell")
+CASES = [f"case {number} <i>" for number in range(6)]
+VOLUMES = [
+    "dataset.labelled=2",
+    "network.filters=[2]",
+    "training.patch_size=[16, 16, 16]",
+    "evaluation.stride=[16, 16, 16]",
+    "method.zero_box=[9, 9, 9]",
+]
+SLICES = ["dataset.labelled=1", "network.filters=[2, 2, 2, 2, 2]", "training.patch_size=[32, 16]"]
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects attributes and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def assert_self_contained(path: Path) -> Page:
+    """A page that parses, names everything, and asks for nothing outside of it."""
+    text = path.read_text()
+    assert text.startswith("<!DOCTYPE html>")
+    page = Page(text)
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:")
+        if tag == "img":
+            assert attributes["alt"] and attributes["src"].startswith("data:image/png;base64,iVBOR")
+    assert "url(" not in text and "@import" not in text
+    return page
+
+
+def results_of(config, dice_shift: int, classes=CLASSES, cases=CASES) -> dict:
+    """Results whose predictions are shifted by some voxels, less from case to case."""
+    truth = np.zeros((8, 20, 20), np.uint8)
+    truth[2:6, 4:14, 4:14] = 1
+    truth[3:5, 6:9, 6:9] = 2
+    metrics = {
+        case: case_metrics(np.roll(truth, dice_shift + number % 3, axis=1), truth, classes, (1.0, 1.0, 2.0))
+        for number, case in enumerate(cases)
+    }
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "preset": config.preset,
+        "dataset": config.dataset.name,
+        "labelled": config.dataset.labelled,
+        "seed": config.seed,
+        "classes": list(classes),
+        "cost": {"inference": {"parameters": 1_234_567, "multiply_adds": 8_900_000_000}},
+        "evaluation": config_to_mapping(config)["evaluation"],
+        "checkpoint": "last",
+        "iteration": 5,
+        "summary": summarise(metrics),
+        "cases": metrics,
+        "other_checkpoints": {
+            "validation": {"iteration": 3, "summary": summarise(metrics), "cases": metrics}
+        },
+    }
+
+
+def make_run(
+    folder: Path, name: str, dice_shift: int, overrides=(), config="phantom_supervised", **results
+) -> Path:
+    """A run directory with results, but neither checkpoint nor pictures."""
+    config = load_config(config, overrides)
+    run = RunDirectory(folder / name)
+    run.path.mkdir(parents=True)
+    run.config.write_text(yaml.safe_dump(config_to_mapping(config)))
+    environment = {
+        "command": "train <script>",
+        "cpu": "abacus",
+        "cores": 2,
+        "versions": {"torch": "2"},
+        "commit": "c0ffee",
+    }
+    run.environment.write_text(json.dumps(environment))
+    run.metrics.write_text('{"iteration": 1, "stage": "supervised", "total": 0.5}\n')
+    run.results.write_text(json.dumps({**results_of(config, dice_shift), **results}))
+    return run.path
+
+
+def report_of(*arguments, capsys) -> tuple[int, str, str]:
+    """Exit status, output and errors of the command."""
+    status = 0
+    try:
+        report.main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        status = exit.code
+    return status, *capsys.readouterr()
+
+
+def test_report_without_test_data_says_what_is_missing(tmp_path, capsys):
+    path = make_run(tmp_path, "run", 1, warning="selected on the test set")
+    status, output, _ = report_of(path, capsys=capsys)
+    assert status == 0 and "could not be drawn" in output and str(path / "report.html") in output
+    page = assert_self_contained(path / "report.html")
+    for part in (
+        "phantom_supervised", "train <script>", "abacus", "c0ffee", "1.23 million parameters", "8.9 billion",
+        "selected on the test set", "Not all pictures could be drawn", "Checkpoint validation, iteration 3", *CASES, *CLASSES,
+    ):  # fmt: skip
+        assert part in page.text, part
+    summary = json.loads((path / "results.json").read_text())["summary"]["classes"]["shell"]["dice"]
+    assert f"{100 * summary['mean']:.2f} ± {100 * summary['sd']:.2f}" in page.text
+    assert [tag for tag, _ in page.elements].count("img") == 1  # the learning curves
+
+
+@pytest.mark.parametrize("name", ["la_mper", "acdc_supervised"])
+def test_evaluation_leaves_a_report_that_can_be_made_again(name, request, tmp_path, monkeypatch, capsys):
+    """Of an untrained network on a small dataset, volumes and slices."""
+    root = request.getfixturevalue("left_atrium" if name == "la_mper" else "acdc")
+    small = VOLUMES if name == "la_mper" else SLICES
+    run_path = tmp_path / "run"
+    config = load_config(name, [*small, f"dataset.root={root}", f"output={run_path}"])
+    dataset = open_dataset(config.dataset.name, root)
+    run = RunDirectory.create(config)
+    DatasetDescription.of(dataset).save(run.dataset)
+    save_checkpoint(
+        run.checkpoint(), build_method(config, len(dataset.class_names), torch.device("cpu")), iteration=0
+    )
+    monkeypatch.setattr(pictures_module, "VOXELS", 300)  # t-SNE takes seconds for more
+    evaluate.main(["--run", str(run_path)])
+    pictures = prediction_pictures(run)
+    first = assert_self_contained(run.report)
+    assert [tag for tag, _ in first.elements].count("img") == len(pictures) == 7
+    contents = {path: path.read_bytes() for path in pictures}
+    assert len(set(contents.values())) >= 5  # two test cases, so that one is best or worst and median
+
+    run.report.unlink()
+    pictures[3].unlink()
+    assert report_of(run_path, capsys=capsys)[0] == 0
+    assert {path: path.read_bytes() for path in pictures} == contents
+    assert assert_self_contained(run.report).text == first.text
+
+    pictures[3].unlink()
+    (root / "test.list").unlink()
+    _, output, _ = report_of(run_path, capsys=capsys)
+    assert "test.list: missing" in output
+    page = assert_self_contained(run.report)
+    assert [tag for tag, _ in page.elements].count("img") == 6 and "test.list: missing" in page.text
+
+
+def test_comparison_of_two_configurations(tmp_path, capsys):
+    first = make_run(tmp_path, "first", 2, ["method.iterations=7"])
+    other = make_run(tmp_path, "other", 1, ["method.iterations=9"])
+    output_file = tmp_path / "against.html"
+    status, output, _ = report_of(first, other, "--output", output_file, capsys=capsys)
+    assert status == 0
+    names = [f"phantom_supervised (method.iterations={number})" for number in (7, 9)]
+    dice = []
+    for path in (first, other):
+        cases = json.loads((path / "results.json").read_text())["cases"]
+        dice.append([np.mean([values["dice"] for values in case.values()]) for case in cases.values()])
+    differences = 100 * np.subtract(dice[1], dice[0])
+    [row] = [line for line in output.splitlines() if line.startswith(f"| {names[1]}") and "Dice" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:3] == ["Dice [%]", f"{differences.mean():+.2f} ± {differences.std():.2f}"]
+    assert cells[4:] == ["6", "0", "0"]
+    assert 0 < float(cells[3]) < 0.05  # six differences of one sign
+    page = assert_self_contained(output_file)
+    assert all(part in page.text for part in (*names, *CASES, f"{differences[0]:+.2f}"))
+
+
+def test_seeds_of_a_configuration_are_one_row(tmp_path, capsys):
+    first = make_run(tmp_path, "first", 2)
+    seeds = [make_run(tmp_path, f"seed{seed}", seed, [f"seed={seed}"], "phantom_mper") for seed in (0, 1)]
+    _, output, _ = report_of(first, *seeds, "--output", tmp_path / "page.html", capsys=capsys)
+    means = [
+        json.loads((path / "results.json").read_text())["summary"]["mean"]["dice"]["mean"] for path in seeds
+    ]
+    [row] = [
+        line
+        for line in output.splitlines()
+        if line.startswith("| phantom_mper") and "%" not in line and "|     2 |" in line
+    ]
+    assert f"{50 * sum(means):.2f} ± {50 * abs(means[0] - means[1]):.2f}" in row
+
+
+def test_runs_of_one_configuration_stand_for_themselves(tmp_path, capsys):
+    runs = [make_run(tmp_path, f"seed{seed}", 1 + seed, [f"seed={seed}"]) for seed in (0, 1)]
+    status, output, _ = report_of(*runs, "--output", tmp_path / "page.html", capsys=capsys)
+    assert status == 0 and str(runs[0]) in output and str(runs[1]) in output
+
+
+def damaged(path: Path) -> None:
+    (path / "results.json").write_text((path / "results.json").read_text()[:300])
+
+
+def without_a_metric(path: Path) -> None:
+    results = json.loads((path / "results.json").read_text())
+    del results["cases"][CASES[2]]["shell"]["asd"]
+    (path / "results.json").write_text(json.dumps(results))
+
+
+def a_list(path: Path) -> None:
+    (path / "results.json").write_text("[]")
+
+
+def without_results(path: Path) -> None:
+    (path / "results.json").unlink()
+
+
+def no_run(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (damaged, "results.json is damaged"),
+        (without_a_metric, "'asd' is missing"),
+        (a_list, "results.json is damaged"),
+        (without_results, "results.json is missing: evaluate the run with"),
+        (no_run, "is no run directory"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_without_sound_results_is_refused(spoil, message, several, tmp_path, capsys):
+    path = make_run(tmp_path, "run", 1)
+    others = [make_run(tmp_path, "whole", 1, ["seed=3"])] if several else []
+    spoil(path)
+    status, _, errors = report_of(*others, path, "--output", tmp_path / "page.html", capsys=capsys)
+    assert status == 2 and len(errors.splitlines()) == 1 and message in errors
+    assert not list(tmp_path.glob("**/*.html"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"overrides": ["dataset.cohort_seed=1"]}, "of phantom (cohort 1)"),
+        ({"config": "la_supervised"}, "cases of la"),
+    ],
+)
+def test_runs_tested_on_other_cases_are_refused(other, message, tmp_path, capsys):
+    paths = make_run(tmp_path, "one", 1), make_run(tmp_path, "two", 1, **other)
+    status, _, errors = report_of(*paths, "--output", tmp_path / "page.html", capsys=capsys)
+    assert status == 2 and message in errors and "expected the same test cases" in errors
+
+
+def test_other_case_names_and_a_run_twice_are_refused(tmp_path, capsys):
+    one, two = make_run(tmp_path, "one", 1), make_run(tmp_path, "two", 1, ["seed=1"])
+    assert "is given twice" in report_of(one, one, capsys=capsys)[2]
+    results = json.loads((two / "results.json").read_text())
+    results["cases"]["another"] = results["cases"].pop(CASES[0])
+    (two / "results.json").write_text(json.dumps(results))
+    assert "expected the same test cases" in report_of(one, two, capsys=capsys)[2]
+
+
+def test_output_in_a_folder_that_does_not_exist(tmp_path, capsys):
+    path = make_run(tmp_path, "run", 1)
+    status, _, errors = report_of(path, "--output", tmp_path / "no" / "page.html", capsys=capsys)
+    assert status == 2 and "--output is" in errors
