@@ -209,6 +209,15 @@ def prompt_conv_notes(results: Results) -> str:
     )
 
 
+def prediction_memory_table(results: Results) -> str:
+    rows = [
+        [row["configuration"], "×".join(map(str, row["shape"])), f"{row['peak_gb']:.2f}"] for row in results["rows"]
+    ]
+    where = results["environment"]
+    table = markdown_table([("network", "scan [voxel]", "peak memory of the process [GB]"), *rows])
+    return f"{table}\n\n{where['cpu']}; commit {where['commit']}; `{results['command']}`."
+
+
 def training_table(results: Results) -> str:
     rows = [training_header(), *training_rows(results)]
     return f"{markdown_table(rows)}\n\n{training_notes(results)}"
@@ -228,6 +237,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "cpu-kernels-default-allocator": kernel_table,
     "gpu-kernels": gpu_table,
     "prompt-conv": prompt_conv_table,
+    "prediction-memory": prediction_memory_table,
     "phantom": training_table,
     "la": training_table,
     "acdc": training_table,

@@ -93,7 +93,8 @@ class RunDirectory:
 
 
 def _session() -> dict[str, Any]:
-    return {"command": shlex.join(sys.orig_argv), **environment()}
+    # Whose Python it was, and where, is nobody else's business.
+    return {"command": shlex.join(["python", *sys.orig_argv[1:]]), **environment()}
 
 
 def _first_free(path: Path) -> Path:
