@@ -98,14 +98,14 @@ def test_prototypes_are_clustered_once(configured, tmp_path, monkeypatch):
 def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypatch):
     config = configured(SUPERVISED, "run")
     interrupt_at(monkeypatch, "every")
-    monkeypatch.setattr("sys.orig_argv", ["first"])
+    monkeypatch.setattr("sys.orig_argv", ["python3", "first"])
     for resume in (None, RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")):
         with pytest.raises(Interrupted):
             train(config, resume)
-        monkeypatch.setattr("sys.orig_argv", ["later"])
+        monkeypatch.setattr("sys.orig_argv", ["python3", "later"])
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert environment["command"] == "first" and "cpu" in environment
-    assert [session["command"] for session in environment["resumed"]] == ["later", "later"]
+    assert environment["command"] == "python first" and "cpu" in environment
+    assert [session["command"] for session in environment["resumed"]] == ["python later", "python later"]
     assert all(session.keys() == environment.keys() - {"resumed"} for session in environment["resumed"])
 
 
