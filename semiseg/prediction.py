@@ -21,7 +21,7 @@ from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
 from semiseg.evaluation.evaluator import probability_slabs
-from semiseg.preparation.volume import SAME_SPACING, Volume, read_volume, write_nifti
+from semiseg.preparation.volume import Volume, read_volume, write_nifti
 from semiseg.text import TextEmbeddings
 
 OVERRIDES = ("evaluation", "training.precision", "training.device")
@@ -114,17 +114,12 @@ class Predictor:
         if not np.isfinite(volume.values).all():
             raise ValueError(f"{volume.path}: holds NaN or infinity; expected finite intensities")
         wanted, given = preprocessing.spacing, volume.spacing
-        if wanted is None or np.allclose(given, wanted, rtol=SAME_SPACING, atol=0):
-            steps = [1.0] * 3
-        else:
+        steps = [1.0] * 3
+        if wanted is not None and not volume.has_spacing(wanted):
             steps = [old / new for old, new in zip(given, wanted, strict=True)]
-            clipped = preprocessing.clipped(volume.values.astype(np.float32))
-            volume = replace(volume, values=clipped).resampled(wanted)
-        self._warn(volume.path, given, volume.values.shape)
-        try:
-            return preprocessing.scaled(volume.values), steps
-        except ValueError as error:
-            raise ValueError(f"{volume.path}: {error}") from None
+        image = volume.prepared(preprocessing)
+        self._warn(volume.path, given, image.shape)
+        return image, steps
 
     def _collected(
         self,

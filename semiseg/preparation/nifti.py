@@ -173,14 +173,11 @@ def convert(
     label = None
     if isinstance(scan, Scan):
         label = as_classes(replace(image, path=scan.label, values=read_label(scan, stored, mirror)), numbers)
-    if not image.has_spacing(spacing):
-        if label is not None:
+        if not image.has_spacing(spacing):
             label = resample_label(label, image.spacing, spacing)
-        clipped = preprocessing.clipped(image.values.astype(np.float32))
-        image = replace(image, values=clipped).resampled(spacing)
-    if isinstance(scan, Scan) and label is not None and not label.any():
-        raise ValueError(f"{scan.label}: nothing labelled is left at {_sides(spacing)} mm")
-    return preprocessing.scaled(image.values), label
+        if not label.any():
+            raise ValueError(f"{scan.label}: nothing labelled is left at {_sides(spacing)} mm")
+    return image.prepared(preprocessing), label
 
 
 def _decisions(

@@ -22,6 +22,7 @@ from nibabel.orientations import (
 )
 from scipy import ndimage
 
+from semiseg.data.preprocessing import Preprocessing
 from semiseg.engine.atomic import replace_atomically
 
 # NRRD's names of the space its directions are given in, and the signs that lead from there to NIfTI's space.
@@ -63,6 +64,20 @@ class Volume:
             values=apply_orientation(self.values, turn),
             affine=self.affine @ inv_ornt_aff(turn, self.values.shape),
         )
+
+    def prepared(self, preprocessing: Preprocessing) -> np.ndarray:  # [*S] float32
+        """The image as a dataset's networks see it: at its spacing, intensities scaled; the axes stay.
+
+        Raises ValueError, naming the file, where the scan is the same everywhere.
+        """
+        spacing, image = preprocessing.spacing, self
+        if spacing is not None and not self.has_spacing(spacing):
+            clipped = preprocessing.clipped(self.values.astype(np.float32))
+            image = replace(self, values=clipped).resampled(spacing)
+        try:
+            return preprocessing.scaled(image.values)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     def resampled(self, spacing: tuple[float, ...]) -> "Volume":
         """Interpolate linearly at voxels of another size in mm, from the same corner on; values float32."""
