@@ -52,6 +52,7 @@ def row(path: Path) -> dict[str, Any]:
     )
     return {
         **{key: results[key] for key in keys},
+        **({"text": results["text"]} if "text" in results else {}),
         "environment": json.loads(run.environment.read_text()),
         "training_minutes": training_minutes(run),
     }

@@ -42,8 +42,10 @@ def training_notes(results: dict[str, Any]) -> str:
     )
     several = len({row["seed"] for row in results["rows"]}) > 1
     spread = "seeds' means" if several else "cases"
+    texts = sorted({row["text"]["source"] for row in results["rows"] if "text" in row})
+    text = f" Text embeddings: {', '.join(texts)}." if texts else ""
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
         "medpy defines them; empty: predictions without a voxel of a class; minutes: the longest training, on a "
-        f"machine that ran other work beside it. {'; '.join(machines)}."
+        f"machine that ran other work beside it. {'; '.join(machines)}.{text}"
     )

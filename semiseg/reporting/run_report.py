@@ -86,7 +86,7 @@ def _facts(
         "dataset": f"{results['dataset']}: {', '.join(results['classes'])}",
         "labelled": str(results["labelled"]),
         "seed": str(results["seed"]),
-        "text": results.get("text", ""),
+        "text": ", ".join(f"{key} {value}" for key, value in results.get("text", {}).items()),
         "checkpoint": f"{results['checkpoint']}, iteration {results['iteration']}",
         "prediction": f"{evaluation['head']} head, {window}, {components}",
     }

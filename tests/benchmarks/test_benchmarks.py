@@ -177,6 +177,9 @@ def test_training_table_joins_seeds(module):
     assert cells[0] == ["mper", "2", "85.00 ± 5.00", "50.00 ± 0.00", "4.00 ± 0.00", "1.50 ± 0.00", "2", "2"]
     assert cells[1][:4] == ["supervised", "1", "70.00 ± 50.00", "50.00 ± 50.00"]
     assert cells[1][4:] == ["4.00 ± 0.50", "1.50 ± 0.50", "1", "2"]
+    assert "Text" not in lines[-1]
+    notes = module("tables").training_table({"rows": [*rows, {**rows[0], "text": {"source": "random"}}]})
+    assert notes.endswith("a cpu, torch 2.13. Text embeddings: random.")
 
 
 def test_unknown_operation(module):
