@@ -4,7 +4,6 @@ Every run looks at the same few examples. HYPOTHESIS_PROFILE=thorough looks at m
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +31,12 @@ from semiseg_kernels import (
 from semiseg_kernels.checks import INTEGER_DTYPES
 from semiseg_kernels.native.extension import extension
 
+# PyTorch's remarks on what is right all the same: even kernels, and complex numbers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
+    pytest.mark.filterwarnings("ignore:Casting complex values to real"),
+    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
+]
 Draw = Callable[[st.SearchStrategy], Any]
 
 
@@ -306,16 +311,6 @@ CALLS = {
     "prototype_similarity": similarity_call,
 }
 seeds = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remarks_of_pytorch() -> Iterator[None]:
-    """Without those on what is right all the same: even kernels, and complex numbers."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
-        warnings.filterwarnings("ignore", "Casting complex values to real")
-        warnings.filterwarnings("ignore", "ComplexHalf support is experimental")
-        yield
 
 
 def use_some_level(draw: Draw) -> None:
