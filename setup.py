@@ -242,6 +242,6 @@ setup(
     extras_require={
         "clip": CLIP,
         "export": EXPORT,
-        "test": [*CLIP, *EXPORT, "pybind11", "ninja", "setuptools", "pytest", "pytest-benchmark", "hypothesis", "medpy", "ruff", "mypy"],
+        "test": [*CLIP, *EXPORT, "pybind11", "ninja", "setuptools", "pytest", "pytest-xdist", "pytest-benchmark", "hypothesis", "medpy", "ruff", "mypy"],
     },
 )
