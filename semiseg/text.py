@@ -54,7 +54,7 @@ class TextEmbeddings:
         try:
             with safe_open(path, framework="pt") as file:
                 return cls(file.get_tensor("text"), json.loads(file.metadata()["origin"]))
-        except SafetensorError as error:
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"text embeddings {path} are damaged: {error}") from None
 
 

@@ -91,6 +91,9 @@ def test_a_cache_that_is_missing_or_damaged(tmp_path):
     path.write_bytes(b"no safetensors")
     with pytest.raises(ValueError, match="are damaged"):
         TextEmbeddings.load(path)
+    save_file({"weight": torch.zeros(2, 3)}, path)  # of something else
+    with pytest.raises(ValueError, match="are damaged"):
+        TextEmbeddings.load(path)
 
 
 def test_random_rows_are_orthogonal_and_fixed():

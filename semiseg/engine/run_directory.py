@@ -54,10 +54,19 @@ class RunDirectory:
         if not self.is_finished:
             raise ValueError(f"{self.path} is unfinished: go on with `{self.resume_command}`")
 
+    def read_environment(self) -> dict[str, Any]:
+        """Command, machine, versions and commit; none of a run too old to know. ValueError where damaged."""
+        if not self.environment.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.environment.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.environment} is damaged: {error}") from None
+
     def reopen(self) -> RunDirectory:
         """Clean up behind a process that was killed, and add this one's command, machine, versions and commit."""
         remove_leftovers(self.path)
-        first = json.loads(self.environment.read_text())
+        first = self.read_environment()
         resumed = [*first.get("resumed", []), _session()]
         write_json(self.environment, {**first, "resumed": resumed})
         return self

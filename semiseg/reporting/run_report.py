@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ def write_report(run: RunDirectory, config: Config, output: Path, reason: str = 
     `reason` says why some are missing or old. FileNotFoundError or ValueError as `load_results`.
     """
     results = load_results(run)
-    environment = json.loads(run.environment.read_text()) if run.environment.is_file() else {}
+    environment = run.read_environment()
     write_text(
         output,
         render(

@@ -109,6 +109,14 @@ def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypa
     assert all(session.keys() == environment.keys() - {"resumed"} for session in environment["resumed"])
 
 
+@pytest.mark.parametrize("content", ["{", "3"])
+def test_a_damaged_environment_is_named(tmp_path, content):
+    run = RunDirectory(tmp_path)
+    run.environment.write_text(content)
+    with pytest.raises(ValueError, match="environment.json is damaged"):
+        run.read_environment()
+
+
 def test_states_are_written_by_time(configured, monkeypatch):
     from semiseg.engine import trainer
 
