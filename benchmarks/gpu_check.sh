@@ -10,7 +10,7 @@
 #
 #     python -m pip download --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \
 #         --platform manylinux_2_28_x86_64 --dest wheels pybind11 ninja setuptools numpy scipy scikit-learn matplotlib \
-#         h5py pyyaml safetensors tensorboard tqdm pytest pytest-benchmark
+#         h5py pyyaml safetensors tensorboard tqdm pytest pytest-benchmark hypothesis
 #
 # OUT (gpu_check_results) receives a log per step, gpu-kernels.json, roofline.png, and summary.json: what each step's exit
 # status and seconds were, written after every step. A failing step does not stop the others; the exit status is 1 if any
