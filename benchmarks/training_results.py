@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,12 @@ def training_minutes(run: RunDirectory) -> float:
     return round(seconds / 60, 1)
 
 
+def without_output(environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment with a command that does not say where on this machine the run went."""
+    words = shlex.split(environment["command"])
+    return {**environment, "command": shlex.join(word for word in words if not word.startswith("output="))}
+
+
 def row(path: Path) -> dict[str, Any]:
     """The figures of one run."""
     run, _ = RunDirectory.open(path)
@@ -53,7 +60,7 @@ def row(path: Path) -> dict[str, Any]:
     return {
         **{key: results[key] for key in keys},
         **({"text": results["text"]} if "text" in results else {}),
-        "environment": json.loads(run.environment.read_text()),
+        "environment": without_output(run.read_environment()),
         "training_minutes": training_minutes(run),
     }
 

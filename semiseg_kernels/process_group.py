@@ -57,9 +57,9 @@ def all_reduce(group: distributed.ProcessGroup, *tensors: Tensor) -> tuple[Tenso
 
 
 def mean(
-    summed: Tensor,
-    count: Tensor,
-) -> Tensor:
+    summed: Tensor,  # [*S]
+    count: Tensor,  # [*S]
+) -> Tensor:  # [*S]
     """summed / count in float32, 0 where the count is 0."""
     return torch.where(count != 0, summed / torch.where(count != 0, count, 1), 0).float()
 

@@ -1,5 +1,6 @@
 """The examples in README.md and docs/ run as they stand."""
 
+import dataclasses
 import importlib.util
 import re
 import sys
@@ -46,6 +47,13 @@ def test_the_method_of_adding_a_method_trains(tmp_path, monkeypatch):
     run = train(load_config(str(tmp_path / "phantom_mean_teacher.yaml"), overrides))
     assert '"consistency"' in run.metrics.read_text()
     assert run.checkpoint().is_file()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_switch_of_a_method_is_explained(name):
+    text = (ROOT / "docs" / "methods.md").read_text()
+    keys = {field.name for field in dataclasses.fields(METHODS[name].Options)} - {"name"}
+    assert {key for key in keys if f"`{key}`" not in text} == set()
 
 
 def test_links_between_documents_lead_somewhere():

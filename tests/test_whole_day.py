@@ -1,6 +1,8 @@
 """What someone with scans of their own does from the first command to the last, through the commands alone."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from nifti_files import own_source
 
+OWN_DATA = Path(__file__).parents[1] / "docs" / "own_data.md"
 METHODS = ("supervised", "mper")
 SHORT = {
     "supervised": ["method.iterations=3"],
@@ -37,7 +40,7 @@ def test_a_whole_day(day):
     semiseg(
         day, "prepare", "nifti", "images", "labels", "prepared", "--classes", "chamber", "wall", "vessel"
     )
-    assert "1.2" in (day / "prepared" / "findings.md").read_text()
+    assert "spacing 1.2 × 1 × 2.5 mm" in (day / "prepared" / "findings.md").read_text()
 
     for method in METHODS:
         semiseg(
@@ -58,6 +61,11 @@ def test_a_whole_day(day):
         assert mask.shape == image.shape
         assert np.allclose(mask.affine, image.affine)
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
+
+    shutil.copy(day / "images" / "scan_0.nii.gz", day / "scan.nii.gz")
+    (example,) = re.findall(r"^```python\n(.*?)^```", OWN_DATA.read_text(), re.MULTILINE | re.DOTALL)
+    subprocess.run([sys.executable, "-c", example], cwd=day, check=True)
+    assert nibabel.load(day / "mask.nii.gz").shape == nibabel.load(day / "scan.nii.gz").shape
 
     semiseg(day, "export", "--run", "runs/mper", "--output", "model.onnx")
     assert (day / "model.onnx").stat().st_size > 1000
