@@ -2,8 +2,10 @@
 // that the direction has.
 #pragma once
 
+#include "batch_norm_relu.h"
 #include "cluster_mean.h"
 #include "dice_ce.h"
+#include "largest_components.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prompt_mix.h"
@@ -134,6 +136,55 @@ void arguments(MaskedClassMean& a, Direction direction, const Visit& visit) {
   visit("total", a.total);
   visit(forward ? "mean" : "grad_mean", a.mean);
   if (!forward) visit("grad_z", a.grad_z);
+}
+
+template <class Visit>
+void arguments(BatchNormReLUStatistics& a, Direction, const Visit& visit) {
+  visit("x", a.x);
+  visit("mean", a.mean);
+  visit("variance", a.variance);
+}
+
+template <class Visit>
+void common_arguments(BatchNormReLU& a, const Visit& visit) {
+  visit("x", a.x);
+  visit("mean", a.mean);
+  visit("scale", a.scale);
+  visit("bias", a.bias);
+  visit("negative_slope", a.negative_slope);
+}
+
+template <class Visit>
+void arguments(BatchNormReLUForward& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("y", a.y);
+}
+
+template <class Visit>
+void arguments(BatchNormReLUSums& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("grad_y", a.grad_y);
+  visit("sums", a.sums);
+}
+
+template <class Visit>
+void arguments(BatchNormReLUBackward& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("grad_y", a.grad_y);
+  visit("offset", a.offset);
+  visit("tilt", a.tilt);
+  visit("grad_x", a.grad_x);
+}
+
+template <class Visit>
+void arguments(LargestComponents& a, Direction, const Visit& visit) {
+  visit("label", a.label);
+  visit("B", a.B);
+  visit("Z", a.Z);
+  visit("Y", a.Y);
+  visit("X", a.X);
+  visit("C", a.C);
+  visit("kept", a.kept);
 }
 
 template <class Visit>

@@ -88,6 +88,13 @@ PYBIND11_MODULE(_C, module) {
   const auto nothing = [](const auto&) { return std::tuple<>(); };
   const auto highest_label = [](const auto& a) { return std::make_tuple(a.highest_label); };
   const auto highest = [](const auto& a) { return std::make_tuple(a.highest_label, a.highest_region); };
+  bind_kernel<BatchNormReLUStatistics>(module, "batch_norm_relu_statistics", forward,
+                                       &Kernels::batch_norm_relu_statistics, nothing);
+  bind_kernel<BatchNormReLUForward>(module, "batch_norm_relu_forward", forward, &Kernels::batch_norm_relu_forward,
+                                    nothing);
+  bind_kernel<BatchNormReLUSums>(module, "batch_norm_relu_sums", backward, &Kernels::batch_norm_relu_sums, nothing);
+  bind_kernel<BatchNormReLUBackward>(module, "batch_norm_relu_backward", backward, &Kernels::batch_norm_relu_backward,
+                                     nothing);
   bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_forward", forward,
                                    &Kernels::prototype_similarity_forward, nothing);
   bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_backward", backward,
@@ -110,4 +117,5 @@ PYBIND11_MODULE(_C, module) {
                                nothing);
   bind_kernel<MaskedClassMean>(module, "masked_class_mean_backward", backward, &Kernels::masked_class_mean_backward,
                                nothing);
+  bind_kernel<LargestComponents>(module, "largest_components", forward, &Kernels::largest_components, nothing);
 }

@@ -75,4 +75,5 @@ PYBIND11_MODULE(_CUDA, module) {
   bind_kernel(module, "momentum_update", forward, cuda::momentum_update);
   bind_kernel(module, "dice_ce_forward", forward, cuda::dice_ce_forward);
   bind_kernel(module, "dice_ce_backward", backward, cuda::dice_ce_backward);
+  bind_kernel(module, "largest_components", forward, cuda::largest_components);
 }

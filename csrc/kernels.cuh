@@ -4,6 +4,7 @@
 #include "cluster_mean.h"
 #include "device.cuh"
 #include "dice_ce.h"
+#include "largest_components.h"
 #include "momentum_update.h"
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
@@ -21,5 +22,6 @@ int64_t cluster_mean(const ClusterMean&, const Device&);
 int64_t momentum_update(const MomentumUpdate&, const Device&);
 int64_t dice_ce_forward(const DiceCE&, const Device&);
 int64_t dice_ce_backward(const DiceCE&, const Device&);
+int64_t largest_components(const LargestComponents&, const Device&);
 
 }  // namespace semiseg::cuda

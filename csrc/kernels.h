@@ -1,8 +1,10 @@
 // The kernels of one x86-64 level as a table, so that the level is chosen once, when the extension is imported.
 #pragma once
 
+#include "batch_norm_relu.h"
 #include "cluster_mean.h"
 #include "dice_ce.h"
+#include "largest_components.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prompt_mix.h"
@@ -13,6 +15,10 @@
 namespace semiseg {
 
 struct Kernels {
+  void (*batch_norm_relu_statistics)(const BatchNormReLUStatistics&);
+  void (*batch_norm_relu_forward)(const BatchNormReLUForward&);
+  void (*batch_norm_relu_sums)(const BatchNormReLUSums&);
+  void (*batch_norm_relu_backward)(const BatchNormReLUBackward&);
   void (*prototype_similarity_forward)(const PrototypeSimilarity&);
   void (*prototype_similarity_backward)(const PrototypeSimilarity&);
   void (*prototype_info_nce_forward)(PrototypeInfoNCE&);
@@ -27,10 +33,15 @@ struct Kernels {
   void (*prompt_mix_backward)(const PromptMix&);
   void (*masked_class_mean_forward)(const MaskedClassMean&);
   void (*masked_class_mean_backward)(const MaskedClassMean&);
+  void (*largest_components)(const LargestComponents&);
 };
 
 #define SEMISEG_DECLARE_LEVEL(level)                                                   \
   namespace level {                                                                    \
+  void batch_norm_relu_statistics(const BatchNormReLUStatistics&);                     \
+  void batch_norm_relu_forward(const BatchNormReLUForward&);                           \
+  void batch_norm_relu_sums(const BatchNormReLUSums&);                                 \
+  void batch_norm_relu_backward(const BatchNormReLUBackward&);                         \
   void prototype_similarity_forward(const PrototypeSimilarity&);                       \
   void prototype_similarity_backward(const PrototypeSimilarity&);                      \
   void prototype_info_nce_forward(PrototypeInfoNCE&);                                  \
@@ -45,7 +56,10 @@ struct Kernels {
   void prompt_mix_backward(const PromptMix&);                                          \
   void masked_class_mean_forward(const MaskedClassMean&);                              \
   void masked_class_mean_backward(const MaskedClassMean&);                             \
+  void largest_components(const LargestComponents&);                                   \
   inline constexpr Kernels kernels{                                                    \
+      batch_norm_relu_statistics,   batch_norm_relu_forward,                           \
+      batch_norm_relu_sums,         batch_norm_relu_backward,                          \
       prototype_similarity_forward, prototype_similarity_backward,                     \
       prototype_info_nce_forward,   prototype_info_nce_backward,                       \
       prototype_head_forward,       prototype_head_backward,                           \
@@ -53,6 +67,7 @@ struct Kernels {
       dice_ce_forward,              dice_ce_backward,                                  \
       prompt_mix_forward,           prompt_mix_backward,                               \
       masked_class_mean_forward,    masked_class_mean_backward,                        \
+      largest_components,                                                              \
   };                                                                                   \
   }
 

@@ -69,8 +69,9 @@ class TrainingConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    precision: str = "float32"  # or bfloat16: autocast of the network
-    channels_last: bool = False
+    precision: str = "auto"  # float32, bfloat16 (autocast), or auto: bfloat16 where the device computes in it
+    channels_last: bool = True
+    deterministic: bool = False  # the same numbers on every run on a GPU too, at the cost of speed there
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
     checkpoint_minutes: float = 5.0  # between the states that --resume goes on from; 0: after every iteration
 
@@ -80,6 +81,7 @@ class EvaluationConfig:
     """How a trained network is applied to whole volumes, and which checkpoint is reported."""
 
     stride: tuple[int, ...] | None  # sliding window, voxels; none for 2D: slice by slice
+    validation_stride: tuple[int, ...] | None = None  # the same during training; none: half the patch
     batch: int = 4  # windows or slices a forward pass
     head: str = "linear"  # linear, prototype or mean
     largest_component: bool = False
@@ -165,18 +167,25 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"training.patch_size is {config.training.patch_size}, accepted are multiples of {SIDE_MULTIPLE}"
         )
-    stride = config.evaluation.stride
-    if stride is not None and len(stride) != dimensions:
-        raise ValueError(f"evaluation.stride has {len(stride)} sides, accepted are {dimensions}")
-    if dimensions == 3 and stride is None:
+    evaluation = config.evaluation
+    for key, stride in (("stride", evaluation.stride), ("validation_stride", evaluation.validation_stride)):
+        if stride is not None and len(stride) != dimensions:
+            raise ValueError(f"evaluation.{key} has {len(stride)} sides, accepted are {dimensions}")
+    if evaluation.stride is None and evaluation.validation_stride is not None:
+        raise ValueError(
+            f"evaluation.validation_stride is {evaluation.validation_stride}, accepted is null where "
+            "evaluation.stride is null"
+        )
+    if dimensions == 3 and evaluation.stride is None:
         raise ValueError("evaluation.stride is null, but a 3D network needs one stride a side")
     choices = {
-        "training.precision": ("float32", "bfloat16"),
+        "training.precision": ("auto", "float32", "bfloat16"),
         "evaluation.head": ("linear", "prototype", "mean"),
         "evaluation.select": ("last", "validation", "test"),
     }
     positive = ["dataset.labelled", "training.patch_size", "training.labelled_batch", "evaluation.stride",
-                "evaluation.batch", "training.learning_rate", "network.filters"]  # fmt: skip
+                "evaluation.validation_stride", "evaluation.batch", "training.learning_rate",
+                "network.filters"]  # fmt: skip
     for key, accepted in choices.items():
         if _lookup(config, key) not in accepted:
             raise ValueError(f"{key} is {_lookup(config, key)!r}, accepted are {', '.join(accepted)}")

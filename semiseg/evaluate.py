@@ -7,22 +7,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from semiseg.commands import command
 from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
-from semiseg.data import Dataset
 from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.cost import method_cost
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device, open_configured_dataset
-from semiseg.evaluation.evaluator import predictions
-from semiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from semiseg.evaluation.evaluator import evaluate_cases
+from semiseg.evaluation.metrics import summarise
 from semiseg.evaluation.pictures import draw_pictures
 from semiseg.evaluation.tables import results_table
-from semiseg.methods import Method
 from semiseg.reporting.run_report import write_report
 from semiseg.text import TextEmbeddings
 
@@ -62,7 +57,9 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     evaluated = {}
     for name in [*others, reported]:  # the reported one last: its predictions and its network are drawn
         metadata = load_checkpoint(run.checkpoint(name), method, device)
-        cases, maps = evaluate_checkpoint(config, method, dataset, device)
+        cases, maps = {}, {}
+        for case, prediction, metrics in evaluate_cases(method, dataset, "test", config, device):
+            cases[case.name], maps[case.name] = metrics, prediction
         evaluated[name] = {
             "iteration": int(metadata["iteration"]),
             "summary": summarise(cases),
@@ -88,17 +85,6 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     draw_pictures(run, config, method, dataset, device, cases, lambda case: maps[case.name])
     write_report(run, config, run.report)
     return results
-
-
-def evaluate_checkpoint(
-    config: Config, method: Method, dataset: Dataset, device: torch.device
-) -> tuple[dict[str, CaseMetrics], dict[str, np.ndarray]]:
-    """Metrics and predicted class map [*S] uint8 of every test case."""
-    cases, maps = {}, {}
-    for case, prediction in predictions(method, dataset, "test", config, device):
-        cases[case.name] = case_metrics(prediction, case.label, dataset.class_names, case.spacing)
-        maps[case.name] = prediction
-    return cases, maps
 
 
 if __name__ == "__main__":

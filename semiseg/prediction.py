@@ -15,14 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
-from semiseg.data import largest_components
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
-from semiseg.evaluation.evaluator import probability_slabs
+from semiseg.evaluation.evaluator import class_map, probability_slabs
+from semiseg.models.folding import fold_batch_norm
 from semiseg.preparation.volume import Volume, read_volume, write_nifti
 from semiseg.text import TextEmbeddings
+from semiseg_kernels import largest_components
 
 OVERRIDES = ("evaluation", "training.precision", "training.device")
 FAR_SPACING = 1.5  # times the training's, beyond which a header is doubted
@@ -94,7 +95,7 @@ class Predictor:
         bar = functools.partial(
             tqdm, desc=path.name, unit="batch", leave=False, dynamic_ncols=True, disable=not progress
         )
-        slabs = probability_slabs(self.method, image, self.config, self.device, bar)
+        slabs = probability_slabs(fold_batch_norm(self.method), image, self.config, self.device, bar)
         if any(step != 1 for step in steps):
             slabs = resampled_slabs(slabs, image.shape, shape, steps)
         classes, kept = self._collected(slabs, shape, probabilities)
@@ -133,7 +134,7 @@ class Predictor:
         try:
             for slab in slabs:
                 planes = slice(first, first + slab.shape[1])
-                classes[planes] = slab.argmax(0).to(torch.uint8).cpu()
+                classes[planes] = class_map(slab).cpu()
                 if kept is not None:
                     kept[:, planes] = slab.cpu()
                 first = planes.stop

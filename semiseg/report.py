@@ -12,6 +12,7 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import open_configured_dataset
 from semiseg.evaluation.evaluator import predict_case
 from semiseg.evaluation.pictures import draw_pictures, prediction_pictures
+from semiseg.models.folding import fold_batch_norm
 from semiseg.prediction import Predictor
 from semiseg.reporting.comparison import EvaluatedRun
 from semiseg.reporting.comparison_report import write_comparison
@@ -64,6 +65,7 @@ def complete_pictures(run: RunDirectory) -> str:
         dataset = open_configured_dataset(config)
         if DatasetDescription.of(dataset).class_names != predictor.description.class_names:
             raise ValueError(f"{config.dataset.name} has other classes than the run was trained on")
+        folded = fold_batch_norm(method)  # as in the evaluation, whose figures are shown
         draw_pictures(
             run,
             config,
@@ -71,7 +73,7 @@ def complete_pictures(run: RunDirectory) -> str:
             dataset,
             device,
             results["cases"],
-            lambda case: predict_case(method, case.image, config, device),
+            lambda case: predict_case(folded, case.image, config, device),
         )
     except (ValueError, OSError) as error:
         return str(error)

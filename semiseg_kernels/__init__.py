@@ -1,8 +1,10 @@
 """Fused operations on voxel embeddings and prototypes, for 2D and 3D segmentation."""
 
 from .backends import available_backends, use_backend
+from .batch_norm_relu import batch_norm_relu
 from .cluster_mean import cluster_mean
 from .dice_ce import DiceCE, dice_ce
+from .largest_components import largest_components
 from .masked_class_mean import masked_class_mean
 from .momentum_update import momentum_update_
 from .process_group import sum_over_processes, use_process_group
@@ -16,8 +18,10 @@ __all__ = [
     "DiceCE",
     "PrototypeHead",
     "available_backends",
+    "batch_norm_relu",
     "cluster_mean",
     "dice_ce",
+    "largest_components",
     "masked_class_mean",
     "momentum_update_",
     "prompt_conv",

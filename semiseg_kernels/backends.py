@@ -27,7 +27,7 @@ OPERATIONS = {
     backend: frozenset(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)]))
     for backend, package in PACKAGES.items()
 }
-OPERATIONS["cuda"] -= {"prompt_mix", "masked_class_mean"}  # only the C++ backend has them
+OPERATIONS["cuda"] -= {"batch_norm_relu", "prompt_mix", "masked_class_mean"}  # only the C++ backend has them
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)
@@ -117,7 +117,7 @@ def can_run(
     """None if the backend can run on this input, else the reason why it cannot.
 
     `per_class` is K for the operations with prototypes and 1 for the others; `width` is the number of channels of a
-    voxel.
+    voxel, 1 of a label map.
     """
     if backend == "reference":
         return None
@@ -131,7 +131,7 @@ def can_run(
     if x.device.type == "cuda" and _capability(x.device.index) < MIN_CAPABILITY:
         given, least = (".".join(map(str, pair)) for pair in (_capability(x.device.index), MIN_CAPABILITY))
         return f"it needs compute capability {least}, the GPU has {given}"
-    if x.dtype not in KERNEL_DTYPES:
+    if x.is_floating_point() and x.dtype not in KERNEL_DTYPES:
         return f"it computes in float32, the input is {x.dtype}"
     clusters = num_classes * per_class
     if clusters > MAX_CLUSTERS:

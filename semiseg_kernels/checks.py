@@ -112,6 +112,16 @@ def check_regions(
         raise ValueError(f"num_regions is {num_regions}, accepted are 1..256")
 
 
+def check_label_map(
+    name: str,
+    label: Tensor,  # [B, *S]
+) -> None:
+    check_dtype(name, label, (torch.uint8,))
+    if not 2 <= label.dim() <= 4 or label.shape[1:].numel() >= 2**31:
+        accepted = "[B, *S], *S 1 to 3 axes of fewer than 2^31 voxels"
+        raise ValueError(f"{name} has shape {list(label.shape)}, accepted is {accepted}")
+
+
 def check_ignore_prototype(
     ignore_prototype: int | None,
     prototypes: Tensor,  # [C, K, d]

@@ -134,3 +134,20 @@ def test_a_refusal_is_one_line_and_a_status(tmp_path):
         "error: unknown key method.prototype_momentun; the nearest known one is method.prototype_momentum"
     ]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, stride, complaint",
+    [
+        ("la_mper", "[56,56]", "evaluation.validation_stride has 2 sides, accepted are 3"),
+        (
+            "la_mper",
+            "[56,56,0]",
+            "evaluation.validation_stride is \\(56, 56, 0\\), accepted are values above 0",
+        ),
+        ("acdc_mper", "[128,128]", "accepted is null where evaluation.stride is null"),
+    ],
+)
+def test_validation_stride_is_checked(name, stride, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_config(name, [f"evaluation.validation_stride={stride}"])

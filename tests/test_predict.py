@@ -16,6 +16,7 @@ from semiseg import Predictor
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.evaluation.evaluator import predict_case
 from semiseg.methods import Method
+from semiseg.models.folding import fold_batch_norm
 from semiseg.predict import main
 from semiseg.prediction import resampled_slabs
 from semiseg.preparation.volume import Volume, read_nifti
@@ -183,7 +184,9 @@ def test_every_method(configuration, overrides, tmp_path):
 
     predictor = Predictor(run, overrides)
     prepared = ((image - image.mean()) / image.std()).transpose(2, 1, 0)
-    expected = predict_case(predictor.method, prepared, predictor.config, torch.device("cpu"))
+    expected = predict_case(
+        fold_batch_norm(predictor.method), prepared, predictor.config, torch.device("cpu")
+    )
     assert np.count_nonzero(expected.transpose(2, 1, 0) != mask) < 0.001 * mask.size
     assert np.unique(mask).size > 1
 

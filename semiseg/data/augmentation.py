@@ -1,15 +1,33 @@
-"""Random crops, rotations and flips. All randomness comes from the generator the caller gives."""
+"""Random crops, rotations and flips of tensors, on the device that holds them.
+
+All randomness comes from the generator the caller gives. What happens to a case is drawn first, from its
+shape alone, and then done, so that the processor never waits for a GPU.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 ROTATION_DEGREES = 20.0
+# Axes that turning by 0, 90, 180 and 270 degrees reverses, where by 90 and 270 it also swaps them, first.
+REVERSED_BY_QUARTERS: tuple[set[int], ...] = (set(), {0}, {0, 1}, {1})
 
-Pair = tuple[np.ndarray, np.ndarray | None]  # image [*S] float32 and label [*S] uint8, or no label
+
+class Transformation(Protocol):
+    """What was drawn for one case."""
+
+    def __call__(
+        self,
+        case: Sequence[Tensor],  # [*S] each: image float32, perhaps label uint8
+        patch: Sequence[Tensor],  # [*P] each, of the same types
+    ) -> None:
+        """Write the transformed case into the patch; images are interpolated, labels never mixed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,6 +38,7 @@ class Augmentation:
     rotate_flip_resize: with probability 1/2 rot90 + flip, else with probability 1/2 a rotation by up to 20
     degrees; then a resize to the patch (ACDC slices).
     crop: a random crop only (pancreas).
+    Crops have uniform corners; an image that is smaller than the patch is padded with zeros on both sides.
     """
 
     name: str
@@ -35,99 +54,139 @@ class Augmentation:
             axes = " or ".join(str(count) for count in accepted[self.name])
             raise ValueError(f"patch is {self.patch}; {self.name} accepts {axes} positive sizes")
 
-    def __call__(
-        self,
-        image: np.ndarray,  # [*S] float32
-        label: np.ndarray | None,  # [*S] uint8
-        generator: torch.Generator,
-    ) -> Pair:
-        """Return image [*P] and label [*P] (None if None came in); the inputs are not changed."""
-        if image.ndim != len(self.patch):
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Transformation:
+        """Draw what happens to a case of this shape. Raises ValueError where the patch has other axes."""
+        if len(shape) != len(self.patch):
             raise ValueError(
-                f"image has shape {image.shape}; a patch {self.patch} needs {len(self.patch)} axes"
+                f"image has shape {tuple(shape)}; a patch {self.patch} needs {len(self.patch)} axes"
             )
         if self.name == "crop":
-            return random_crop(image, label, self.patch, generator)
+            return Crop(UNTURNED, _random_corner(shape, self.patch, generator))
         if self.name == "crop_rotate_flip":
-            return random_crop(*random_rotate_flip(image, label, generator), self.patch, generator)
+            turn = Turn.draw(generator)
+            return Crop(turn, _random_corner(turn.shape(shape), self.patch, generator))
         if _integer(2, generator):
-            image, label = random_rotate_flip(image, label, generator)
-        elif _integer(2, generator):
-            image, label = random_rotate(image, label, generator)
-        return resize(image, label, self.patch)
+            return Resize(Turn.draw(generator))
+        if _integer(2, generator):
+            return Resize(Rotation.draw(generator))
+        return Resize(UNTURNED)
 
 
-def random_crop(
-    image: np.ndarray,  # [*S] float32
-    label: np.ndarray | None,  # [*S] uint8
-    patch: tuple[int, ...],
-    generator: torch.Generator,
-) -> Pair:
-    """Crop a patch at a uniform corner, after padding an image that is smaller with zeros on both sides."""
-    missing = [max(size - available, 0) for size, available in zip(patch, image.shape, strict=True)]
-    padding = [(count // 2, count - count // 2) for count in missing]
-    corner = [
-        _integer(available + count - size + 1, generator)
-        for size, available, count in zip(patch, image.shape, missing, strict=True)
-    ]
-    box = tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
+@dataclass(frozen=True)
+class Turn:
+    """A turn by a multiple of 90 degrees in the plane of the first two axes, and a flip of one of them."""
 
-    def crop(array: np.ndarray) -> np.ndarray:
-        return (np.pad(array, padding) if any(missing) else array)[box]
+    swapped: bool  # the two axes, before any is reversed
+    reversed_axes: tuple[int, ...]
 
-    return crop(image), None if label is None else crop(label)
+    @classmethod
+    def draw(cls, generator: torch.Generator) -> "Turn":
+        """Draw how far to turn and which axis to flip then: always a mirror image."""
+        quarters, flipped = _integer(4, generator), _integer(2, generator)
+        return cls(quarters % 2 == 1, tuple(REVERSED_BY_QUARTERS[quarters] ^ {flipped}))
 
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of what comes out."""
+        return (shape[1], shape[0], *shape[2:]) if self.swapped else tuple(shape)
 
-def random_rotate_flip(
-    image: np.ndarray,  # [H, W, ...] float32
-    label: np.ndarray | None,  # [H, W, ...] uint8
-    generator: torch.Generator,
-) -> Pair:
-    """Rotate by a random multiple of 90 degrees in the plane of the first two axes, then flip one of them."""
-    quarters, axis = _integer(4, generator), _integer(2, generator)
+    def swap(self, values: Tensor) -> Tensor:
+        """The first half: a view."""
+        return values.transpose(0, 1) if self.swapped else values
 
-    def rotate_flip(array: np.ndarray) -> np.ndarray:
-        return np.flip(np.rot90(array, quarters), axis)
+    def reverse(self, values: Tensor) -> Tensor:
+        """The second half: a copy where anything is reversed."""
+        return values.flip(self.reversed_axes) if self.reversed_axes else values
 
-    return rotate_flip(image), None if label is None else rotate_flip(label)
+    def __call__(self, case: Sequence[Tensor]) -> list[Tensor]:
+        return [self.reverse(self.swap(values)) for values in case]
 
 
-def random_rotate(
-    image: np.ndarray,  # [H, W] float32
-    label: np.ndarray | None,  # [H, W] uint8
-    generator: torch.Generator,
-) -> Pair:
-    """Rotate about the centre by an angle uniform in ±20°, image linear, label nearest, zeros outside."""
-    angle = math.radians(ROTATION_DEGREES) * (2 * torch.rand((), generator=generator).item() - 1)
-    height, width = image.shape
-    cosine, sine = math.cos(angle), math.sin(angle)
-    # grid_sample's coordinates run from -1 to 1 along each side, so the rotation must know the sides' ratio.
-    matrix = torch.tensor([[[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]])
-    grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=False)
+UNTURNED = Turn(swapped=False, reversed_axes=())
 
-    def rotate(array: np.ndarray, mode: str) -> np.ndarray:
-        return F.grid_sample(_planes(array).float(), grid, mode, align_corners=False)[0, 0].numpy()
 
-    return rotate(image, "bilinear"), None if label is None else rotate(label, "nearest").astype(np.uint8)
+@dataclass(frozen=True)
+class Rotation:
+    """A rotation about the centre, images linear, labels nearest, zeros outside."""
+
+    angle: float  # radians
+
+    @classmethod
+    def draw(cls, generator: torch.Generator) -> "Rotation":
+        """Draw an angle uniform in ±20°."""
+        fraction = 2 * torch.rand((), generator=generator).item() - 1
+        return cls(math.radians(ROTATION_DEGREES) * fraction)
+
+    def __call__(self, case: Sequence[Tensor]) -> list[Tensor]:
+        (height, width), device = case[0].shape, case[0].device
+        cosine, sine = math.cos(self.angle), math.sin(self.angle)
+        # grid_sample's coordinates run from -1 to 1 along each side: the rotation must know the sides' ratio.
+        matrix = torch.tensor([[[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]])
+        grid = F.affine_grid(matrix.to(device, non_blocking=True), [1, 1, height, width], align_corners=False)
+        return [
+            F.grid_sample(
+                values[None, None].float(),
+                grid,
+                "bilinear" if values.is_floating_point() else "nearest",
+                align_corners=False,
+            )[0, 0].to(values.dtype)
+            for values in case
+        ]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A turn, then a crop, with zeros where it reaches beyond the image."""
+
+    turn: Turn
+    corner: tuple[int, ...]  # in the turned image, negative in the padding
+
+    def __call__(self, case: Sequence[Tensor], patch: Sequence[Tensor]) -> None:
+        sides, sizes = self.turn.shape(case[0].shape), patch[0].shape
+        inside, box = [], []
+        for axis, (first, size, side) in enumerate(zip(self.corner, sizes, sides, strict=True)):
+            start, stop = max(first, 0), min(first + size, side)
+            inside.append(slice(start - first, stop - first))
+            # Only the patch is copied: what is to be reversed is cropped from the other end.
+            is_reversed = axis in self.turn.reversed_axes
+            box.append(slice(side - stop, side - start) if is_reversed else slice(start, stop))
+        for values, out in zip(case, patch, strict=True):
+            cropped = self.turn.swap(values)[tuple(box)]
+            if cropped.shape != out.shape:
+                out.zero_()
+            out[tuple(inside)].copy_(self.turn.reverse(cropped))
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A turn or a rotation, then a resize to the patch."""
+
+    turn: Turn | Rotation
+
+    def __call__(self, case: Sequence[Tensor], patch: Sequence[Tensor]) -> None:
+        for values, out in zip(self.turn(case), patch, strict=True):
+            out.copy_(resize(values, out.shape))
 
 
 def resize(
-    image: np.ndarray,  # [H, W] float32
-    label: np.ndarray | None,  # [H, W] uint8
-    shape: tuple[int, ...],
-) -> Pair:
-    """Resize a slice to `shape`, image linear, label nearest."""
-    if image.shape == shape:
-        return image, label
-    resized = F.interpolate(_planes(image), shape, mode="bilinear", align_corners=False)[0, 0].numpy()
-    if label is None:
-        return resized, None
-    return resized, F.interpolate(_planes(label), shape, mode="nearest-exact")[0, 0].numpy()
+    values: Tensor,  # [H, W] float32, an image, or uint8, a label
+    shape: Sequence[int],
+) -> Tensor:
+    """Resize a slice to `shape`, an image linear, a label nearest; one of that shape is returned itself."""
+    if values.shape == tuple(shape):
+        return values
+    planes = values.contiguous()[None, None]
+    if values.is_floating_point():
+        return F.interpolate(planes, tuple(shape), mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(planes, tuple(shape), mode="nearest-exact")[0, 0]
 
 
-def _planes(array: np.ndarray) -> torch.Tensor:
-    """[H, W] -> [1, 1, H, W]"""
-    return torch.from_numpy(np.ascontiguousarray(array))[None, None]
+def _random_corner(shape: Sequence[int], patch: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:
+    """Draw where a patch begins: at a negative place in the padding before an image that is smaller."""
+    corner = []
+    for side, size in zip(shape, patch, strict=True):
+        missing = max(size - side, 0)
+        corner.append(_integer(side + missing - size + 1, generator) - missing // 2)
+    return tuple(corner)
 
 
 def _integer(count: int, generator: torch.Generator) -> int:

@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from semiseg.data.augmentation import Augmentation
-from semiseg.data.case import Case, UnlabelledCase
+from semiseg.data.training_tensors import TrainingTensors
 
 
 class TrainingSampler:
@@ -17,15 +16,14 @@ class TrainingSampler:
 
     A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when
     it no longer fills a batch is dropped. All batches follow from `seed`; load_state_dict continues exactly.
-    Of several processes each draws the same batches and keeps every so-manieth of their cases, so that together
-    they hold what one would, and a process has its part of either half of a batch. Raises ValueError for a
-    negative batch, one drawn from no cases, or one that the processes do not divide.
+    Of several processes each draws the same batches and keeps every so-manieth of their cases, so that
+    together they hold what one would, and a process has its part of either half of a batch. Raises ValueError
+    for a negative batch, one drawn from no cases, or one that the processes do not divide.
     """
 
     def __init__(
         self,
-        labelled: Sequence[Case],
-        unlabelled: Sequence[Case | UnlabelledCase],
+        tensors: TrainingTensors,
         augmentation: Augmentation,
         labelled_batch: int,
         unlabelled_batch: int,
@@ -34,32 +32,22 @@ class TrainingSampler:
         processes: int = 1,
     ) -> None:
         self._share = slice(process, None, processes)
-        self._labelled = [(case.image, case.label) for case in labelled]
-        # Only the image is kept: the label of an unlabelled case must not reach the trainer.
-        self._unlabelled = [case.image for case in unlabelled]
+        self._tensors = tensors
         self._augmentation = augmentation
         self._generator = torch.Generator().manual_seed(seed)
-        self._labelled_stream = _Stream("labelled", len(labelled), labelled_batch, processes)
-        self._unlabelled_stream = _Stream("unlabelled", len(unlabelled), unlabelled_batch, processes)
+        self._labelled_stream = _Stream("labelled", len(tensors.labelled), labelled_batch, processes)
+        self._unlabelled_stream = _Stream("unlabelled", len(tensors.unlabelled), unlabelled_batch, processes)
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return labelled image [Bl, 1, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, 1, *P].
 
-        Bl and Bu are the batches divided by the number of processes.
+        Bl and Bu are the batches divided by the number of processes. They are new tensors on the device that
+        trains, and nothing waits until they are there.
         """
-        generator = self._generator
-        labelled = [
-            self._augmentation(*self._labelled[i], generator) for i in self._labelled_stream.next(generator)
-        ]
-        unlabelled = [
-            self._augmentation(self._unlabelled[i], None, generator)
-            for i in self._unlabelled_stream.next(generator)
-        ]
-        return (
-            self._stack([image for image, _ in labelled], torch.float32)[:, None],
-            self._stack([label for _, label in labelled], torch.uint8),
-            self._stack([image for image, _ in unlabelled], torch.float32)[:, None],
-        )
+        tensors = self._tensors
+        image, label = self._batch(tensors.labelled, self._labelled_stream, torch.float32, torch.uint8)
+        (unlabelled,) = self._batch(tensors.unlabelled, self._unlabelled_stream, torch.float32)
+        return image[:, None], label, unlabelled[:, None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue exactly: tensors and integers."""
@@ -75,12 +63,21 @@ class TrainingSampler:
         self._unlabelled_stream.load_state_dict(state["unlabelled"])
         self._generator.set_state(state["generator"])
 
-    def _stack(self, arrays: list[Any], dtype: torch.dtype) -> Tensor:
-        arrays = arrays[self._share]  # the others, mostly views, were only drawn
-        batch = torch.empty(len(arrays), *self._augmentation.patch, dtype=dtype)
-        for row, array in zip(batch, arrays, strict=True):
-            row.copy_(torch.from_numpy(np.ascontiguousarray(array)))
-        return batch
+    def _batch(
+        self, cases: Sequence[tuple[Tensor, ...]], stream: "_Stream", *dtypes: torch.dtype
+    ) -> list[Tensor]:  # [B, *P] each, of a case's tensors
+        drawn = [
+            (cases[i], self._augmentation.draw(cases[i][0].shape, self._generator))
+            for i in stream.next(self._generator)
+        ][self._share]  # the others were only drawn
+        device, storage = self._tensors.device, self._tensors.storage
+        # Only from pinned memory does a copy to a GPU run while the processor goes on.
+        pinned = device.type == "cuda" and storage.type == "cpu"
+        shape = (len(drawn), *self._augmentation.patch)
+        batch = [torch.empty(shape, dtype=dtype, device=storage, pin_memory=pinned) for dtype in dtypes]
+        for number, (case, transform) in enumerate(drawn):
+            transform(case, [tensor[number] for tensor in batch])
+        return [tensor.to(device, non_blocking=True) for tensor in batch]
 
 
 class _Stream:

@@ -13,7 +13,6 @@ from torch import Tensor, distributed, nn
 
 from semiseg.config import Config
 from semiseg.methods import METHODS
-from semiseg.models.batch_norm import join_batch_norm
 from semiseg_kernels import use_process_group
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for one exchange; longer means that a process hangs
@@ -100,10 +99,9 @@ class Processes:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
 
-    def prepare(self, method: nn.Module, seed: int) -> None:
-        """Join the batch normalisations, and give each process its own random numbers for dropout."""
+    def seed(self, seed: int) -> None:
+        """Give each process its own random numbers for dropout."""
         if self.count > 1:
-            join_batch_norm(method)
             torch.manual_seed(seed + self.rank * SEED_STRIDE)
 
     def broadcast(self, method: nn.Module) -> None:

@@ -10,19 +10,23 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from semiseg.config import Config
-from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, UnlabelledCase, open_dataset
+from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, TrainingTensors, open_dataset
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import save_checkpoint
+from semiseg.engine.determinism import algorithms
 from semiseg.engine.distributed import Processes, gradients
 from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.metrics_log import MetricsLog
+from semiseg.engine.precision import autocast, check_precision
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
-from semiseg.evaluation.evaluator import autocast, evaluate_cases
+from semiseg.evaluation.evaluator import evaluate_cases, validation_config
 from semiseg.evaluation.figures import learning_curves
+from semiseg.evaluation.metrics import summarise
 from semiseg.methods import METHODS, Method, Stage
 from semiseg.methods.method import Batch
 from semiseg.text import TextEmbeddings
@@ -76,6 +80,7 @@ def train(
     processes = Processes()
     processes.check(config)
     device = processes.own_device(choose_device(config.training.device))
+    check_precision(config, device)
     state = TrainingState(resume.training_state, config) if resume is not None else None
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -88,10 +93,8 @@ def train(
         text = METHODS[config.method.name].text(config, dataset.class_names)
     method = build_method(config, len(dataset.class_names), device, text)
     stages = method.stages(generator)
-    samplers = [
-        _sampler(config, stage, labelled, unlabelled, number, processes)
-        for number, stage in enumerate(stages)
-    ]
+    tensors = TrainingTensors(labelled, unlabelled, device)
+    samplers = [_sampler(config, stage, tensors, number, processes) for number, stage in enumerate(stages)]
     selection = Selection(config, dataset, device)
 
     iteration = 0  # over all stages
@@ -116,6 +119,7 @@ def train(
         )
     save_at = 0.0  # the time from which on the next state is due
     with (
+        algorithms(config.training.deterministic),
         processes.joined(device),
         Interruption() as interruption,
         _metrics_log(run, state) as log,
@@ -129,12 +133,12 @@ def train(
             disable=not processes.is_main,
         ) as progress,
     ):
-        processes.prepare(method, config.seed + iteration)
+        processes.seed(config.seed + iteration)
         for number, (stage, sampler) in enumerate(zip(stages, samplers, strict=True)):
             if state is not None and number < state.stage:
                 continue
             progress.set_description(stage.name)
-            optimiser = _optimiser(config, method)
+            optimiser = build_optimiser(config, method)
             if state is not None and number == state.stage:
                 first_step = state.step
                 state.restore_stage(sampler, optimiser)
@@ -165,18 +169,9 @@ def train(
                     processes.wait()  # one that ends ends the others, and the first may still be writing
                     raise _interrupted(interruption, iteration, total, run)
 
-                for group in optimiser.param_groups:
-                    group["lr"] = stage.learning_rate(config.training.learning_rate, step)
-                batch = Batch(*sampler.next()).to(device)
-                with autocast(config, device):
-                    losses = stage.losses(batch, step)
-                optimiser.zero_grad(set_to_none=True)
-                losses["total"].backward()
-                values = {name: loss.detach() for name, loss in losses.items()}
-                processes.average([*gradients(method), *values.values()])
-                optimiser.step()
-                stage.update()
-
+                values = training_step(
+                    config, method, stage, optimiser, Batch(*sampler.next()), step, device, processes
+                )
                 iteration += 1
                 if log is not None:
                     log.add(
@@ -200,6 +195,30 @@ def train(
     if interruption.signal is not None:
         raise _interrupted(interruption, iteration, total, run)
     return run
+
+
+def training_step(
+    config: Config,
+    method: Method,
+    stage: Stage,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,  # of the stage, from 0
+    device: torch.device,
+    processes: Processes,
+) -> dict[str, Tensor]:
+    """One step of the optimiser and of whatever the method moves with it; the losses and what else is logged."""
+    for group in optimiser.param_groups:
+        group["lr"] = stage.learning_rate(config.training.learning_rate, step)
+    with autocast(config, device):
+        losses = stage.losses(batch, step)
+    optimiser.zero_grad(set_to_none=True)
+    losses["total"].backward()
+    values = {name: loss.detach() for name, loss in losses.items()}
+    processes.average([*gradients(method), *values.values()])
+    optimiser.step()
+    stage.update()
+    return values
 
 
 def _check_classes(labelled: Sequence[Case], class_names: Sequence[str]) -> None:
@@ -240,15 +259,13 @@ def _interrupted(
 def _sampler(
     config: Config,
     stage: Stage,
-    labelled: list[Case],
-    unlabelled: Sequence[Case | UnlabelledCase],
+    tensors: TrainingTensors,
     number: int,
     processes: Processes,
 ) -> TrainingSampler:
     training = config.training
     return TrainingSampler(
-        labelled,
-        unlabelled,
+        tensors,
         Augmentation(config.dataset.augmentation, training.patch_size),
         training.labelled_batch,
         training.unlabelled_batch if stage.uses_unlabelled else 0,
@@ -258,7 +275,8 @@ def _sampler(
     )
 
 
-def _optimiser(config: Config, method: Method) -> torch.optim.Optimizer:
+def build_optimiser(config: Config, method: Method) -> torch.optim.Optimizer:
+    """SGD over everything the method learns."""
     training = config.training
     return torch.optim.SGD(
         [parameter for parameter in method.parameters() if parameter.requires_grad],
@@ -294,8 +312,10 @@ class Selection:
     def evaluate(self, method: Method, run: RunDirectory, iteration: int) -> float:
         """Mean Dice on the split; writes the checkpoint where it is the best so far."""
         assert self.split is not None
-        result = evaluate_cases(method, self.dataset, self.split, self.config, self.device)
-        dice = result["summary"]["mean"]["dice"]["mean"]
+        config = validation_config(self.config)
+        evaluated = evaluate_cases(method, self.dataset, self.split, config, self.device)
+        summary = summarise({case.name: metrics for case, _, metrics in evaluated})
+        dice = summary["mean"]["dice"]["mean"]
         if dice > self.best:
             self.best = dice
             save_checkpoint(run.checkpoint(self.split), method, iteration=iteration, dice=dice)

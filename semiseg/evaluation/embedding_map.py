@@ -15,7 +15,7 @@ from torch.nn import functional
 from semiseg.config import Config
 from semiseg.data import Case
 from semiseg.data.augmentation import resize
-from semiseg.evaluation.evaluator import autocast
+from semiseg.engine.precision import autocast
 from semiseg.evaluation.figures import COLOURS, MARKERS, class_colours, save_figure
 from semiseg.methods import Method
 
@@ -57,9 +57,8 @@ def _window(
     if len(patch_size) == 2:
         image, truth, centre = image[centre[0]], truth[centre[0]], centre[1:]
         if config.evaluation.stride is None:
-            window, resized = resize(image, truth, patch_size)
-            assert resized is not None  # there is a label
-            return window, resized
+            window, resized = (resize(torch.from_numpy(array), patch_size) for array in (image, truth))
+            return window.numpy(), resized.numpy()
     box, padding = [], []
     for side, patch, position in zip(image.shape, patch_size, centre, strict=True):
         missing = max(patch - side, 0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 OVERLAPS = ("dice", "jaccard")
 DISTANCES = ("hd95", "asd", "hd95_mm", "assd_mm")
@@ -74,8 +75,8 @@ def _class_metrics(
     predicted, true = prediction[box] == label, truth[box] == label
     intersection = np.count_nonzero(predicted & true)
     size = np.count_nonzero(predicted) + np.count_nonzero(true)
-    surfaces = _surface(predicted), _surface(true)
-    forward, backward = _surface_distances(*surfaces, spacing=None)
+    surfaces = np.argwhere(_surface(predicted)), np.argwhere(_surface(true))
+    forward, backward = _surface_distances(*surfaces, spacing=(1.0,) * truth.ndim)
     pooled = np.concatenate((forward, backward))
     if spacing is None:
         pooled_mm = pooled
@@ -105,14 +106,18 @@ def _surface(structure: np.ndarray) -> np.ndarray:
 
 
 def _surface_distances(
-    prediction: np.ndarray,  # surface, bool
-    truth: np.ndarray,  # surface, bool
-    spacing: Sequence[float] | None,
-) -> tuple[np.ndarray, np.ndarray]:
+    prediction: np.ndarray,  # [N, axes] surface voxels
+    truth: np.ndarray,  # [M, axes] surface voxels
+    spacing: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:  # [N], [M]
     """Distance of each surface voxel of the prediction to the truth's surface, and the other way round."""
-    forward = ndimage.distance_transform_edt(~truth, sampling=spacing)[prediction]
-    backward = ndimage.distance_transform_edt(~prediction, sampling=spacing)[truth]
-    return forward, backward
+    return _distances(prediction, truth, spacing), _distances(truth, prediction, spacing)
+
+
+def _distances(points: np.ndarray, surface: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    _, nearest = KDTree(surface * spacing).query(points * spacing, workers=-1)
+    # Differences of voxels are exact, those of their places are not.
+    return np.linalg.norm((points - surface[nearest]) * spacing, axis=1)
 
 
 def summarise(

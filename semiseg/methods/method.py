@@ -25,9 +25,6 @@ class Batch:
     labelled_label: Tensor  # [Bl, *P] uint8
     unlabelled_image: Tensor  # [Bu, 1, *P] float32, Bu = 0 in a stage without unlabelled images
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
-
 
 class Stage:
     """A part of a method's training with its own losses, optimiser and length."""

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from semiseg.data import Case, copy_paste, largest_components, region_map, zero_box_mask
+from semiseg.data import Case, copy_paste, region_map, zero_box_mask
 from semiseg.methods.method import Batch, Method, Stage
 from semiseg.methods.prototype_initialisation import cluster_embeddings
 from semiseg.models import PrototypeClassifier, embedding_width
 from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
-from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce
+from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce, largest_components
 
 if TYPE_CHECKING:
     from semiseg.config import Config

@@ -47,12 +47,10 @@ def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[
     """(embedding [d, *S], label [*S]) of every case: whole volumes in 3D, slices at training size in 2D."""
     device = next(network.parameters()).device
     for case in labelled:
-        image, label = case.image, case.label
+        image, label = torch.from_numpy(case.image), case.label
         if image.ndim == 2:
-            image, resized = resize(image, label, patch_size)
-            assert resized is not None
-            label = resized
-        volume = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+            image, label = resize(image, patch_size), resize(torch.from_numpy(label), patch_size).numpy()
+        volume = image.contiguous().to(device)
         window = even_window(volume.shape, patch_size)
         embedding = predict_volume(lambda x: network(x)[1], volume, window, window, batch_size=1)
         yield embedding.cpu().numpy(), label

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.initialisation import initialise
 from semiseg.models.vnet import check_upsampling
+
+NEGATIVE_SLOPE = 0.01  # of the leaky ReLU
 
 
 def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
     # A bias ahead of batch normalisation has no effect.
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.LeakyReLU(inplace=True),
+        BatchNormReLU(channels, NEGATIVE_SLOPE),
         nn.Dropout(dropout),
         nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.LeakyReLU(inplace=True),
+        BatchNormReLU(channels, NEGATIVE_SLOPE),
     )
 
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.initialisation import initialise
 
 UPSAMPLING = ("transposed", "linear")  # convolutions; interpolation and then a convolution
@@ -10,8 +11,7 @@ SIDE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
 
 
 def _activated(convolution: nn.Module, channels: int, normalization: bool) -> list[nn.Module]:
-    normalizations = [nn.BatchNorm3d(channels)] if normalization else []
-    return [convolution, *normalizations, nn.ReLU(inplace=True)]
+    return [convolution, BatchNormReLU(channels) if normalization else nn.ReLU(inplace=True)]
 
 
 def _stage(convolutions: int, in_channels: int, channels: int, normalization: bool) -> nn.Sequential:

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from semiseg.models.batch_norm import BatchNormReLU
 from semiseg_kernels import prompt_conv
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-NORMALIZATIONS: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {
-    2: nn.BatchNorm2d,
-    3: nn.BatchNorm3d,
-}
+NEGATIVE_SLOPE = 0.01  # of the leaky ReLU
 
 
 class VoxelPrompt(nn.Module):
@@ -34,21 +32,20 @@ class VoxelPrompt(nn.Module):
         fusion_kernel: int = 3,  # side of the convolution, odd
     ) -> None:
         super().__init__()
-        convolution, normalization = CONVOLUTIONS[dimensions], NORMALIZATIONS[dimensions]
+        convolution = CONVOLUTIONS[dimensions]
         local, hidden = controller_widths
         self.register_buffer("text", text.clone())
         self.text_projection = nn.Linear(text.shape[1], prompt_width)
         # A bias ahead of batch normalisation has no effect.
         self.controller = nn.Sequential(
             convolution(width, local, kernel_size=3, padding=1, bias=False),
-            normalization(local),
-            nn.LeakyReLU(inplace=True),
+            BatchNormReLU(local, NEGATIVE_SLOPE),
             convolution(local, hidden, kernel_size=1),
             nn.GELU(),
             convolution(hidden, len(text), kernel_size=1),
         )
         self.fusion = convolution(width + prompt_width, width, fusion_kernel, padding="same", bias=False)
-        self.activation = nn.Sequential(normalization(width), nn.LeakyReLU(inplace=True))
+        self.activation = BatchNormReLU(width, NEGATIVE_SLOPE)
 
     def forward(
         self,

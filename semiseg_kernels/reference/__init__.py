@@ -1,7 +1,9 @@
 """The operations in plain PyTorch: their definition, and what runs where no kernel does."""
 
+from .batch_norm_relu import batch_norm_relu
 from .cluster_mean import cluster_mean
 from .dice_ce import DiceCE, dice_ce
+from .largest_components import largest_components
 from .masked_class_mean import masked_class_mean
 from .momentum_update import momentum_update_
 from .prompt_conv import prompt_conv
@@ -13,8 +15,10 @@ from .prototype_similarity import prototype_similarity
 __all__ = [
     "DiceCE",
     "PrototypeHead",
+    "batch_norm_relu",
     "cluster_mean",
     "dice_ce",
+    "largest_components",
     "masked_class_mean",
     "momentum_update_",
     "prompt_conv",

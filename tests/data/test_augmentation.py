@@ -1,140 +1,207 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from semiseg.data import Augmentation, random_crop, random_rotate, random_rotate_flip, resize
+from semiseg.data import Augmentation, resize
+from semiseg.data.augmentation import Rotation, Turn
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def numbered(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """An image of distinct values from 1 and a label that is a function of it."""
-    image = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
-    return image, (image % 4).astype(np.uint8)
+def numbered(*shape: int) -> torch.Tensor:
+    """Distinct values from 1."""
+    return torch.arange(1, np.prod(shape) + 1, dtype=torch.float32).reshape(shape)
 
 
-@pytest.mark.parametrize("patch", [(4, 5, 3), (9, 8, 7), (9, 2, 7)])
-def test_crop_is_a_part_of_the_image_and_the_label_follows(patch):
-    image, label = numbered((9, 8, 7))
-    for seed in range(5):
-        cropped, cropped_label = random_crop(image, label, patch, generator(seed))
-        assert cropped.shape == cropped_label.shape == patch
-        corner = np.argwhere(image == cropped[0, 0, 0])[0]
-        box = tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
-        np.testing.assert_array_equal(cropped, image[box])
-        np.testing.assert_array_equal(cropped_label, label[box])
+def patches(
+    augmentation: Augmentation, case: list[torch.Tensor], draws: torch.Generator
+) -> list[torch.Tensor]:
+    """What a batch gets of a case; voxels that are not written hold NaN or 255."""
+    patch = [
+        torch.full(augmentation.patch, float("nan") if values.is_floating_point() else 255).to(values.dtype)
+        for values in case
+    ]
+    augmentation.draw(case[0].shape, draws)(case, patch)
+    return patch
+
+
+def integer(count: int, draws: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=draws))
+
+
+def rot90_and_flip(array: np.ndarray, quarters: int, axis: int) -> np.ndarray:
+    return np.flip(np.rot90(array, quarters), axis)
+
+
+def padded_crop(array: np.ndarray, patch: tuple[int, ...], corner: list[int]) -> np.ndarray:
+    missing = [max(size - side, 0) for size, side in zip(patch, array.shape, strict=True)]
+    padded = np.pad(array, [(count // 2, count - count // 2) for count in missing])
+    return padded[tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))]
+
+
+def expected_crops(case: list[np.ndarray], name: str, patch: tuple[int, ...], draws: torch.Generator):
+    """A crop as numpy does it: rotated, flipped, padded and cropped, whole array by whole array."""
+    if name == "crop_rotate_flip":
+        quarters, axis = integer(4, draws), integer(2, draws)
+        case = [rot90_and_flip(array, quarters, axis) for array in case]
+    corner = [
+        integer(max(side - size, 0) + 1, draws) for side, size in zip(case[0].shape, patch, strict=True)
+    ]
+    return [padded_crop(array, patch, corner) for array in case]
+
+
+def expected_slices(case: list[np.ndarray], patch: tuple[int, int], draws: torch.Generator):
+    """A turned, rotated or untouched slice at the size of the patch, by scipy's interpolation in float64."""
+    if integer(2, draws):
+        quarters, axis = integer(4, draws), integer(2, draws)
+        case = [rot90_and_flip(array, quarters, axis) for array in case]
+    elif integer(2, draws):
+        angle = np.radians(20) * (2 * torch.rand((), generator=draws).item() - 1)
+        centre = (np.array(case[0].shape).reshape(2, 1, 1) - 1) / 2
+        row, column = np.indices(case[0].shape) - centre
+        source = centre + [
+            np.sin(angle) * column + np.cos(angle) * row,
+            np.cos(angle) * column - np.sin(angle) * row,
+        ]
+        case = [interpolate(array, source, "grid-constant") for array in case]
+    places = [
+        (np.arange(size) + 0.5) * side / size - 0.5 for side, size in zip(case[0].shape, patch, strict=True)
+    ]
+    return [interpolate(array, np.stack(np.meshgrid(*places, indexing="ij")), "nearest") for array in case]
+
+
+def interpolate(array: np.ndarray, places: np.ndarray, mode: str) -> np.ndarray:
+    """Linear in images, nearest in labels."""
+    if array.dtype == np.uint8:
+        return ndimage.map_coordinates(array, np.rint(places), order=0, mode=mode)
+    return ndimage.map_coordinates(array, places, order=1, mode=mode)
+
+
+def random_case(*shape: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal(shape).astype(np.float32), random.integers(0, 4, shape, dtype=np.uint8)]
+
+
+@pytest.mark.parametrize("name", ["crop", "crop_rotate_flip"])
+@pytest.mark.parametrize(("shape", "patch"), [
+    ((9, 8, 7), (4, 5, 3)),  # inside
+    ((9, 8, 7), (9, 8, 7)),  # of the same shape
+    ((9, 6, 7), (4, 9, 10)),  # padded along some axes, which a quarter turn swaps
+    ((4, 5, 3), (9, 8, 8)),  # padded along all
+    ((9, 8), (4, 11)),
+])  # fmt: skip
+def test_crops_are_exactly_numpy_s(name, shape, patch):
+    case = random_case(*shape)
+    draws, again = generator(), generator()
+    for _ in range(40):
+        found = patches(Augmentation(name, patch), [torch.from_numpy(array) for array in case], draws)
+        for array, expected in zip(found, expected_crops(case, name, patch, again), strict=True):
+            np.testing.assert_array_equal(array.numpy(), expected, strict=True)
+    assert torch.equal(draws.get_state(), again.get_state())
+
+
+@pytest.mark.parametrize(("shape", "patch"), [
+    ((21, 18), (16, 20)),
+    ((21, 18), (32, 26)),
+    ((18, 18), (18, 18)),
+])  # fmt: skip
+def test_slices_are_scipy_s(shape, patch):
+    case = random_case(*shape)
+    draws, again = generator(), generator()
+    for _ in range(40):
+        found = patches(
+            Augmentation("rotate_flip_resize", patch), [torch.from_numpy(array) for array in case], draws
+        )
+        image, label = expected_slices(case, patch, again)
+        np.testing.assert_allclose(found[0].numpy(), image, atol=2e-5)
+        # A place just between two pixels may be rounded to either.
+        assert found[1].dtype == torch.uint8 and (found[1].numpy() != label).sum() <= 1
+    assert torch.equal(draws.get_state(), again.get_state())
 
 
 def test_crop_reaches_every_corner_equally_often():
-    image, _ = numbered((5, 4))
-    draws = generator()
-    corners = [random_crop(image, None, (3, 3), draws)[0][0, 0] for _ in range(1200)]
+    draws, augmentation = generator(), Augmentation("crop", (3, 3))
+    corners = [patches(augmentation, [numbered(5, 4)], draws)[0][0, 0] for _ in range(1200)]
     values, counts = np.unique(corners, return_counts=True)
     assert len(values) == 3 * 2
     assert counts.min() > 140  # 200 expected, standard deviation 13
 
 
-def test_crop_pads_a_small_image_symmetrically():
-    image, label = numbered((4, 9))
-    cropped, cropped_label = random_crop(image, label, (7, 9), generator())
-    np.testing.assert_array_equal(cropped, np.pad(image, ((1, 2), (0, 0))))
-    np.testing.assert_array_equal(cropped_label, np.pad(label, ((1, 2), (0, 0))))
-
-
 @pytest.mark.parametrize("shape", [(6, 6), (6, 5), (6, 5, 3)])
-def test_rotate_flip_reaches_every_orientation_and_the_label_follows(shape):
-    image, label = numbered(shape)
-    expected = {np.flip(np.rot90(image, k), axis).tobytes() for k in range(4) for axis in range(2)}
+def test_turns_reach_every_orientation_and_the_label_follows(shape):
+    image = numbered(*shape)
+    expected = {rot90_and_flip(image.numpy(), k, axis).tobytes() for k in range(4) for axis in range(2)}
     draws = generator()
     reached = set()
     for _ in range(200):
-        turned, turned_label = random_rotate_flip(image, label, draws)
-        np.testing.assert_array_equal(turned_label, turned % 4)
-        reached.add(turned.tobytes())
+        turn = Turn.draw(draws)
+        turned, turned_label = turn([image, image % 4])
+        assert turned.shape == turn.shape(shape)
+        torch.testing.assert_close(turned_label, turned % 4, rtol=0, atol=0)
+        reached.add(turned.numpy().tobytes())
     assert reached == expected
 
 
-def test_rotate_turns_about_the_centre_by_up_to_20_degrees():
+def test_rotation_turns_about_the_centre_by_up_to_20_degrees():
     height, width = 61, 91
     row, column = np.mgrid[:height, :width] - np.array([30.0, 45.0]).reshape(2, 1, 1)
-    image = (np.hypot(row - 15, column) < 6).astype(np.float32)  # a disc straight below the centre
-    label = image.astype(np.uint8)
+    image = torch.from_numpy(np.hypot(row - 15, column) < 6).float()  # a disc straight below the centre
     draws, angles = generator(), []
     for _ in range(200):
-        turned, turned_label = random_rotate(image, label, draws)
-        for rotated in (turned, turned_label):
+        turned = [values.numpy() for values in Rotation.draw(draws)([image, image.byte()])]
+        for rotated in turned:
             centre = np.array([(rotated * axis).sum() for axis in (row, column)]) / rotated.sum()
             assert np.hypot(*centre) == pytest.approx(15, abs=0.3)
             angle = np.degrees(np.arctan2(centre[1], centre[0]))
             assert abs(angle) <= 21
         angles.append(angle)
-        assert set(np.unique(turned_label)) == {0, 1} and 0 <= turned.min() <= turned.max() <= 1.001
+        assert set(np.unique(turned[1])) == {0, 1} and 0 <= turned[0].min() <= turned[0].max() <= 1.001
     assert min(angles) < -17 and max(angles) > 17 and abs(np.mean(angles)) < 3
-
-
-def test_rotate_fills_with_zeros():
-    image, label = np.ones((40, 30), np.float32), np.ones((40, 30), np.uint8)
-    turned, turned_label = max(
-        (random_rotate(image, label, generator(s)) for s in range(5)), key=lambda t: (t[0] == 0).sum()
-    )
-    assert turned[0, 0] == 0 or turned[0, -1] == 0
-    assert turned_label.min() == 0 and turned[20, 15] == pytest.approx(1)
 
 
 def test_resize_is_linear_for_images_and_nearest_for_labels():
     row, column = np.mgrid[:20, :30].astype(np.float32)
-    image, label = 2 * row + column, (column >= 15).astype(np.uint8) * 3
-    resized, resized_label = resize(image, label, (40, 45))
+    resized = resize(torch.from_numpy(2 * row + column), (40, 45))
+    resized_label = resize(torch.from_numpy((column >= 15).astype(np.uint8) * 3), (40, 45))
     expected = 2 * ((np.arange(40) + 0.5) / 2 - 0.5)[:, None] + ((np.arange(45) + 0.5) / 1.5 - 0.5)
     np.testing.assert_allclose(resized[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-4)
-    assert resized_label.dtype == np.uint8 and set(np.unique(resized_label)) == {0, 3}
+    assert resized_label.dtype == torch.uint8 and set(resized_label.unique().tolist()) == {0, 3}
     np.testing.assert_array_equal(resized_label[0], (np.arange(45) + 0.5 >= 22.5) * 3)
 
 
 def test_resize_to_its_own_shape_changes_nothing():
-    image, label = numbered((6, 7))
-    resized, resized_label = resize(image, label, (6, 7))
-    np.testing.assert_array_equal(resized, image)
-    np.testing.assert_array_equal(resized_label, label)
+    image = numbered(6, 7)
+    assert resize(image, (6, 7)) is image
 
 
 @pytest.mark.parametrize(("name", "shape", "patch"), [
     ("crop", (9, 8, 7), (4, 9, 5)),
     ("crop_rotate_flip", (9, 8, 7), (4, 9, 5)),
-    ("crop_rotate_flip", (9, 8), (12, 4)),
     ("rotate_flip_resize", (21, 18), (16, 20)),
 ])  # fmt: skip
-def test_policies_return_the_patch_and_leave_the_case_alone(name, shape, patch):
-    random = np.random.default_rng(0)
-    image = random.standard_normal(shape).astype(np.float32)
-    label = random.integers(0, 4, shape, dtype=np.uint8)
-    image_before, label_before = image.copy(), label.copy()
+def test_a_case_is_left_alone_and_its_image_needs_no_label(name, shape, patch):
+    case = [torch.from_numpy(array) for array in random_case(*shape)]
+    before = [values.clone() for values in case]
     augmentation = Augmentation(name, patch)
     for seed in range(12):
-        draws, again, without_label = generator(seed), generator(seed), generator(seed)
-        out, out_label = augmentation(image, label, draws)
-        assert out.shape == out_label.shape == patch
-        assert (out.dtype, out_label.dtype) == (np.float32, np.uint8)
-        np.testing.assert_array_equal(out, augmentation(image, label, again)[0])
-        unlabelled, none = augmentation(image, None, without_label)
-        np.testing.assert_array_equal(out, unlabelled)
-        assert none is None
-    np.testing.assert_array_equal(image, image_before)
-    np.testing.assert_array_equal(label, label_before)
+        image, _ = patches(augmentation, case, generator(seed))
+        torch.testing.assert_close(patches(augmentation, case[:1], generator(seed)), [image], rtol=0, atol=0)
+    torch.testing.assert_close(case, before, rtol=0, atol=0)
 
 
 def test_slice_policy_frequencies():
     """1/2 rot90 + flip, 1/4 a small rotation, 1/4 nothing."""
-    image, _ = numbered((12, 12))
-    orientations = {np.flip(np.rot90(image, k), axis).tobytes() for k in range(4) for axis in range(2)}
+    image = numbered(12, 12)
+    orientations = {rot90_and_flip(image.numpy(), k, axis).tobytes() for k in range(4) for axis in range(2)}
     augmentation, draws = Augmentation("rotate_flip_resize", (12, 12)), generator()
     same = flipped = 0
     for _ in range(800):
-        out = augmentation(image, None, draws)[0]
-        same += out.tobytes() == image.tobytes()
-        flipped += out.tobytes() in orientations and out.tobytes() != image.tobytes()
+        out = patches(augmentation, [image], draws)[0]
+        same += torch.equal(out, image)
+        flipped += out.numpy().tobytes() in orientations and not torch.equal(out, image)
     # Of the 8 draws of rot90 and flip none is the identity: a flip always changes the handedness.
     assert abs(flipped - 400) < 60 and abs(same - 200) < 55
 
@@ -152,6 +219,5 @@ def test_what_is_refused(name, patch, message):
 
 
 def test_an_image_of_other_axes_is_refused():
-    image, label = numbered((4, 4))
     with pytest.raises(ValueError, match=r"image has shape \(4, 4\); a patch \(2, 2, 2\) needs 3 axes"):
-        Augmentation("crop", (2, 2, 2))(image, label, generator())
+        Augmentation("crop", (2, 2, 2)).draw((4, 4), generator())

@@ -3,10 +3,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from h5_files import random_case, write_case
 
 from semiseg.config import load_config
-from semiseg.data import Augmentation, TrainingSampler, open_dataset
+from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, open_dataset
 from semiseg.engine.trainer import train
 
 
@@ -58,8 +59,8 @@ def test_what_is_refused(pancreas):
 
 
 def test_patches_larger_than_a_volume_are_padded(pancreas):
-    labelled, unlabelled = open_dataset("pancreas", pancreas).training_cases(2)
-    sampler = TrainingSampler(labelled, unlabelled, Augmentation("crop", (16, 16, 16)), 2, 1, seed=0)
+    tensors = TrainingTensors(*open_dataset("pancreas", pancreas).training_cases(2), torch.device("cpu"))
+    sampler = TrainingSampler(tensors, Augmentation("crop", (16, 16, 16)), 2, 1, seed=0)
     image, label, other = sampler.next()
     assert image.shape == (2, 1, 16, 16, 16) and label.shape == (2, 16, 16, 16) and other.shape[0] == 1
 

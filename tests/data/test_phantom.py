@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from semiseg.data import largest_components, open_dataset
+from semiseg.data import open_dataset
 from semiseg.data.phantom import Phantom
+from semiseg_kernels import largest_components
 
 
 def small(seed: int = 0, **sizes: int) -> Phantom:

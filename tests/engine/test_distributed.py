@@ -22,7 +22,7 @@ from semiseg.engine.distributed import Processes, gradients
 from semiseg.engine.interruption import Interrupted
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method
-from semiseg.models.batch_norm import join_batch_norm
+from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.vnet import VNetEncoder
 
 PROCESSES = 2
@@ -116,12 +116,10 @@ def stop_and_resume(rank, ports, folder):
 
 def normalised(images):
     """A batch normalisation's outputs, gradients and buffers after two steps on images."""
-    layer = nn.Sequential(nn.BatchNorm3d(3))
+    layer = nn.Sequential(BatchNormReLU(3))
     with torch.no_grad():
         layer[0].weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
     processes = Processes()
-    if processes.count > 1:
-        join_batch_norm(layer)
     images = images[processes.rank :: processes.count].requires_grad_()
     layer(images + 100)
     output = layer(images)

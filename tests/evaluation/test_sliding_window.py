@@ -109,6 +109,7 @@ def test_windows_of_the_left_atrium(side, patch, stride):
     assert len(starts) == math.ceil((side - patch) / stride) + 1
     assert starts == [min(i * stride, side - patch) for i in range(len(starts))]
     assert starts[0] == 0 and starts[-1] == side - patch
+    assert len(set(starts)) == len(starts)
 
 
 def test_no_more_windows_at_once_than_asked_for():

@@ -8,6 +8,7 @@ from torch import distributed, multiprocessing
 
 from semiseg_kernels import (
     available_backends,
+    batch_norm_relu,
     cluster_mean,
     dice_ce,
     masked_class_mean,
@@ -32,6 +33,14 @@ def losses_of_head(x, **options):
     return head.ce, head.dice, head.info_nce, head.cluster_sum, head.cluster_count
 
 
+def moments_of_batch_norm_relu(x):
+    """Moved statistics, and sums of the normalised activations that hang on every voxel differently."""
+    z = x["z"]
+    weight, bias, mean, variance = (torch.linspace(first, 1, 5, dtype=z.dtype) for first in (0.5, -1, 0.1, 2))
+    y = batch_norm_relu(z, weight, bias, mean, variance, momentum=0.3, negative_slope=0.2)
+    return (mean, variance, *sum_over_processes((y * x["weight"].unsqueeze(1)).sum((0, 2, 3)), y.pow(3).sum((0, 2, 3))))
+
+
 # The tensors that must be those of the joined batch.
 OPERATIONS = {
     "dice_ce": lambda x: dice_ce(x["z"][:, :3], x["labels"], regions=x["regions"], num_regions=3),
@@ -48,6 +57,7 @@ OPERATIONS = {
     "prototype_head, similarity alone": lambda x: sum_over_processes(
         prototype_head(x["z"], x["prototypes"]).similarity.square().sum()
     ),
+    "batch_norm_relu": moments_of_batch_norm_relu,
     "masked_class_mean": lambda x: (masked_class_mean(x["z"], x["shares"]),),
     "cluster_mean": lambda x: cluster_mean(x["z"], x["prototypes"], x["labels"], weight=x["weight"]),
     "sum_over_processes": lambda x: sum_over_processes(x["z"].square().sum((0, 2, 3)), x["labels"].sum()),

@@ -19,6 +19,7 @@ from semiseg_kernels import (
     backends,
     cluster_mean,
     dice_ce,
+    largest_components,
     masked_class_mean,
     momentum_update_,
     prompt_conv,
@@ -266,6 +267,16 @@ def _largest(x: Tensor) -> float:
     return 1.0 + (float(x.abs().max()) if x.numel() else 0)
 
 
+def largest_components_call(draw: Draw) -> Call:
+    """Values above the last class are background too."""
+    num_classes = draw(st.integers(1, 6) | st.just(256))
+    label = torch.randint(0, num_classes + 1, (draw(batches), *draw(spatial_axes)))
+    label *= torch.rand(label.shape) < draw(st.sampled_from([0.1, 0.5, 1.0]))
+    return Call(
+        largest_components, {"label": lay_out(draw, label.byte())}, options={"num_classes": num_classes}
+    )
+
+
 def prompt_mix_call(draw: Draw) -> Call:
     num_classes = draw(st.integers(1, 6) | st.just(512))
     logits = random_voxels(draw, draw(batches), num_classes, draw(spatial_axes))
@@ -302,6 +313,7 @@ def prompt_conv_call(draw: Draw) -> Call:
 CALLS = {
     "cluster_mean": cluster_mean_call,
     "dice_ce": dice_ce_call,
+    "largest_components": largest_components_call,
     "masked_class_mean": masked_class_mean_call,
     "momentum_update_": momentum_update_call,
     "prompt_conv": prompt_conv_call,
@@ -371,6 +383,7 @@ OPTIONS = {
     "class_temperature": NUMBERS,
     "momentum": NUMBERS,
     "ignore_prototype": WHOLE_NUMBERS,
+    "num_classes": WHOLE_NUMBERS,
     "num_regions": [number for number in WHOLE_NUMBERS if number != 256],  # their losses take a while
     "positive": ["", "farthest", "label"],
     "padding": [-1, 100, "", "same", [], [1], [0, 0, 0, 0], [-1, -1]],

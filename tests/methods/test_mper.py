@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semiseg.data import Case, largest_components
+from semiseg.data import Case
 from semiseg.methods.method import Batch
 from semiseg.methods.mper import MPER, MPERConfig
 from semiseg.methods.prototype_initialisation import cluster_embeddings, even_window
+from semiseg_kernels import largest_components
 
 CLASSES, WIDTH, PATCH = 3, 4, (6, 5, 4)
 

@@ -73,8 +73,8 @@ class PlainVCLIPSeg:
 
     def convolved(self, x, name, convolutions):
         for i in range(convolutions):
-            x = F.conv3d(x, self.weights[f"{name}.{3 * i}.weight"], padding=1)
-            x = self.normalised(x, f"{name}.{3 * i + 1}").relu()
+            x = F.conv3d(x, self.weights[f"{name}.{2 * i}.weight"], padding=1)
+            x = self.normalised(x, f"{name}.{2 * i + 1}").relu()
         return x
 
     def normalised(self, x, name):
@@ -96,7 +96,7 @@ class PlainVCLIPSeg:
         t = t + self.weights["network.prompt.text_projection.bias"]
         prompt = torch.einsum("bcxyz,ce->bexyz", x.softmax(1), t)
         x = F.conv3d(torch.cat([f, prompt], 1), self.weights["network.prompt.fusion.weight"], padding=1)
-        return F.leaky_relu(self.normalised(x, "network.prompt.activation.0"), 0.01)
+        return F.leaky_relu(self.normalised(x, "network.prompt.activation"), 0.01)
 
     def decoded(self, branch, x, skips):
         name = f"network.decoding_{branch}.decoder"

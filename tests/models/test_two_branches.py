@@ -120,7 +120,7 @@ def test_prompt_is_equations_1_to_3(name, kernel):
     def normalised(x, layer):
         return F.leaky_relu(F.batch_norm(x, None, None, layer.weight, layer.bias, training=True), 0.01)
 
-    local, normalization, _, hidden, _, last = prompt.controller
+    local, normalization, hidden, _, last = prompt.controller
     x = normalised(convolution(features, local.weight, padding=1), normalization)
     x = F.gelu(torch.einsum("bc...,oc->bo...", x, hidden.weight.flatten(1)) + bias_map(hidden))
     x = torch.einsum("bc...,oc->bo...", x, last.weight.flatten(1)) + bias_map(last)
@@ -128,7 +128,7 @@ def test_prompt_is_equations_1_to_3(name, kernel):
     text = prompt.text @ prompt.text_projection.weight.T + prompt.text_projection.bias
     prompts = sum(semantic[:, c : c + 1] * text[c].reshape(1, -1, *[1] * DIMENSIONS[name]) for c in range(3))
     fused = convolution(torch.cat([features, prompts], 1), prompt.fusion.weight, padding=kernel // 2)
-    torch.testing.assert_close(prompt(features), normalised(fused, prompt.activation[0]))
+    torch.testing.assert_close(prompt(features), normalised(fused, prompt.activation))
 
 
 def bias_map(layer):

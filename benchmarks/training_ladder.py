@@ -1,0 +1,202 @@
+"""From a plain trainer to this one, lever by lever: python benchmarks/training_ladder.py [WORKLOAD ...] [--results FILE]
+
+The plain trainer is what released code does: float32, contiguous tensors, losses and layers as chains of PyTorch's
+operations (the backend `reference`), components labelled by scipy, every image read from its HDF5 file for every batch,
+and an allocator that hands freed memory back. Each rung adds one lever to those before it, in a process of its own. The
+datasets are looked for in $SEMISEG_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import h5py
+import torch
+from memory import keep_heap, page_faults
+from torch import Tensor
+
+from semiseg.config import Config, load_config
+from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, acdc, volumes
+from semiseg.data.files import read_list
+from semiseg.engine.atomic import write_json
+from semiseg.engine.distributed import Processes
+from semiseg.engine.environment import environment
+from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset, training_step
+from semiseg.methods import METHODS
+from semiseg.methods.method import Batch
+from semiseg_kernels import backends
+
+CPU = torch.device("cpu")
+WARM_UP, MEASURED = 2, 5  # steps
+
+# From the plain trainer to the full one.
+LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
+          "channels last", "bfloat16")  # fmt: skip
+KERNELS = {
+    "fused losses": ("dice_ce", "prototype_head", "cluster_mean", "masked_class_mean", "prompt_mix"),
+    "components in C++": ("largest_components",),
+    "fused batch normalisation": ("batch_norm_relu",),
+}
+WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
+    "la_mper": (),
+    "la_vclipseg": ("method.text=random",),
+    "acdc_mper": (),
+    "acdc_vclipseg_small": ("training.patch_size=[256, 256]", "training.labelled_batch=12", "training.unlabelled_batch=12"),
+}  # fmt: skip
+
+
+@contextmanager
+def kernels_of(levers: Sequence[str]) -> Iterator[None]:
+    """The operations of these levers on their kernels, all others on their reference."""
+    fused = {operation for lever in levers for operation in KERNELS.get(lever, ())}
+    select = backends.select
+
+    def choose(operation: str, *arguments: Any) -> str:
+        return select(operation, *arguments) if operation in fused else "reference"
+
+    with (
+        mock.patch.object(backends, "select", choose),
+        mock.patch.object(backends, "reference_is_requested", lambda: "fused losses" not in levers),
+    ):
+        yield
+
+
+class CasesOnDisk(Sequence[tuple[Tensor, ...]]):
+    """Cases that are read from their files whenever they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], keys: Sequence[str]) -> None:
+        self.paths, self.keys = paths, keys
+        self._read = functools.lru_cache(maxsize=1)(self._read_file)  # one item is asked for twice in a row
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self._read(index)
+
+    def _read_file(self, index: int) -> tuple[Tensor, ...]:
+        with h5py.File(self.paths[index]) as file:
+            return tuple(torch.from_numpy(file[key][()]) for key in self.keys)
+
+
+def training_data(config: Config, in_memory: bool) -> Any:
+    """What a TrainingSampler draws from."""
+    dataset = open_configured_dataset(config)
+    if in_memory:
+        return TrainingTensors(*dataset.training_cases(config.dataset.labelled), CPU)
+    if isinstance(dataset, volumes.Volumes):
+        paths = [dataset.path(name) for name in read_list(dataset.root / volumes.TRAINING_LIST)]
+        count = config.dataset.labelled
+    else:
+        names = read_list(dataset.root / acdc.TRAINING_LIST)
+        paths = [acdc.slice_path(dataset.root, name) for name in names]
+        count = len(dataset.training_cases(config.dataset.labelled)[0])
+    return SimpleNamespace(
+        labelled=CasesOnDisk(paths[:count], ("image", "label")),
+        unlabelled=CasesOnDisk(paths[count:], ("image",)),
+        device=CPU,
+        storage=CPU,
+    )
+
+
+def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
+    """Seconds of each measured step, of drawing its batch alone, and the peak memory of this process."""
+    if "kept heap" in levers:
+        keep_heap()
+    config = load_config(workload, [
+        *WORKLOADS[workload],
+        f"training.channels_last={str('channels last' in levers).lower()}",
+        f"training.precision={'auto' if 'bfloat16' in levers else 'float32'}",
+    ])  # fmt: skip
+    torch.manual_seed(config.seed)
+    class_names = open_configured_dataset(config).class_names
+    text = METHODS[config.method.name].text(config, class_names)
+    method = build_method(config, len(class_names), CPU, text)
+    stage = method.stages(torch.Generator().manual_seed(config.seed))[-1]
+    if method.prototypes is not None:
+        method.prototypes.normal_()
+    training = config.training
+    sampler = TrainingSampler(
+        training_data(config, "data in memory" in levers),
+        Augmentation(config.dataset.augmentation, training.patch_size),
+        training.labelled_batch,
+        training.unlabelled_batch,
+        seed=config.seed,
+    )
+    optimiser, processes = build_optimiser(config, method), Processes()
+    method.network.train()
+    rows = []
+    with kernels_of(levers):
+        for step in range(WARM_UP + MEASURED):
+            started, faults = time.perf_counter(), page_faults()
+            batch = Batch(*sampler.next())
+            drawn = time.perf_counter()
+            losses = training_step(config, method, stage, optimiser, batch, step, CPU, processes)
+            rows.append(
+                (
+                    time.perf_counter() - started,
+                    drawn - started,
+                    page_faults() - faults,
+                    float(losses["total"]),
+                )
+            )
+    seconds, drawing, faults, losses = zip(*rows[WARM_UP:], strict=True)
+    return {
+        "seconds": statistics.median(seconds),
+        "seconds_of_steps": seconds,
+        "seconds_of_drawing": statistics.median(drawing),
+        "page_faults": statistics.median(faults),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "loss": losses[-1],
+    }
+
+
+def in_own_process(workload: str, levers: int) -> dict[str, Any]:
+    """`measure` with so many levers, in a process that has allocated nothing before."""
+    command = [sys.executable, __file__, workload, "--measure", str(levers)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def rungs(workload: str) -> list[dict[str, Any]]:
+    rows = []
+    for levers in range(len(LEVERS) + 1):
+        rows.append({"levers": LEVERS[:levers], **in_own_process(workload, levers)})
+        print(
+            f"{workload}, {levers} levers: {rows[-1]['seconds']:.2f} s, {rows[-1]['peak_gb']:.2f} GB",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workloads", nargs="*", default=tuple(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--measure", type=int, metavar="LEVERS", help="one rung, in this process, as JSON")
+    options = parser.parse_args()
+    for workload in options.workloads:
+        if workload not in WORKLOADS:
+            parser.error(f"the workload is {workload!r}, accepted are {', '.join(WORKLOADS)}")
+    if options.measure is not None:
+        print(json.dumps(measure(options.workloads[0], LEVERS[: options.measure])))
+    else:
+        measured = {workload: rungs(workload) for workload in options.workloads}
+        if options.results:
+            command = shlex.join(["python", *sys.orig_argv[1:]])
+            where = {**environment(), "threads": torch.get_num_threads()}
+            rows = [{"workload": workload, "rungs": rows} for workload, rows in measured.items()]
+            write_json(options.results, {"rows": rows, "command": command, "environment": where})

@@ -1,0 +1,53 @@
+"""The number format a network computes in: float32, or bfloat16 by autocast where that is quicker."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from semiseg.config import Config
+
+# oneDNN's gradient of a bfloat16 3x3x3 convolution's weights reads memory that was never written where the first side
+# is 2, which some stage of the V-Net meets with patches of these first sides.
+UNSAFE_FIRST_SIDES = (16, 32)
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+AMPERE = (8, 0)  # the first compute capability with bfloat16
+
+
+def check_precision(config: Config, device: torch.device) -> None:
+    """Raise ValueError where bfloat16 is asked for and would give wrong gradients."""
+    if config.training.precision == "bfloat16" and _is_unsafe(config, device):
+        raise ValueError(
+            f"training.precision is bfloat16 and training.patch_size {list(config.training.patch_size)}, accepted on "
+            "the CPU are auto and float32 where the first side is "
+            + " or ".join(map(str, UNSAFE_FIRST_SIDES))
+        )
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The context a network's forward pass runs in, for training and evaluation.
+
+    `auto` is bfloat16 where the device computes in it (a GPU of compute capability 8.0 on, a CPU with AVX512-BF16 or
+    AMX) and its gradients can be trusted.
+    """
+    precision = config.training.precision
+    if precision == "float32" or (
+        precision == "auto" and (not has_bfloat16(device) or _is_unsafe(config, device))
+    ):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has arithmetic in bfloat16; elsewhere it would be emulated, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= AMPERE
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def _is_unsafe(config: Config, device: torch.device) -> bool:
+    patch_size = config.training.patch_size
+    return device.type == "cpu" and len(patch_size) == 3 and patch_size[0] in UNSAFE_FIRST_SIDES

@@ -1,0 +1,37 @@
+"""Batch normalisation folded into the convolutions before it, for evaluation."""
+
+import copy
+from itertools import pairwise
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from semiseg.models.batch_norm import BatchNormReLU
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def fold_batch_norm(
+    module: Module,  # a network, or what holds some
+) -> Module:
+    """A copy in eval mode where the weights of convolutions do what batch normalisation behind them did.
+
+    Found are those that follow each other in an `nn.Sequential`, transposed convolutions among them. The copy
+    computes the same but for rounding, and has weights of its own: the original can be trained on.
+    """
+    folded = copy.deepcopy(module).eval()
+    for sequence in list(folded.modules()):
+        if not isinstance(sequence, nn.Sequential):
+            continue
+        for index, (convolution, layer) in enumerate(pairwise(list(sequence))):
+            if isinstance(convolution, _ConvNd) and isinstance(layer, BatchNormReLU):
+                transposed = isinstance(convolution, _ConvTransposeNd)
+                sequence[index] = fuse_conv_bn_eval(convolution, layer, transposed)
+                sequence[index + 1] = _relu(layer.negative_slope)
+    return folded
+
+
+def _relu(negative_slope: float) -> nn.Module:
+    return nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True)

@@ -1,0 +1,137 @@
+"""Batch normalisation and the ReLU behind it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import backends, checks, process_group, reference
+from .reference.batch_norm_relu import move_running_statistics
+
+
+def batch_norm_relu(
+    x: Tensor,  # [B, C, *S]
+    weight: Tensor,  # [C]
+    bias: Tensor,  # [C]
+    running_mean: Tensor,  # [C]
+    running_variance: Tensor,  # [C]
+    momentum: float = 0.1,
+    epsilon: float = 1e-5,
+    negative_slope: float = 0.0,
+) -> Tensor:  # [B, C, *S]
+    """Batch normalisation by the batch's own statistics, then ReLU, leaky with a slope other than 0; for training.
+
+        h = weight (x - mean) / sqrt(variance + epsilon) + bias,  y = h where h > 0, else negative_slope h
+
+    with mean and mean square deviation over the voxels of the whole batch, per channel.
+
+    x: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are read in
+        place, other strides are copied first; y comes in x's dtype and memory format.
+    running_mean, running_variance: moved in place to (1 - momentum) running + momentum batch, with the unbiased
+        variance.
+
+    Differentiable in x, weight and bias; of the activations x alone is kept for that. Raises ValueError on wrong
+    shapes or dtypes, and where a channel has fewer than two voxels.
+    """
+    checks.check_voxels("x", x)
+    given = {
+        "weight": weight, "bias": bias, "running_mean": running_mean, "running_variance": running_variance,
+    }  # fmt: skip
+    for name, values in given.items():
+        checks.check_dtype(name, values, (torch.float32, x.dtype))
+        checks.check_shape(name, values, (x.shape[1],))
+        checks.check_device(name, values, x)
+    if x.numel() < 2 * x.shape[1]:
+        raise ValueError(f"x has shape {list(x.shape)}, accepted are at least two voxels")
+    backend = backends.select("batch_norm_relu", x, 1, 1, x.shape[1])
+    if backend == "reference":
+        return reference.batch_norm_relu(
+            x, weight, bias, running_mean, running_variance, momentum, epsilon, negative_slope
+        )
+    y, mean, variance, count = _BatchNormReLU.apply(
+        x, weight, bias, float(epsilon), float(negative_slope), backend
+    )
+    move_running_statistics(running_mean, running_variance, mean, variance, count, momentum)
+    return y
+
+
+class _BatchNormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, negative_slope: float, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        operations = torch.ops.semiseg_kernels
+        mean, variance = operations.batch_norm_relu_statistics(x, backend)
+        count = torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64, device=x.device)
+        ctx.group = process_group.current_group()
+        if ctx.group is not None:
+            sums = count * mean, count * (variance + mean.square())
+            count, first, second = process_group.all_reduce(ctx.group, count, *sums)
+            mean = first / count
+            variance = (second / count - mean.square()).clamp_min(0)
+        scale = weight.double() * (variance + epsilon).rsqrt()
+        # The kernels take distances from the rounded mean; what it lacks goes into the bias, and below into the offset.
+        rounding = mean - mean.float()
+        parameters = torch.stack([mean, scale, bias - scale * rounding]).float()
+        ctx.save_for_backward(x, parameters, rounding, variance + epsilon, count)
+        ctx.dtypes = weight.dtype, bias.dtype
+        ctx.negative_slope, ctx.backend = negative_slope, backend
+        y = operations.batch_norm_relu_forward(x, parameters, negative_slope, backend)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        operations = torch.ops.semiseg_kernels
+        x, parameters, rounding, variance, count = ctx.saved_tensors
+        sums = operations.batch_norm_relu_sums(grad_y, x, parameters, ctx.negative_slope, ctx.backend)
+        sums[1] -= sums[0] * rounding
+        weight_dtype, bias_dtype = ctx.dtypes
+        grad_weight, grad_bias = (sums[1] * variance.rsqrt()).to(weight_dtype), sums[0].to(bias_dtype)
+        if ctx.group is not None:
+            (sums,) = process_group.all_reduce(ctx.group, sums)
+        tilt = sums[1] / (count * variance)
+        correction = torch.stack([sums[0] / count - tilt * rounding, tilt]).float()
+        grad_x = operations.batch_norm_relu_backward(
+            grad_y, x, parameters, correction, ctx.negative_slope, ctx.backend
+        )
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _fake_statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    mean = x.new_empty((x.shape[1],), dtype=torch.float64)
+    return mean, torch.empty_like(mean)
+
+
+def _fake_forward(x: Tensor, parameters: Tensor, negative_slope: float, backend: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_sums(
+    grad_y: Tensor, x: Tensor, parameters: Tensor, negative_slope: float, backend: str
+) -> Tensor:
+    return x.new_empty((2, x.shape[1]), dtype=torch.float64)
+
+
+def _fake_backward(
+    grad_y: Tensor, x: Tensor, parameters: Tensor, correction: Tensor, negative_slope: float, backend: str
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+backends.register("batch_norm_relu_statistics(Tensor x, str backend) -> (Tensor, Tensor)", _fake_statistics)
+backends.register(
+    "batch_norm_relu_forward(Tensor x, Tensor parameters, float negative_slope, str backend) -> Tensor",
+    _fake_forward,
+)
+backends.register(
+    "batch_norm_relu_sums(Tensor grad_y, Tensor x, Tensor parameters, float negative_slope, str backend) -> Tensor",
+    _fake_sums,
+)
+backends.register(
+    "batch_norm_relu_backward(Tensor grad_y, Tensor x, Tensor parameters, Tensor correction, float negative_slope, "
+    "str backend) -> Tensor",
+    _fake_backward,
+)

@@ -1,0 +1,105 @@
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.data import Augmentation, Case, TrainingSampler, TrainingTensors, UnlabelledCase
+from semiseg.data.training_tensors import fits
+
+CPU = torch.device("cpu")
+
+
+def random_cases(count: int, *shape: int) -> list[Case]:
+    random = np.random.default_rng(count)
+    return [
+        Case(
+            str(number),
+            random.standard_normal(shape).astype(np.float32),
+            random.integers(0, 4, shape, dtype=np.uint8),
+            None,
+        )
+        for number in range(count)
+    ]
+
+
+def test_on_the_cpu_they_share_the_memory_of_the_cases():
+    labelled, unlabelled = random_cases(2, 4, 5), random_cases(3, 4, 5)
+    tensors = TrainingTensors(labelled, [*unlabelled[:2], UnlabelledCase("", unlabelled[2].image)], CPU)
+    held = [*tensors.labelled, *tensors.unlabelled]
+    arrays = [(case.image, case.label) for case in labelled] + [(case.image,) for case in unlabelled]
+    for case, expected in zip(held, arrays, strict=True):
+        assert [values.data_ptr() for values in case] == [array.ctypes.data for array in expected]
+    assert all(values.dtype == torch.uint8 for _, values in tensors.labelled)
+
+
+def test_unlabelled_labels_are_not_kept():
+    unlabelled = random_cases(3, 4, 5)
+    tensors = TrainingTensors([], unlabelled, CPU)
+    holders = [
+        holder
+        for case in unlabelled
+        for holder in gc.get_referrers(case.label)
+        if isinstance(holder, dict | tuple | list)
+    ]
+    assert len(tensors.unlabelled) == 3
+    assert all(any(holder is vars(case) for case in unlabelled) for holder in holders)
+
+
+def test_a_gpu_holds_at_most_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 80000))
+    cuda = torch.device("cuda")
+    assert fits(1000, cuda) and not fits(1001, cuda) and fits(1001, CPU)
+    # 4 bytes a voxel of five images and 1 of two labels: 22 of 50 bytes
+    cases = random_cases(2, 5, 10), random_cases(3, 5, 10)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 1100 - 1, 80000))
+    tensors = TrainingTensors(*cases, cuda)
+    assert tensors.device == cuda and tensors.storage == CPU
+    assert all(values.device == CPU for case in [*tensors.labelled, *tensors.unlabelled] for values in case)
+
+
+POLICIES = [
+    (Augmentation("crop", (4, 9, 5)), (9, 8, 7)),
+    (Augmentation("crop_rotate_flip", (4, 9, 5)), (9, 8, 7)),
+    (Augmentation("rotate_flip_resize", (16, 20)), (21, 18)),
+]
+
+
+def sampler(augmentation: Augmentation, shape: tuple[int, ...], device: torch.device) -> TrainingSampler:
+    cases = random_cases(5, *shape), random_cases(7, *shape)
+    return TrainingSampler(TrainingTensors(*cases, device), augmentation, 4, 6, 0)
+
+
+@pytest.mark.parametrize(("augmentation", "shape"), POLICIES)
+def test_nothing_is_read_back_from_the_device(augmentation, shape):
+    """Tensors of the device meta hold no values: whoever asks for one raises."""
+    batches = sampler(augmentation, shape, torch.device("meta"))
+    for _ in range(8):
+        image, label, unlabelled = batches.next()
+        assert {tensor.device.type for tensor in (image, label, unlabelled)} == {"meta"}
+        assert image.shape == (4, 1, *augmentation.patch) and label.shape == (4, *augmentation.patch)
+        assert unlabelled.shape == (6, 1, *augmentation.patch) and label.dtype == torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(("augmentation", "shape"), POLICIES)
+def test_a_gpu_draws_the_batches_of_the_cpu(augmentation, shape, resident, monkeypatch):
+    if not resident:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    on_cpu, on_gpu = sampler(augmentation, shape, CPU), sampler(augmentation, shape, torch.device("cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [on_gpu.next() for _ in range(12)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    exact = augmentation.name != "rotate_flip_resize"
+    for batch in found:
+        for one, other in zip(batch, on_cpu.next(), strict=True):
+            assert one.device.type == "cuda" and (one.dtype, one.shape) == (other.dtype, other.shape)
+            if exact:
+                torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0)
+            elif one.dtype == torch.uint8:
+                assert (one.cpu() != other).sum() <= 4  # places just between two pixels
+            else:
+                torch.testing.assert_close(one.cpu(), other, rtol=0, atol=2e-5)

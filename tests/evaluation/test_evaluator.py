@@ -1,0 +1,44 @@
+"""Evaluation of whole cases: which windows, which class, and a network that is trained on afterwards."""
+
+import torch
+
+from semiseg.config import load_config
+from semiseg.data import open_dataset
+from semiseg.engine.trainer import build_method
+from semiseg.evaluation.evaluator import class_map, evaluate_cases, predict_case, validation_config
+from semiseg.evaluation.metrics import case_metrics
+
+CPU = torch.device("cpu")
+PHANTOM = ["training.patch_size=[32,32,32]", "evaluation.stride=[32,32,16]", "network.filters=[4]"]
+
+
+def test_the_first_of_the_most_probable_classes():
+    probabilities = torch.tensor([[0.2, 0.4, 0.1], [0.5, 0.4, 0.2], [0.3, 0.2, 0.7]])
+    assert class_map(probabilities).tolist() == [1, 0, 2]
+    assert class_map(probabilities).dtype == torch.uint8
+
+
+def test_windows_during_training():
+    final = ["evaluation.stride=[18,18,4]"]
+    half = validation_config(load_config("la_mper", final))
+    assert half.evaluation.stride == (56, 56, 40)
+    chosen = load_config("la_mper", [*final, "evaluation.validation_stride=[60,30,10]"])
+    assert validation_config(chosen).evaluation.stride == (60, 30, 10)
+    assert chosen.evaluation.stride == (18, 18, 4)
+    slices = load_config("acdc_mper")
+    assert validation_config(slices) == slices
+
+
+def test_cases_are_those_of_the_network_in_evaluation_mode():
+    config = load_config("phantom_supervised", [*PHANTOM, "training.precision=float32"])
+    dataset = open_dataset("phantom", None, 0)
+    torch.manual_seed(0)
+    method = build_method(config, len(dataset.class_names), CPU).train()
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    case, prediction, metrics = next(iter(evaluate_cases(method, dataset, "test", config, CPU)))
+    assert all(module.training for module in method.modules())
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    expected = predict_case(method.eval(), case.image, config, CPU)
+    assert expected.any() and not expected.all()
+    assert (prediction != expected).mean() < 1e-3  # rounding, where two classes are equally probable
+    assert metrics == case_metrics(prediction, case.label, dataset.class_names, case.spacing)

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from comparison import DTYPES, LAYOUTS, assert_close_enough, in_layout, same_strides
+from torch.nn import functional
+
+from semiseg_kernels import batch_norm_relu, use_backend
+
+OPERATION = "batch_norm_relu"  # that not every backend has
+
+# B, *S, C: odd sizes, fewer and more channels than vectors have lanes, and such as do not divide them
+CASES = {
+    "3d": (2, (5, 7, 9), 16),
+    "2d": (3, (17, 19), 32),
+    "half a vector": (2, (6, 6, 5), 8),
+    "odd channels": (2, (7, 9), 5),
+    "prime channels": (1, (5, 6), 37),
+    "one channel": (2, (63,), 1),
+    "two voxels": (2, (1, 1, 1), 17),
+    "three voxels": (1, (3,), 24),
+    "many chunks": (1, (65537,), 7),
+    "many channels": (2, (3, 4), 1021),
+}
+
+
+def make_inputs(case, dtype=torch.float32, layout="contiguous"):
+    batch, spatial, C = CASES[case]
+    weight, bias = torch.rand(C) + 0.5, torch.randn(C)
+    x = torch.randn(batch, C, *spatial) * 2 + torch.randn(C, *[1] * len(spatial))
+    return in_layout(x, layout).to(dtype), weight, bias
+
+
+def everything(kernel, x, weight, bias, cotangent, slope=0.0):
+    """Result, moved statistics and gradients, in float64 where x is."""
+    with use_backend(kernel):
+        given = [value.to(torch.promote_types(x.dtype, torch.float32)) for value in (weight, bias)]
+        x, weight, bias = (value.detach().requires_grad_() for value in (x, *given))
+        mean, variance = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
+        y = batch_norm_relu(x, weight, bias, mean, variance, momentum=0.3, negative_slope=slope)
+        gradients = torch.autograd.grad(y, (x, weight, bias), cotangent.to(y.dtype))
+    names = ("y", "running mean", "running variance", "gradient of x", "gradient of weight", "gradient of bias")
+    return dict(zip(names, (y.detach(), mean, variance, *gradients), strict=True))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_accuracy(kernel, case, dtype, layout, slope):
+    x, weight, bias = make_inputs(case, dtype, layout)
+    cotangent = torch.rand(x.shape).half() - 0.5
+    wide = x.double()
+    actual, plain, exact = (
+        everything(backend, given, weight, bias, in_layout(cotangent, layout), slope)
+        for backend, given in ((kernel, x), ("reference", x), ("reference", wide))
+    )
+    for name, value in actual.items():
+        assert value.dtype == plain[name].dtype and value.shape == plain[name].shape, name
+        largest = max(exact[name].abs().max().item(), 1.0)
+        assert_close_enough(name, value.double(), plain[name].double(), exact[name],
+                            resolution=torch.finfo(value.dtype).eps, scale=largest)  # fmt: skip
+    for name in ("y", "gradient of x"):
+        assert same_strides(actual[name], x), f"{name} is not in x's memory format"
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_batch_normalisation_and_activation_of_pytorch(backend, layout, slope):
+    x, weight, bias = make_inputs("2d", layout=layout)
+    running = [torch.randn(32), torch.rand(32)]
+    moved = [value.clone() for value in running]
+    y = batch_norm_relu(x, weight, bias, *moved, momentum=0.4, epsilon=1e-3, negative_slope=slope)
+    layer = torch.nn.BatchNorm2d(32, eps=1e-3, momentum=0.4)
+    for own, value in zip((layer.running_mean, layer.running_var, layer.weight.data, layer.bias.data),
+                          (*running, weight, bias), strict=True):  # fmt: skip
+        own.copy_(value)
+    torch.testing.assert_close(y, functional.leaky_relu(layer(x), slope).detach())
+    torch.testing.assert_close(moved, [layer.running_mean, layer.running_var])
+
+
+def test_worked_by_hand(backend):
+    x = torch.tensor([[[1.0, 3.0], [5.0, 5.0]], [[1.0, 3.0], [5.0, 5.0]]], requires_grad=True)
+    weight, bias = torch.tensor([2.0, 1.0]), torch.tensor([1.0, -4.0])
+    mean, variance = torch.tensor([10.0, 5.0]), torch.tensor([0.0, 4.0])
+    y = batch_norm_relu(x, weight, bias, mean, variance, momentum=0.5, epsilon=3.0, negative_slope=0.5)
+    # channel 0: mean 2, mean square deviation 1, so h = 2 (x - 2) / 2 + 1; channel 1 does not vary: h is the bias
+    torch.testing.assert_close(y, torch.tensor([[[0.0, 2.0], [-2.0, -2.0]]] * 2))
+    torch.testing.assert_close(mean, torch.tensor([6.0, 5.0]))
+    torch.testing.assert_close(variance, torch.tensor([2 / 3, 2.0]))
+    (gradient,) = torch.autograd.grad(y, x, torch.tensor([[[0.0, 4.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]))
+    # g = 4 at one voxel: mean 1, and its mean product with x - 2 is 1, over 1 + 3
+    third = 3**0.5 / 24
+    expected = [[[-0.75, 2.75], [3 * third, -third]], [[-0.75, -1.25], [-third, -third]]]
+    torch.testing.assert_close(gradient, torch.tensor(expected))
+
+
+def test_a_large_mean_costs_no_digits(kernel):
+    x, weight, bias = make_inputs("3d")
+    cotangent = torch.rand(x.shape) - 0.5
+    far = (x * 64).round() / 64 + 4096.0  # so that nothing is rounded
+    near = everything("reference", (far - 4096.0).double(), weight, bias, cotangent)
+    for layout in LAYOUTS:
+        actual = everything(kernel, in_layout(far, layout), weight, bias, cotangent)
+        for name in ("y", "running variance", "gradient of x", "gradient of weight"):
+            torch.testing.assert_close(actual[name].double(), near[name], rtol=1e-4, atol=1e-5)
+
+
+def test_nan_stays_in_its_channel(backend):
+    for layout in LAYOUTS:
+        x, weight, bias = make_inputs("odd channels", layout=layout)
+        x[1, 3, 2, 4] = torch.nan
+        running = torch.zeros(5), torch.ones(5)
+        y = batch_norm_relu(x, weight, bias, *running)
+        assert y[:, 3].isnan().all() and y[:, [0, 1, 2, 4]].isfinite().all()
+        assert [values.isnan().tolist() for values in running] == [[False, False, False, True, False]] * 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_strides(kernel, layout):
+    """Channels of a wider tensor, and every second voxel of a row; a gradient in the other memory format."""
+    x, weight, bias = make_inputs("2d", layout=layout)
+    for part in (x[:, 3:11], x[:, :8, :, ::2], x.transpose(2, 3)[:, :8]):
+        cotangent = torch.rand(part.shape) - 0.5
+        results = [everything(kernel, given, weight[:8], bias[:8], upstream)
+                   for given in (part, part.contiguous())
+                   for upstream in (cotangent, in_layout(cotangent, "channels_last"))]  # fmt: skip
+        for result in results[1:]:
+            torch.testing.assert_close(result, results[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["3d", "prime channels", "many chunks"])
+def test_same_bits_from_any_number_of_threads(kernel, case, layout, threads):
+    x, weight, bias = make_inputs(case, layout=layout)
+    cotangent = torch.rand(x.shape) - 0.5
+    runs = []
+    for number in (1, 2, 3, 2):
+        threads(number)
+        runs.append(everything(kernel, x, weight, bias, cotangent))
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=0, atol=0)
+
+
+def test_wrong_arguments(backend):
+    x, weight, bias = make_inputs("2d")
+    running = torch.zeros(32), torch.ones(32)
+    with pytest.raises(ValueError, match=r"x has shape \[1, 32, 1\], accepted are at least two voxels"):
+        batch_norm_relu(x[:1, :, :1, 0], weight, bias, *running)
+    with pytest.raises(ValueError, match=r"bias has shape \[31\], accepted is \[32\]"):
+        batch_norm_relu(x, weight, bias[:31], *running)
+    with pytest.raises(ValueError, match="running_mean has dtype int64, accepted are float32"):
+        batch_norm_relu(x, weight, bias, running[0].long(), running[1])
+    with pytest.raises(ValueError, match="x has dtype int64"):
+        batch_norm_relu(x.long(), weight, bias, *running)
