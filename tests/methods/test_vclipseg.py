@@ -91,7 +91,7 @@ class PlainVCLIPSeg:
     def prompted(self, f):
         x = F.conv3d(f, self.weights["network.prompt.controller.0.weight"], padding=1)
         x = F.leaky_relu(self.normalised(x, "network.prompt.controller.1"), 0.01)
-        x = self.linear(F.gelu(self.linear(x, "network.prompt.controller.3")), "network.prompt.controller.5")
+        x = self.linear(F.gelu(self.linear(x, "network.prompt.controller.2")), "network.prompt.controller.4")
         t = self.text @ self.weights["network.prompt.text_projection.weight"].T
         t = t + self.weights["network.prompt.text_projection.bias"]
         prompt = torch.einsum("bcxyz,ce->bexyz", x.softmax(1), t)
