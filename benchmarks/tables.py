@@ -218,6 +218,34 @@ def prediction_memory_table(results: Results) -> str:
     return f"{table}\n\n{where['cpu']}; commit {where['commit']}; `{results['command']}`."
 
 
+def ladder_table(results: Results) -> str:
+    """Per workload a line a rung: seconds, the gain of its lever, that of all so far, and peak memory."""
+    tables = []
+    for row in results["rows"]:
+        stock, kept = (row["rungs"][levers]["seconds"] for levers in (0, 1))
+        lines, before = [], stock
+        for rung in row["rungs"]:
+            seconds = rung["seconds"]
+            gains = (before / seconds, kept / seconds, stock / seconds)
+            lines.append([
+                f"+ {rung['levers'][-1]}" if rung["levers"] else "plain",
+                f"{seconds:.2f}",
+                *(f"{gain:.2f}" for gain in gains),
+                f"{rung['peak_gb']:.1f}",
+            ])  # fmt: skip
+            before = seconds
+        tables.append(f"{row['workload']}\n\n{markdown_table([LADDER_HEADING, *lines])}")
+    where = results["environment"]
+    notes = (
+        f"Own gain: over the line above. {where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
+        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`."
+    )
+    return "\n\n".join([*tables, notes])
+
+
+LADDER_HEADING = ("", "seconds", "own gain", "over plain with kept heap", "over plain", "peak GB")
+
+
 def training_table(results: Results) -> str:
     rows = [training_header(), *training_rows(results)]
     return f"{markdown_table(rows)}\n\n{training_notes(results)}"
@@ -238,6 +266,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu-kernels": gpu_table,
     "prompt-conv": prompt_conv_table,
     "prediction-memory": prediction_memory_table,
+    "training-ladder": ladder_table,
+    "evaluation-ladder": ladder_table,
     "phantom": training_table,
     "la": training_table,
     "acdc": training_table,

@@ -8,14 +8,8 @@ datasets are looked for in $SEMISEG_DATA.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import resource
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,15 +20,14 @@ from unittest import mock
 
 import h5py
 import torch
+from ladder import climb
 from memory import keep_heap, page_faults
 from torch import Tensor
 
 from semiseg.config import Config, load_config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, acdc, volumes
 from semiseg.data.files import read_list
-from semiseg.engine.atomic import write_json
 from semiseg.engine.distributed import Processes
-from semiseg.engine.environment import environment
 from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset, training_step
 from semiseg.methods import METHODS
 from semiseg.methods.method import Batch
@@ -114,7 +107,7 @@ def training_data(config: Config, in_memory: bool) -> Any:
 
 
 def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
-    """Seconds of each measured step, of drawing its batch alone, and the peak memory of this process."""
+    """Seconds of each measured step, of drawing its batch alone, page faults, and the last loss."""
     if "kept heap" in levers:
         keep_heap()
     config = load_config(workload, [
@@ -160,43 +153,10 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         "seconds_of_steps": seconds,
         "seconds_of_drawing": statistics.median(drawing),
         "page_faults": statistics.median(faults),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "loss": losses[-1],
     }
 
 
-def in_own_process(workload: str, levers: int) -> dict[str, Any]:
-    """`measure` with so many levers, in a process that has allocated nothing before."""
-    command = [sys.executable, __file__, workload, "--measure", str(levers)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-
-
-def rungs(workload: str) -> list[dict[str, Any]]:
-    rows = []
-    for levers in range(len(LEVERS) + 1):
-        rows.append({"levers": LEVERS[:levers], **in_own_process(workload, levers)})
-        print(
-            f"{workload}, {levers} levers: {rows[-1]['seconds']:.2f} s, {rows[-1]['peak_gb']:.2f} GB",
-            flush=True,
-        )
-    return rows
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workloads", nargs="*", default=tuple(WORKLOADS), help=", ".join(WORKLOADS))
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write the rows as JSON")
-    parser.add_argument("--measure", type=int, metavar="LEVERS", help="one rung, in this process, as JSON")
-    options = parser.parse_args()
-    for workload in options.workloads:
-        if workload not in WORKLOADS:
-            parser.error(f"the workload is {workload!r}, accepted are {', '.join(WORKLOADS)}")
-    if options.measure is not None:
-        print(json.dumps(measure(options.workloads[0], LEVERS[: options.measure])))
-    else:
-        measured = {workload: rungs(workload) for workload in options.workloads}
-        if options.results:
-            command = shlex.join(["python", *sys.orig_argv[1:]])
-            where = {**environment(), "threads": torch.get_num_threads()}
-            rows = [{"workload": workload, "rungs": rows} for workload, rows in measured.items()]
-            write_json(options.results, {"rows": rows, "command": command, "environment": where})
+    assert __doc__ is not None
+    climb(__doc__, tuple(WORKLOADS), LEVERS, measure)

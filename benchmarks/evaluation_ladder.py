@@ -1,0 +1,128 @@
+"""From a plain evaluation to this one, lever by lever: python benchmarks/evaluation_ladder.py [--results FILE]
+
+The plain evaluation of a volume is what released code does: the training network on one window after the other, in
+float32, its softmax added up in numpy, then every metric from erosions and distance transforms of the whole volume. Each
+rung adds one lever to those before it, in a process of its own; its weights are random. The volume is a part of the first
+test volume of the left atrium; it is looked for in $SEMISEG_DATA.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ladder import climb
+from memory import keep_heap
+from scipy import ndimage
+
+from semiseg.config import Config, load_config
+from semiseg.engine.trainer import build_method, open_configured_dataset
+from semiseg.evaluation.evaluator import predict_case, validation_config
+from semiseg.evaluation.metrics import case_metrics
+from semiseg.evaluation.sliding_window import window_starts
+from semiseg.methods import METHODS, Method
+from semiseg.models.folding import fold_batch_norm
+from semiseg.models.two_branches import TwoDecoders
+
+CPU = torch.device("cpu")
+PART = (
+    slice(0, 148),
+    slice(0, 148),
+    slice(0, 88),
+)  # voxels: three windows along each axis at the paper's stride
+SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
+
+# From the plain evaluation to the full one; the last belongs to evaluations during training.
+LEVERS = ("kept heap", "batched windows of decoder A", "channels last", "folded batch normalisation", "bfloat16",
+          "distances between surfaces", "half overlap")  # fmt: skip
+WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
+
+
+@torch.no_grad()
+def plain_prediction(method: Method, image: np.ndarray, config: Config) -> np.ndarray:  # [*S]
+    """Window by window, everything the network has computed for each, added up in numpy."""
+    assert config.evaluation.stride is not None
+    axes = zip(image.shape, config.training.patch_size, config.evaluation.stride, strict=True)
+    scores, counts = (
+        np.zeros((method.num_classes, *image.shape), np.float32),
+        np.zeros(image.shape, np.float32),
+    )
+    for corner in itertools.product(*(window_starts(*axis) for axis in axes)):
+        sides = zip(corner, config.training.patch_size, strict=True)
+        window = tuple(slice(first, first + side) for first, side in sides)
+        network, patch = method.network, torch.from_numpy(image[window])[None, None]
+        logits = network.branches(patch)[0] if isinstance(network, TwoDecoders) else network(patch)[0]
+        scores[(slice(None), *window)] += logits.softmax(1)[0].numpy()
+        counts[window] += 1
+    return (scores / counts).argmax(0)
+
+
+def plain_metrics(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, float, float, float]:
+    """Dice, Jaccard, 95HD and ASD in voxels, each from the whole volume, each distance by its own transform."""
+
+    def to_surface(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        surface_a, surface_b = (mask & ~ndimage.binary_erosion(mask) for mask in (a, b))
+        return ndimage.distance_transform_edt(~surface_b)[surface_a]
+
+    both = np.count_nonzero(prediction & truth)
+    dice = 2 * both / (np.count_nonzero(prediction) + np.count_nonzero(truth))
+    jaccard = both / np.count_nonzero(prediction | truth)
+    hausdorff = np.percentile(np.hstack([to_surface(prediction, truth), to_surface(truth, prediction)]), 95)
+    return dice, jaccard, float(hausdorff), float(to_surface(prediction, truth).mean())
+
+
+def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
+    """Seconds of predicting the part of the volume and of its metrics, and how many windows it has."""
+    if "kept heap" in levers:
+        keep_heap()
+    config = load_config(workload, [
+        *WORKLOADS[workload],
+        f"training.channels_last={str('channels last' in levers).lower()}",
+        f"training.precision={'auto' if 'bfloat16' in levers else 'float32'}",
+    ])  # fmt: skip
+    if "half overlap" in levers:
+        config = validation_config(config)
+    dataset = open_configured_dataset(config)
+    case = next(iter(dataset.evaluation_cases("test")))
+    image, truth = case.image[PART], case.label[PART]
+    shifted = np.roll(truth, SHIFT, axis=(0, 1, 2))
+    torch.manual_seed(config.seed)
+    method = build_method(
+        config, len(dataset.class_names), CPU, METHODS[config.method.name].text(config, dataset.class_names)
+    ).eval()
+    batched = "batched windows of decoder A" in levers
+
+    def predict(image: np.ndarray) -> None:
+        if not batched:
+            plain_prediction(method, image, config)
+            return
+        network = fold_batch_norm(method) if "folded batch normalisation" in levers else method
+        predict_case(network, image, config, CPU)
+
+    predict(image[tuple(slice(side) for side in config.training.patch_size)])  # warms up on a single window
+    started = time.perf_counter()
+    predict(image)
+    predicted = time.perf_counter()
+    if "distances between surfaces" in levers:
+        case_metrics(shifted, truth, dataset.class_names)
+    else:
+        plain_metrics(shifted == 1, truth == 1)
+    ended = time.perf_counter()
+    assert config.evaluation.stride is not None
+    axes = zip(image.shape, config.training.patch_size, config.evaluation.stride, strict=True)
+    windows = int(np.prod([len(window_starts(*axis)) for axis in axes]))
+    return {
+        "seconds": ended - started,
+        "seconds_of_prediction": predicted - started,
+        "seconds_of_metrics": ended - predicted,
+        "windows": windows,
+    }
+
+
+if __name__ == "__main__":
+    assert __doc__ is not None
+    climb(__doc__, tuple(WORKLOADS), LEVERS, measure)

@@ -1,0 +1,58 @@
+"""What the ladders share: rungs in processes of their own, each with a lever more than the one before, and their rows."""
+
+import argparse
+import json
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semiseg.engine.atomic import write_json
+from semiseg.engine.environment import environment
+
+Measure = Callable[
+    [str, Sequence[str]], dict[str, Any]
+]  # workload, levers -> what was measured, with "seconds"
+
+
+def climb(description: str, workloads: Sequence[str], levers: Sequence[str], measure: Measure) -> None:
+    """The command line of a ladder: every workload from no lever to all of them, and the results file.
+
+    A rung is `measure(workload, its levers)`, to which the peak memory of its process is added.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("workloads", nargs="*", default=tuple(workloads), help=", ".join(workloads))
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the rows as JSON")
+    parser.add_argument(
+        "--rung", type=int, metavar="LEVERS", help="measure one rung here and print it as JSON"
+    )
+    options = parser.parse_args()
+    for workload in options.workloads:
+        if workload not in workloads:
+            parser.error(f"the workload is {workload!r}, accepted are {', '.join(workloads)}")
+    if options.rung is not None:
+        row = measure(options.workloads[0], levers[: options.rung])
+        row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(json.dumps(row))
+        return
+    rows = [
+        {"workload": workload, "rungs": [_in_own_process(workload, levers[:count]) for count in range(len(levers) + 1)]}
+        for workload in options.workloads
+    ]  # fmt: skip
+    if options.results:
+        command = shlex.join(["python", *sys.orig_argv[1:]])
+        where = {**environment(), "threads": torch.get_num_threads()}
+        write_json(options.results, {"rows": rows, "command": command, "environment": where})
+
+
+def _in_own_process(workload: str, levers: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, sys.argv[0], workload, "--rung", str(len(levers))]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    row = {"levers": list(levers), **json.loads(output)}
+    print(f"{workload}, {len(levers)} levers: {row['seconds']:.2f} s, {row['peak_gb']:.2f} GB", flush=True)
+    return row
