@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder import climb
-from memory import keep_heap
+from ladder import climb, prepare
 from scipy import ndimage
 
-from semiseg.config import Config, load_config
+from semiseg.config import Config
 from semiseg.engine.trainer import build_method, open_configured_dataset
 from semiseg.evaluation.evaluator import predict_case, validation_config
 from semiseg.evaluation.metrics import case_metrics
@@ -77,13 +76,7 @@ def plain_metrics(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, flo
 
 def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
     """Seconds of predicting the part of the volume and of its metrics, and how many windows it has."""
-    if "kept heap" in levers:
-        keep_heap()
-    config = load_config(workload, [
-        *WORKLOADS[workload],
-        f"training.channels_last={str('channels last' in levers).lower()}",
-        f"training.precision={'auto' if 'bfloat16' in levers else 'float32'}",
-    ])  # fmt: skip
+    config = prepare(workload, WORKLOADS[workload], levers)
     if "half overlap" in levers:
         config = validation_config(config)
     dataset = open_configured_dataset(config)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import keep_heap
 
+from semiseg.config import Config, load_config
 from semiseg.engine.atomic import write_json
 from semiseg.engine.environment import environment
 
@@ -48,6 +50,17 @@ def climb(description: str, workloads: Sequence[str], levers: Sequence[str], mea
         command = shlex.join(["python", *sys.orig_argv[1:]])
         where = {**environment(), "threads": torch.get_num_threads()}
         write_json(options.results, {"rows": rows, "command": command, "environment": where})
+
+
+def prepare(name: str, overrides: Sequence[str], levers: Sequence[str]) -> Config:
+    """The configuration with what the levers of all ladders say; sets the allocator of this process."""
+    if "kept heap" in levers:
+        keep_heap()
+    channels_last = str("channels last" in levers).lower()
+    precision = "auto" if "bfloat16" in levers else "float32"
+    return load_config(
+        name, [*overrides, f"training.channels_last={channels_last}", f"training.precision={precision}"]
+    )
 
 
 def _in_own_process(workload: str, levers: Sequence[str]) -> dict[str, Any]:

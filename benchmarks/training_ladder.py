@@ -20,11 +20,11 @@ from unittest import mock
 
 import h5py
 import torch
-from ladder import climb
-from memory import keep_heap, page_faults
+from ladder import climb, prepare
+from memory import page_faults
 from torch import Tensor
 
-from semiseg.config import Config, load_config
+from semiseg.config import Config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, acdc, volumes
 from semiseg.data.files import read_list
 from semiseg.engine.distributed import Processes
@@ -108,13 +108,7 @@ def training_data(config: Config, in_memory: bool) -> Any:
 
 def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
     """Seconds of each measured step, of drawing its batch alone, page faults, and the last loss."""
-    if "kept heap" in levers:
-        keep_heap()
-    config = load_config(workload, [
-        *WORKLOADS[workload],
-        f"training.channels_last={str('channels last' in levers).lower()}",
-        f"training.precision={'auto' if 'bfloat16' in levers else 'float32'}",
-    ])  # fmt: skip
+    config = prepare(workload, WORKLOADS[workload], levers)
     torch.manual_seed(config.seed)
     class_names = open_configured_dataset(config).class_names
     text = METHODS[config.method.name].text(config, class_names)
