@@ -189,6 +189,7 @@ def test_weights_that_are_not_finite_are_never_saved(every_iteration, configured
 
 
 def test_the_second_interruption_acts_at_once():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start out ignoring it
     with Interruption() as interruption:
         assert interruption.signal is None
         signal.raise_signal(signal.SIGINT)
