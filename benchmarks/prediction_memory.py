@@ -34,7 +34,7 @@ CONFIGURATION = "la_mper"
 def untrained_run(folder: Path) -> RunDirectory:
     """What training would leave."""
     config = load_config(CONFIGURATION, [f"output={folder}"])
-    run = RunDirectory.create(config)
+    run = RunDirectory.create(config, torch.device("cpu"))
     dataset = LeftAtrium(folder)
     DatasetDescription.of(dataset).save(run.dataset)
     method = build_method(config, len(dataset.class_names), torch.device("cpu"))

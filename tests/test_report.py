@@ -157,7 +157,7 @@ def test_evaluation_leaves_a_report_that_can_be_made_again(name, request, tmp_pa
     run_path = tmp_path / "run"
     config = load_config(name, [*small, f"dataset.root={root}", f"output={run_path}"])
     dataset = open_dataset(config.dataset.name, root)
-    run = RunDirectory.create(config)
+    run = RunDirectory.create(config, torch.device("cpu"))
     DatasetDescription.of(dataset).save(run.dataset)
     save_checkpoint(
         run.checkpoint(), build_method(config, len(dataset.class_names), torch.device("cpu")), iteration=0

@@ -35,7 +35,7 @@ def untrained_run(
     network = "unet" if configuration.startswith("acdc") else "vnet"
     tiny = [*TINY[network], *METHOD_OVERRIDES.get(configuration, [])]
     config = load_config(configuration, [*tiny, *overrides, f"output={folder}"])
-    run = RunDirectory.create(config)
+    run = RunDirectory.create(config, torch.device("cpu"))
     DatasetDescription(class_names, config.network.dimensions, preprocessing).save(run.dataset)
     text = METHODS[config.method.name].text(config, class_names)
     if text is not None:

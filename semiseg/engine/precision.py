@@ -26,16 +26,20 @@ def check_precision(config: Config, device: torch.device) -> None:
         )
 
 
-def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    """The context a network's forward pass runs in, for training and evaluation.
+def precision(config: Config, device: torch.device) -> str:
+    """What `training.precision` comes to on a device: float32 or bfloat16.
 
     `auto` is bfloat16 where the device computes in it (a GPU of compute capability 8.0 on, a CPU with AVX512-BF16 or
     AMX) and its gradients can be trusted.
     """
-    precision = config.training.precision
-    if precision == "float32" or (
-        precision == "auto" and (not has_bfloat16(device) or _is_unsafe(config, device))
-    ):
+    if config.training.precision != "auto":
+        return config.training.precision
+    return "bfloat16" if has_bfloat16(device) and not _is_unsafe(config, device) else "float32"
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The context a network's forward pass runs in, for training and evaluation."""
+    if precision(config, device) == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
 from semiseg.engine.atomic import remove_leftovers, write_json, write_text
 from semiseg.engine.environment import environment
+from semiseg.engine.precision import precision
 
 
 class RunDirectory:
@@ -63,17 +65,17 @@ class RunDirectory:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.environment} is damaged: {error}") from None
 
-    def reopen(self) -> RunDirectory:
-        """Clean up behind a process that was killed, and add this one's command, machine, versions and commit."""
+    def reopen(self, config: Config, device: torch.device) -> RunDirectory:
+        """Clean up behind a process that was killed, and add what this one is, as `create` writes it."""
         remove_leftovers(self.path)
         first = self.read_environment()
-        resumed = [*first.get("resumed", []), _session()]
+        resumed = [*first.get("resumed", []), _session(config, device)]
         write_json(self.environment, {**first, "resumed": resumed})
         return self
 
     @classmethod
-    def create(cls, config: Config) -> RunDirectory:
-        """Make the folder and write the configuration as resolved, and the command, machine, versions and commit.
+    def create(cls, config: Config, device: torch.device) -> RunDirectory:
+        """Make the folder; write the configuration as resolved, and command, precision, machine, versions and commit.
 
         Raises ValueError where `output` names a folder that holds something already.
         """
@@ -88,7 +90,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
-        write_json(run.environment, _session())
+        write_json(run.environment, _session(config, device))
         return run
 
     @classmethod
@@ -101,9 +103,10 @@ class RunDirectory:
         return run, config_from_mapping(read_mapping(run.config))
 
 
-def _session() -> dict[str, Any]:
+def _session(config: Config, device: torch.device) -> dict[str, Any]:
     # Whose Python it was, and where, is nobody else's business.
-    return {"command": shlex.join(["python", *sys.orig_argv[1:]]), **environment()}
+    command = shlex.join(["python", *sys.orig_argv[1:]])
+    return {"command": command, "precision": precision(config, device), **environment()}
 
 
 def _first_free(path: Path) -> Path:

@@ -106,12 +106,12 @@ def train(
     run = None  # of the first process alone
     if processes.is_main:
         if resume is None:
-            run = RunDirectory.create(config)
+            run = RunDirectory.create(config, device)
             DatasetDescription.of(dataset).save(run.dataset)
             if text is not None:
                 text.save(run.text)
         else:
-            run = resume.reopen()
+            run = resume.reopen(config, device)
         start = f"going on after iteration {iteration}, " if resume is not None else ""
         print(
             f"{config.name}: {config.method.name} on {config.dataset.name}, {start}run directory {run.path}",

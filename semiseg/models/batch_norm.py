@@ -7,6 +7,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from semiseg_kernels import batch_norm_relu
 from semiseg_kernels.reference.batch_norm_relu import relu
 
+NEGATIVE_SLOPE = 0.01  # where the networks have a leaky ReLU
+
 
 class BatchNormReLU(_BatchNorm):
     """Batch normalisation of images of any number of axes, then ReLU, leaky with a slope other than 0."""

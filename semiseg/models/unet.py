@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from semiseg.models.batch_norm import BatchNormReLU
+from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg.models.initialisation import initialise
 from semiseg.models.vnet import check_upsampling
-
-NEGATIVE_SLOPE = 0.01  # of the leaky ReLU
 
 
 def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from semiseg.models.batch_norm import BatchNormReLU
+from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg_kernels import prompt_conv
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-NEGATIVE_SLOPE = 0.01  # of the leaky ReLU
 
 
 class VoxelPrompt(nn.Module):

@@ -15,7 +15,6 @@ VOLUMES = [
     "training.patch_size=[32, 16, 16]",
     "training.labelled_batch=2",
     "training.unlabelled_batch=2",
-    "training.channels_last=true",
     "evaluation.stride=[32, 16, 16]",
 ]
 SLICES = [

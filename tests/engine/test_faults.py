@@ -382,7 +382,7 @@ def test_evaluation_refuses_a_checkpoint_that_is_not_of_the_run(damage, message,
         "la_supervised",
         [*VOLUMES, "method.iterations=1", f"dataset.root={left_atrium}", f"output={left_atrium / 'run'}"],
     )
-    run = RunDirectory.create(config)
+    run = RunDirectory.create(config, torch.device("cpu"))
     save_checkpoint(run.checkpoint(), trainer.build_method(config, 2, torch.device("cpu")), iteration=1)
     damage(run)
     assert message in command("evaluate", "--run", str(run.path)).refusal()

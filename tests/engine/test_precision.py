@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from semiseg.config import load_config
-from semiseg.engine.precision import autocast, check_precision, has_bfloat16
+from semiseg.engine.precision import autocast, check_precision, has_bfloat16, precision
 
 CPU = torch.device("cpu")
 WITH, WITHOUT = {"avx512_f": True, "avx512_bf16": True}, {"avx512_f": True, "avx512_bf16": False}
 
 
-def product_dtype(precision, capabilities, patch=(48, 48, 32), device=CPU):
+def product_dtype(asked, capabilities, patch=(48, 48, 32), device=CPU):
     config = load_config(
-        "phantom_supervised", [f"training.precision={precision}", f"training.patch_size={list(patch)}"]
+        "phantom_supervised", [f"training.precision={asked}", f"training.patch_size={list(patch)}"]
     )
     with mock.patch("torch.cpu.get_capabilities", return_value=capabilities), autocast(config, device):
-        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        dtype = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        assert f"torch.{precision(config, device)}" == str(dtype)
+    return dtype
 
 
 @pytest.mark.parametrize("capabilities", [WITH, WITHOUT, {}, {"amx_bf16": True}])

@@ -26,6 +26,17 @@ RUNS = {
         "acdc_mper",
         [*SLICES, *MPER, "method.zero_box=[10, 10]", "method.teacher_mode=eval", "preset=released"],
     ),
+    "mper in bfloat16": (
+        "left_atrium",
+        "la_mper",
+        [
+            *VOLUMES,
+            *MPER,
+            "method.zero_box=[10, 10, 10]",
+            "training.patch_size=[48, 16, 16]",
+            "training.precision=bfloat16",
+        ],
+    ),
     "vclipseg": ("left_atrium", "la_vclipseg", [*VOLUMES, "method.text=random", "method.iterations=4"]),
     "supervised": (*SUPERVISED[:2], [*SUPERVISED[2], "method.learning_rate_step=2"]),
 }
@@ -105,6 +116,7 @@ def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypa
         monkeypatch.setattr("sys.orig_argv", ["python3", "later"])
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["command"] == "python first" and "cpu" in environment
+    assert environment["precision"] == environment["resumed"][0]["precision"] == "float32"
     assert [session["command"] for session in environment["resumed"]] == ["python later", "python later"]
     assert all(session.keys() == environment.keys() - {"resumed"} for session in environment["resumed"])
 
