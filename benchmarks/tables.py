@@ -269,6 +269,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "training-ladder": ladder_table,
     "evaluation-ladder": ladder_table,
     "phantom": training_table,
+    "phantom-plain": training_table,
+    "phantom-bfloat16": training_table,
     "la": training_table,
     "acdc": training_table,
 }

@@ -69,7 +69,7 @@ class TrainingConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    precision: str = "auto"  # float32, bfloat16 (autocast), or auto: bfloat16 where the device computes in it
+    precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where the device computes in it
     channels_last: bool = True
     deterministic: bool = False  # the same numbers on every run on a GPU too, at the cost of speed there
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...

@@ -65,7 +65,7 @@ def test_bfloat16_gradients_are_finite_and_the_same_each_time(side):
 @pytest.mark.gpu
 def test_auto_on_a_gpu():
     device = torch.device("cuda")
-    config = load_config("la_mper")
+    config = load_config("la_mper", ["training.precision=auto"])
     with autocast(config, device):
         product = torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     expected = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
