@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from semiseg.commands import EXPECTED, command
 from semiseg.prediction import Predictor
-from semiseg.preparation.volume import check_header
+from semiseg.preparation.volume_files import check_header
 
 NIFTI = (".nii.gz", ".nii")
 FILES = (*NIFTI, ".nrrd")

@@ -21,7 +21,8 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
 from semiseg.evaluation.evaluator import class_map, probability_slabs
 from semiseg.models.folding import fold_batch_norm
-from semiseg.preparation.volume import Volume, read_volume, write_nifti
+from semiseg.preparation.volume import Volume
+from semiseg.preparation.volume_files import read_volume, write_nifti
 from semiseg.text import TextEmbeddings
 from semiseg_kernels import largest_components
 

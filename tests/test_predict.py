@@ -19,7 +19,8 @@ from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
 from semiseg.predict import main
 from semiseg.prediction import resampled_slabs
-from semiseg.preparation.volume import Volume, read_nifti
+from semiseg.preparation.volume import Volume
+from semiseg.preparation.volume_files import read_nifti
 
 predict = main.__wrapped__  # without the exit status
 THRESHOLD = 50.0

@@ -15,7 +15,7 @@ import pytest
 
 from semiseg.data import open_dataset
 from semiseg.preparation import CHALLENGES
-from semiseg.preparation.volume import read_dicom_series, read_nifti, read_nrrd
+from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd
 from semiseg.prepare import main
 
 SOURCES = {

@@ -16,7 +16,7 @@ from semiseg.config import load_config
 from semiseg.data import UnlabelledCase, open_dataset
 from semiseg.engine.trainer import train
 from semiseg.evaluate import evaluate
-from semiseg.preparation.volume import read_nifti
+from semiseg.preparation.volume_files import read_nifti
 from semiseg.prepare import main
 
 Source = tuple[Path, Path]

@@ -9,7 +9,8 @@ from semiseg.data.acdc import ACDC, EVALUATION_LISTS, TRAINING_LIST, slice_path,
 from semiseg.preparation.challenge import Challenge
 from semiseg.preparation.layout import write_case, write_list
 from semiseg.preparation.splits import Scan, Splits
-from semiseg.preparation.volume import SAME_SPACING, Volume, read_nifti
+from semiseg.preparation.volume import SAME_SPACING, Volume
+from semiseg.preparation.volume_files import read_nifti
 
 TRAINING_VOLUMES = "train.list"
 

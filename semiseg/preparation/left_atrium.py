@@ -9,7 +9,8 @@ from semiseg.data.left_atrium import LeftAtrium
 from semiseg.preparation.challenge import Challenge, box_around
 from semiseg.preparation.layout import write_case
 from semiseg.preparation.splits import Scan
-from semiseg.preparation.volume import Volume, read_nrrd
+from semiseg.preparation.volume import Volume
+from semiseg.preparation.volume_files import read_nrrd
 
 SMALLEST_SIDE = 112  # voxels in the plane of the slices, the patch everyone trains on
 MARGIN = 15

@@ -10,7 +10,8 @@ from semiseg.data.pancreas import Pancreas
 from semiseg.preparation.challenge import Challenge, box_around
 from semiseg.preparation.layout import write_case
 from semiseg.preparation.splits import Scan
-from semiseg.preparation.volume import Volume, read_dicom_series, read_nifti, resample, resample_label
+from semiseg.preparation.volume import Volume, resample, resample_label
+from semiseg.preparation.volume_files import read_dicom_series, read_nifti
 
 PREPROCESSING = Pancreas.preprocessing
 MARGIN = 25  # voxels of 1 mm

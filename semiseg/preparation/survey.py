@@ -11,7 +11,8 @@ from semiseg.evaluation.tables import markdown_table
 from semiseg.preparation.checks import LabelPlacement, check_image
 from semiseg.preparation.layout import progress
 from semiseg.preparation.splits import Scan, UnlabelledScan
-from semiseg.preparation.volume import Volume, on_grid_of, read_nifti
+from semiseg.preparation.volume import Volume, on_grid_of
+from semiseg.preparation.volume_files import read_nifti
 
 ORIENTATION = "RAS"  # all scans are turned to it
 LARGEST_LABEL = 65535

@@ -8,15 +8,8 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
-from semiseg.preparation.volume import (
-    Volume,
-    on_grid_of,
-    read_dicom_series,
-    read_nifti,
-    read_nrrd,
-    resample,
-    resample_label,
-)
+from semiseg.preparation.volume import Volume, on_grid_of, resample, resample_label
+from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd
 
 NO_SPACE = dict.fromkeys(("space", "space directions", "space origin"))
 
