@@ -128,8 +128,11 @@ tests() {
             printf '%s\0' "tests/kernels/test_$file.py" triton
         done
         for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce compile determinism \
-            momentum_update; do
+            momentum_update largest_components; do
             printf '%s\0' "tests/kernels/test_$file.py" cuda
+        done
+        for file in engine/test_precision engine/test_deterministic_algorithms data/test_training_tensors; do
+            printf '%s\0' "tests/$file.py" gpu
         done
     } | xargs -0 -n 2 -P "$(nproc)" bash -c 'test_file "$1" "$2"' test_file
 }
