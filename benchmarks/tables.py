@@ -246,6 +246,20 @@ def ladder_table(results: Results) -> str:
 LADDER_HEADING = ("", "seconds", "own gain", "over plain with kept heap", "over plain", "peak GB")
 
 
+def gradient_rounding_table(results: Results) -> str:
+    """A line a rounding, a column a moment of the training."""
+    steps = [f"after {row['step']} steps" for row in results["rows"]]
+    lines = [
+        [name, *(f"{100 * row['differences'][name]:.1f} %" for row in results["rows"])]
+        for name in results["rows"][0]["differences"]
+    ]
+    where = results["environment"]
+    return (
+        f"{markdown_table([('rounding', *steps), *lines])}\n\n{results['configuration']}, {results['batches']} batches; "
+        f"{where['cpu']}, torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`."
+    )
+
+
 def training_table(results: Results) -> str:
     rows = [training_header(), *training_rows(results)]
     return f"{markdown_table(rows)}\n\n{training_notes(results)}"
@@ -268,6 +282,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prediction-memory": prediction_memory_table,
     "training-ladder": ladder_table,
     "evaluation-ladder": ladder_table,
+    "gradient-rounding": gradient_rounding_table,
     "phantom": training_table,
     "phantom-plain": training_table,
     "phantom-bfloat16": training_table,

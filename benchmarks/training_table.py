@@ -1,5 +1,6 @@
 """Tables of trained networks for README.md and docs/, from the rows benchmarks/training_results.py gathers."""
 
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ def training_cells(rows: list[dict[str, Any]]) -> list[str]:
     """One line from the runs of one configuration: over one seed mean ± sd of cases, over several of seeds."""
     entries = [_entry(metric, [row["summary"]["mean"][metric] for row in rows]) for metric in METRICS]
     empty = sum(row["summary"]["empty_prediction"] for row in rows)
-    minutes = max(row["training_minutes"] for row in rows)
+    minutes = median(row["training_minutes"] for row in rows)
     return [rows[0]["name"], str(len(rows)), *entries, str(empty), f"{minutes:.0f}"]
 
 
@@ -46,6 +47,6 @@ def training_notes(results: dict[str, Any]) -> str:
     text = f" Text embeddings: {', '.join(texts)}." if texts else ""
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
-        "medpy defines them; empty: predictions without a voxel of a class; minutes: the longest training, on a "
+        "medpy defines them; empty: predictions without a voxel of a class; minutes: the median training, on a "
         f"machine that ran other work beside it. {'; '.join(machines)}.{text}"
     )
