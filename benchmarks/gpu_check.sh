@@ -124,11 +124,11 @@ tests() {
             done
             printf '%s\0' "tests/kernels/test_$file.py" "triton and not ($shared)"
         done
-        for file in dice_ce compile determinism momentum_update; do
+        for file in dice_ce masked_class_mean compile determinism momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" triton
         done
-        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce compile determinism \
-            momentum_update; do
+        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce masked_class_mean \
+            compile determinism momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" cuda
         done
     } | xargs -0 -n 2 -P "$(nproc)" bash -c 'test_file "$1" "$2"' test_file
