@@ -61,7 +61,9 @@ class Operation:
     x: Tensor  # [B, channels, *S]
     function: Callable[[Tensor], Results]
     differentiable: int  # the first so many results are
-    forward_maps: tuple[Tensor, ...] = ()  # [B, *S] or [B, C, *S] each: labels and the like that forward reads beside x
+    forward_maps: tuple[
+        Tensor, ...
+    ] = ()  # [B, *S] or [B, C, *S]: labels and the like that forward reads, too
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
     linear: bool = False  # its backward does not read x
@@ -71,7 +73,8 @@ class Operation:
         x, returned = self.x.nbytes, sum(result.nbytes for result in results)
         forward = x + sum(values.nbytes for values in self.forward_maps) + returned
         # Upstream gradients are as large as the results; an index among these is read once more.
-        backward = (1 if self.linear else 2) * x + sum(values.nbytes for values in self.backward_maps) + returned
+        of_input = x if self.linear else 2 * x
+        backward = of_input + sum(values.nbytes for values in self.backward_maps) + returned
         return {"forward": forward, "backward": backward, "step": forward + backward}
 
 

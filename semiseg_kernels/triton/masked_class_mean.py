@@ -57,7 +57,8 @@ def _forward(
     voxel = tl.arange(0, BLOCK)[:, None]
     summed = tl.zeros([CHANNELS, CLASSES], tl.float64)
     total = tl.zeros([1, CLASSES], tl.float64)
-    for tile in range(program * TILES, (program + 1) * TILES):
+    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    for tile in range(program * TILES, tl.minimum((program + 1) * TILES, tiles)):
         image, first, inside = locate(tile, batch, N, BLOCK)
         w = start(weight, image, first, weight_batch_stride, weight_stride, WEIGHT_CHANNELS_LAST)
         w += offsets(voxel, c, weight_stride, WEIGHT_CHANNELS_LAST)

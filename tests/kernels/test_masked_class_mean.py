@@ -160,7 +160,7 @@ def test_reference_gradient():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(kernel, dtype, layout):
-    z, weight = make_inputs("2d", dtype, layout, layout)
+    z, weight = make_inputs("63 voxels", dtype, layout, layout)
     raw = torch.ops.semiseg_kernels
     for given in (weight, weight > 0):
         torch.library.opcheck(raw.masked_class_mean_forward, (z, given, kernel))

@@ -155,7 +155,7 @@ def test_tiles():
         assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
         for d in (1, 16, 17, 1024):
             tiles = mean_tiles(d, num_classes)
-            assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "powers of two that tensor cores multiply"
+            assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "tensor cores multiply them"
             assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
 
 
