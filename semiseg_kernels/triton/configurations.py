@@ -89,10 +89,10 @@ def class_tiles(num_classes: int) -> ClassTiles:
 
 
 def mean_tiles(d: int, num_classes: int) -> MeanTiles:
-    classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 64)
+    classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 32)
     channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
-    forward_block = 32
-    return MeanTiles(classes, channels, forward_block, VOXELS_PER_PROGRAM // forward_block, 2048 // classes)
+    forward_block, backward_block = 32, 64
+    return MeanTiles(classes, channels, forward_block, VOXELS_PER_PROGRAM // forward_block, backward_block)
 
 
 def regions_at_once(num_regions: int) -> int:

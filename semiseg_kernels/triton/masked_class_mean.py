@@ -58,7 +58,9 @@ def _forward(
     summed = tl.zeros([CHANNELS, CLASSES], tl.float64)
     total = tl.zeros([1, CLASSES], tl.float64)
     tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
-    for tile in range(program * TILES, tl.minimum((program + 1) * TILES, tiles)):
+    for tile in tl.range(
+        program * TILES, tl.minimum((program + 1) * TILES, tiles), disable_licm=True, num_stages=1
+    ):
         image, first, inside = locate(tile, batch, N, BLOCK)
         w = start(weight, image, first, weight_batch_stride, weight_stride, WEIGHT_CHANNELS_LAST)
         w += offsets(voxel, c, weight_stride, WEIGHT_CHANNELS_LAST)
@@ -109,7 +111,7 @@ def _backward(
     voxel = tl.arange(0, BLOCK)[:, None]
     weight = start(weight, image, first, weight_batch_stride, weight_stride, WEIGHT_CHANNELS_LAST)
     total = tl.zeros([BLOCK, CHANNELS], tl.float32)
-    for first_class in range(0, C, CLASSES):
+    for first_class in tl.range(0, C, CLASSES, disable_licm=True):
         c = first_class + tl.arange(0, CLASSES)
         at = weight + offsets(voxel, c[None, :], weight_stride, WEIGHT_CHANNELS_LAST)
         w = tl.load(at, mask=inside & (c[None, :] < C), other=0).to(tl.float32)
