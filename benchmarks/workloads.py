@@ -7,7 +7,14 @@ import torch
 from gemm import gemm_head, gemm_info_nce, gemm_similarity
 from torch import Tensor
 
-from semiseg_kernels import cluster_mean, dice_ce, prototype_head, prototype_info_nce, prototype_similarity
+from semiseg_kernels import (
+    cluster_mean,
+    dice_ce,
+    masked_class_mean,
+    prototype_head,
+    prototype_info_nce,
+    prototype_similarity,
+)
 
 Results = tuple[Tensor, ...]
 
@@ -54,16 +61,20 @@ class Operation:
     x: Tensor  # [B, channels, *S]
     function: Callable[[Tensor], Results]
     differentiable: int  # the first so many results are
-    forward_maps: tuple[Tensor, ...] = ()  # [B, *S] each: labels and the like that forward reads beside x
+    forward_maps: tuple[
+        Tensor, ...
+    ] = ()  # [B, *S] or [B, C, *S]: labels and the like that forward reads, too
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
+    linear: bool = False  # its backward does not read x
 
     def compulsory_bytes(self, results: Results) -> dict[str, int]:
         """What no implementation can avoid to move: inputs and upstream gradients read, results and gradient written."""
         x, returned = self.x.nbytes, sum(result.nbytes for result in results)
         forward = x + sum(values.nbytes for values in self.forward_maps) + returned
         # Upstream gradients are as large as the results; an index among these is read once more.
-        backward = 2 * x + sum(values.nbytes for values in self.backward_maps) + returned
+        of_input = x if self.linear else 2 * x
+        backward = of_input + sum(values.nbytes for values in self.backward_maps) + returned
         return {"forward": forward, "backward": backward, "step": forward + backward}
 
 
@@ -106,6 +117,12 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
             z, lambda z: cluster_mean(z, prototypes, labels, weight=confident), 0,
             forward_maps=(labels, confident),
         )  # fmt: skip
+    if name == "masked_class_mean":
+        weight = torch.rand(batch, num_classes, *spatial)
+        return Operation(
+            z, lambda z: (masked_class_mean(z, weight),), 1,
+            forward_maps=(weight,), backward_maps=(weight,), linear=True,
+        )  # fmt: skip
 
     def head(z: Tensor) -> Results:
         result = prototype_head(
@@ -127,4 +144,6 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
     )  # fmt: skip
 
 
-OPERATIONS = ("prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce")
+OPERATIONS = (
+    "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "masked_class_mean",
+)  # fmt: skip

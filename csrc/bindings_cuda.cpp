@@ -75,5 +75,7 @@ PYBIND11_MODULE(_CUDA, module) {
   bind_kernel(module, "momentum_update", forward, cuda::momentum_update);
   bind_kernel(module, "dice_ce_forward", forward, cuda::dice_ce_forward);
   bind_kernel(module, "dice_ce_backward", backward, cuda::dice_ce_backward);
+  bind_kernel(module, "masked_class_mean_forward", forward, cuda::masked_class_mean_forward);
+  bind_kernel(module, "masked_class_mean_backward", backward, cuda::masked_class_mean_backward);
   bind_kernel(module, "largest_components", forward, cuda::largest_components);
 }

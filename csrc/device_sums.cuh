@@ -25,7 +25,8 @@ struct OneLane {
 template <int LANES>
 struct SeveralLanes {
   int lane;
-  __device__ __forceinline__ float sum(float x) const {
+  template <class T>
+  __device__ __forceinline__ T sum(T x) const {
     for (int step = 1; step < LANES; step *= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
     return x;
   }

@@ -36,6 +36,7 @@ struct Tiling {
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(uint8_t x) { return x; }
 
 template <class T>
 __device__ __forceinline__ T from_float(float x) {
@@ -49,6 +50,13 @@ __device__ __forceinline__ void with_float_type(DataType type, const Run& run) {
   if (type == DataType::float32) run(float{});
   else if (type == DataType::bfloat16) run(__nv_bfloat16{});
   else run(__half{});
+}
+
+// Of a weight, too.
+template <class Run>
+__device__ __forceinline__ void with_weight_type(DataType type, const Run& run) {
+  if (type == DataType::bool8 || type == DataType::uint8) run(uint8_t{});
+  else with_float_type(type, run);
 }
 
 template <class T>

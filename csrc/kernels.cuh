@@ -5,6 +5,7 @@
 #include "device.cuh"
 #include "dice_ce.h"
 #include "largest_components.h"
+#include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
@@ -22,6 +23,8 @@ int64_t cluster_mean(const ClusterMean&, const Device&);
 int64_t momentum_update(const MomentumUpdate&, const Device&);
 int64_t dice_ce_forward(const DiceCE&, const Device&);
 int64_t dice_ce_backward(const DiceCE&, const Device&);
+int64_t masked_class_mean_forward(const MaskedClassMean&, const Device&);
+int64_t masked_class_mean_backward(const MaskedClassMean&, const Device&);
 int64_t largest_components(const LargestComponents&, const Device&);
 
 }  // namespace semiseg::cuda

@@ -37,6 +37,16 @@ class ClassTiles(NamedTuple):
     num_warps: int
 
 
+class MeanTiles(NamedTuple):
+    """How the class mean divides its products of weights and embeddings, and of weights and gradients of means."""
+
+    classes: int  # multiplied at a time
+    channels: int  # of a program
+    forward_block: int  # voxels that are added in float32
+    tiles: int  # of a program of forward
+    backward_block: int
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()
@@ -76,6 +86,13 @@ def class_tiles(num_classes: int) -> ClassTiles:
     classes = power_of_two(num_classes)
     block = min(max(2048 // classes, 16), 512)
     return ClassTiles(classes, block, VOXELS_PER_PROGRAM // block, 4 if classes <= 128 else 8)
+
+
+def mean_tiles(d: int, num_classes: int) -> MeanTiles:
+    classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 32)
+    channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
+    forward_block, backward_block = 32, 64
+    return MeanTiles(classes, channels, forward_block, VOXELS_PER_PROGRAM // forward_block, backward_block)
 
 
 def regions_at_once(num_regions: int) -> int:

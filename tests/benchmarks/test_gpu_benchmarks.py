@@ -50,6 +50,7 @@ def test_without_a_gpu_the_benchmark_skips():
         ("prototype_head", torch.float32),
         ("prototype_similarity", torch.bfloat16),
         ("cluster_mean", torch.bfloat16),
+        ("masked_class_mean", torch.bfloat16),
     ],
 )
 def test_measurement(module, monkeypatch, name, dtype):
@@ -60,7 +61,7 @@ def test_measurement(module, monkeypatch, name, dtype):
     planned = benchmark.plan(name, "ACDC", "tiny") | {"compiled": "not now"}
     contestants, left_out = benchmark.gather(operation, planned)
     assert left_out.pop("max-autotune") and left_out.pop("compiled") == "not now"
-    if name == "cluster_mean":
+    if operation.gemm is None:
         assert left_out == {"gemm": "the operation has no such formulation"}
     else:
         assert left_out == {} and contestants.keys() == {"eager", kernel, "gemm"}
@@ -112,6 +113,9 @@ def test_compulsory_bytes(module):
     results = 4 * (2 + 2 + 1 + 12 * 16) + 8 * 12
     assert moved["forward"] == 30 * (4 * 16 + 3) + results
     assert moved["step"] == 30 * (4 * 16 + 3 + 2 * 4 * 16 + 2) + 2 * results
+    mean = workloads.make_operation("masked_class_mean", shape)
+    moved = mean.compulsory_bytes(mean.function(mean.x))
+    assert moved["forward"] == moved["backward"] == 30 * (4 * 16 + 4 * 4) + 4 * 4 * 16
 
 
 def made_up_results():
@@ -237,7 +241,7 @@ def test_gpu_check_runs_every_test_of_a_gpu_once(tmp_path):
         for line in (tmp_path / "calls").read_text().splitlines()
     ]
     every = {file for file, _ in calls}
-    assert len(every) == 9 and all((ROOT / file).is_file() for file in every)
+    assert len(every) == 10 and all((ROOT / file).is_file() for file in every)
     ids = [f"test_accuracy[{case}]" for case in ("3d-dtype0-contiguous-{}", "2d-dtype2-channels_last-{}")]
     ids += [
         "test_nan[{}]",

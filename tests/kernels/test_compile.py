@@ -7,6 +7,7 @@ from comparison import LAYOUTS, in_layout
 from semiseg_kernels import (
     cluster_mean,
     dice_ce,
+    masked_class_mean,
     momentum_update_,
     prototype_head,
     prototype_info_nce,
@@ -143,6 +144,7 @@ FUNCTIONS = {
     ),
     "dice_ce": lambda x: sum_of(dice_ce(x["z"][:, :3], x["labels"], regions=x["regions"], num_regions=2)),
     "dice_ce with soft target": lambda x: sum_of(dice_ce(x["z"][:, :3], x["logits"].softmax(1))),
+    "masked_class_mean": lambda x: masked_class_mean(x["z"], x["logits"].softmax(1)).square().sum(),
 }
 
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 from comparison import LAYOUTS, in_layout
 
-from semiseg_kernels import cluster_mean, dice_ce, prototype_head, prototype_info_nce, prototype_similarity
+from semiseg_kernels import (
+    cluster_mean,
+    dice_ce,
+    masked_class_mean,
+    prototype_head,
+    prototype_info_nce,
+    prototype_similarity,
+)
 from semiseg_kernels.native import extension as launches
 from semiseg_kernels.native.extension import extension
 
@@ -101,7 +108,9 @@ def test_alignment_changes_nothing(cuda, num_voxels, dtype, layout):
     for z in (aligned, shifted):
         z = z.detach().requires_grad_()
         similarity, index = prototype_similarity(z, prototypes)
-        results.append((similarity, index, torch.autograd.grad(similarity.float().square().sum(), z)[0]))
+        mean = masked_class_mean(z, z.detach()[:, :5])
+        gradients = [torch.autograd.grad(x.float().square().sum(), z)[0] for x in (similarity, mean)]
+        results.append((similarity, index, mean, *gradients))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 

@@ -6,7 +6,7 @@ from comparison import LAYOUTS, make_embedding
 from test_compile import FUNCTIONS, inputs
 from test_determinism import OPERATIONS, everything, make_inputs
 
-from semiseg_kernels import dice_ce, momentum_update_, prototype_head, use_backend
+from semiseg_kernels import dice_ce, masked_class_mean, momentum_update_, prototype_head, use_backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("kernel", ["triton", "cuda"], indirect=True)]
 
@@ -161,7 +161,7 @@ def test_offsets_beyond_32_bits(kernel, operation, layout):
             for period in (0, REPEATS // 2, REPEATS - 1):
                 assert_close_to_exact(periods[..., period, :], factor * exact)
         else:
-            is_sum = result.dim() >= 2  # of a cluster
+            is_sum = operation in ("prototype_head", "cluster_mean") and result.dim() >= 2  # of a cluster
             assert_close_to_exact(result, REPEATS * exact if is_sum else exact)
     del actual, gradient, result, repeated, maps
     torch.cuda.empty_cache()
@@ -176,7 +176,7 @@ def assert_close_to_exact(actual, exact):
     torch.testing.assert_close(actual.double(), exact.double(), rtol=tolerance, atol=atol)
 
 
-@pytest.mark.parametrize("function", ["prototype_head", "dice_ce"])
+@pytest.mark.parametrize("function", ["prototype_head", "dice_ce", "masked_class_mean"])
 def test_compiled_once_for_every_number_of_voxels(kernel, function):
     torch._dynamo.reset()
     compiled = torch.compile(FUNCTIONS[function], fullgraph=True, dynamic=True)
@@ -209,7 +209,8 @@ def test_sizes_and_numbers_compile_no_kernel_again(kernel, monkeypatch):
         head = prototype_head(
             z, prototypes, labels=labels, temperature=temperature, class_temperature=temperature / 3
         )
-        (head.similarity.sum() + head.ce.sum() + head.dice.sum() + head.info_nce).backward()
+        mean = masked_class_mean(z, head.similarity)
+        (head.similarity.sum() + head.ce.sum() + head.dice.sum() + head.info_nce + mean.sum()).backward()
         momentum_update_(prototypes, head.cluster_sum, head.cluster_count, momentum)
 
     for num_voxels in (4096, 4099):  # one that vectors divide, and one that they do not

@@ -6,8 +6,6 @@ from test_determinism import launched
 from semiseg_kernels import masked_class_mean, reference
 from semiseg_kernels.checks import WEIGHT_DTYPES
 
-OPERATION = "masked_class_mean"  # that not every backend has
-
 # B, *S, d, C
 CASES = {
     "3d": (2, (5, 7, 9), 16, 2),
@@ -54,11 +52,21 @@ def test_weight_dtypes(backend, dtype, weight_layout, layout):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
-def test_sliced_inputs(kernel):
-    """Neither contiguous nor channels-last: channels of other tensors, and every second voxel."""
+@pytest.mark.parametrize("of", ["channels", "voxels", "one voxel"])
+def test_strided_inputs(kernel, of):
+    """Neither contiguous nor channels-last: parts of other tensors, and one voxel in the place of all."""
     z, weight = make_inputs("2d")
-    for x, w in ((z[:, 1:9], weight[:, 1:3]), (z[:, 1:9, :, ::2], weight[:, 1:3, :, ::2])):
-        torch.testing.assert_close(masked_class_mean(x, w), masked_class_mean(x.contiguous(), w.contiguous()))
+    select = {
+        "channels": lambda x: x[:, 1:4],
+        "voxels": lambda x: x[:, 1:4, :, ::2],
+        "one voxel": lambda x: x[:, :, :1, :1].expand(x.shape),
+    }[of]
+    results = []
+    for lay_out in (lambda x: x, torch.Tensor.contiguous):
+        x, w = lay_out(select(z)).detach().requires_grad_(), lay_out(select(weight + 0.1))
+        mean = masked_class_mean(x, w)
+        results.append((mean, torch.autograd.grad(mean.square().sum(), x)[0]))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_worked_by_hand(backend):
@@ -131,7 +139,7 @@ def test_nothing_is_saved_but_the_inputs_and_a_sum_for_every_class(kernel):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_nothing_is_copied(kernel, dtype, layout, monkeypatch):
+def test_inputs_are_never_copied(kernel, dtype, layout, monkeypatch):
     """Neither pass allocates anything of the size of the weights, or of z, but the gradient."""
     z = in_layout(torch.randn(2, 16, 5000), layout).requires_grad_()
     weight = in_layout(torch.rand(2, 4, 5000), layout).to(dtype)
@@ -143,19 +151,6 @@ def test_nothing_is_copied(kernel, dtype, layout, monkeypatch):
     assert large == {"forward": [], "backward": [z.nbytes]}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits_from_any_number_of_threads(kernel, layout, threads):
-    z = in_layout(torch.randn(2, 5, 65537), layout).requires_grad_()
-    weight = in_layout(torch.rand(2, 3, 65537), layout)
-    runs = []
-    for number in (1, 2, 3, 2):
-        threads(number)
-        mean = masked_class_mean(z, weight)
-        runs.append((mean, torch.autograd.grad(mean.square().sum(), z)[0]))
-    for run in runs[1:]:
-        torch.testing.assert_close(run, runs[0], rtol=0, atol=0)
-
-
 def test_reference_gradient():
     z, weight = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True), torch.rand(2, 3, 4)
     weight[:, 1] = 0
@@ -165,26 +160,12 @@ def test_reference_gradient():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(kernel, dtype, layout):
-    z, weight = make_inputs("2d", dtype, layout, layout)
+    z, weight = make_inputs("63 voxels", dtype, layout, layout)
     raw = torch.ops.semiseg_kernels
     for given in (weight, weight > 0):
         torch.library.opcheck(raw.masked_class_mean_forward, (z, given, kernel))
         mean, total = raw.masked_class_mean_forward(z, given, kernel)
         torch.library.opcheck(raw.masked_class_mean_backward, (mean, total, z, given, kernel))
-
-
-def test_one_graph_for_every_number_of_voxels(backend):
-    torch._dynamo.reset()
-    compiled = torch.compile(masked_class_mean, fullgraph=True, dynamic=True, backend="aot_eager")
-    for spatial in ((5, 6, 7), (3, 9, 4), (11, 2, 13)):
-        z = in_layout(torch.randn(2, 16, *spatial), "channels_last").requires_grad_()
-        weight = torch.rand(2, 3, *spatial)
-        results = []
-        for run in (compiled, masked_class_mean):
-            with torch._dynamo.config.patch(error_on_recompile=True):
-                mean = run(z, weight)
-            results.append((mean, torch.autograd.grad(mean.square().sum(), z)[0]))
-        torch.testing.assert_close(results[0], results[1])
 
 
 Z, WEIGHT = torch.randn(2, 16, 5, 7), torch.rand(2, 3, 5, 7)

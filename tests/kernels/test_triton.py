@@ -22,7 +22,13 @@ from semiseg_kernels import (
 
 pytest.importorskip("triton")
 
-from semiseg_kernels.triton.configurations import class_tiles, fits_tiles, prototype_tiles, regions_at_once
+from semiseg_kernels.triton.configurations import (
+    class_tiles,
+    fits_tiles,
+    mean_tiles,
+    prototype_tiles,
+    regions_at_once,
+)
 
 # B, *S, d, C, K: one for every path of the kernels, none a multiple of a tile
 PATHS = {
@@ -147,6 +153,10 @@ def test_tiles():
         tiles = class_tiles(num_classes)
         assert num_classes <= tiles.classes < 2 * num_classes
         assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
+        for d in (1, 16, 17, 1024):
+            tiles = mean_tiles(d, num_classes)
+            assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "tensor cores multiply them"
+            assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
 
 
 def test_what_has_no_room_is_refused():
@@ -193,7 +203,13 @@ def test_nothing_spills_and_shared_memory_fits(compiled):
 
 def test_every_kernel_is_compiled(compiled):
     names = {kernel["kernel"] for kernel in compiled}
-    for operation in ("prototype_similarity", "prototype_info_nce", "prototype_head", "dice_ce"):
+    for operation in (
+        "prototype_similarity",
+        "prototype_info_nce",
+        "prototype_head",
+        "dice_ce",
+        "masked_class_mean",
+    ):
         assert {f"{operation}_forward", f"{operation}_backward"} <= names
     assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
 

@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 from semiseg_kernels.triton import (
     cluster_mean,
     dice_ce,
+    masked_class_mean,
     momentum_update,
     prototype_head,
     prototype_info_nce,
@@ -111,6 +112,9 @@ def run_operations(size, dtype, layout, which):
         for target in (labels, similarity):
             dice_ce.forward(similarity, target, regions, R, 1.0)
             dice_ce.backward(losses, losses, similarity, target, regions, statistics, R, 1.0)
+        for maps in (similarity, similarity.bool()):
+            masked_class_mean.forward(z, maps)
+            masked_class_mean.backward(p[:, 0], statistics[:num_classes], z, maps)
     else:
         prototype_head.forward(
             z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True
