@@ -14,6 +14,7 @@ import torch
 from matplotlib.image import imread
 
 from semiseg_kernels import available_backends
+from semiseg_kernels.backends import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -237,18 +238,22 @@ def test_gpu_check_succeeds_if_all_steps_do(tmp_path):
 def test_gpu_check_runs_every_test_of_a_gpu_once(tmp_path):
     gpu_check(tmp_path / "out", fake_python(tmp_path, status=0), STEPS="tests")
     calls = [
-        re.search(r"(tests/kernels/test_\w+\.py) -k (.+)$", line).groups()
+        re.search(r"(tests/\w+/test_\w+\.py) -k (.+)$", line).groups()
         for line in (tmp_path / "calls").read_text().splitlines()
     ]
     every = {file for file, _ in calls}
-    assert len(every) == 10 and all((ROOT / file).is_file() for file in every)
+    tests = [path for path in (ROOT / "tests").glob("*/test_*.py") if path != Path(__file__)]
+    for_a_gpu = {str(path.relative_to(ROOT)) for path in tests if "mark.gpu" in path.read_text()}
+    on_both = {f"tests/kernels/test_{name}.py" for name in OPERATIONS["cuda"] & OPERATIONS["triton"]}
+    assert for_a_gpu and on_both and for_a_gpu | on_both <= every
+    assert all((ROOT / file).is_file() for file in every)
     ids = [f"test_accuracy[{case}]" for case in ("3d-dtype0-contiguous-{}", "2d-dtype2-channels_last-{}")]
     ids += [
         "test_nan[{}]",
         "test_label_dtypes[{}-dtype2]",
         "test_accuracy_of_options[contiguous-options0-{}]",
     ]
-    for file in every:
+    for file in {file for file, expression in calls if "triton" in expression}:
         for test in (name.format(kernel) for kernel in ("triton", "cuda") for name in ids):
             selected = [
                 expression
