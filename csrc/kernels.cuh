@@ -6,6 +6,7 @@
 #include "dice_ce.h"
 #include "largest_components.h"
 #include "momentum_update.h"
+#include "prompt_mix.h"
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
 #include "prototype_similarity.h"
@@ -22,6 +23,8 @@ int64_t cluster_mean(const ClusterMean&, const Device&);
 int64_t momentum_update(const MomentumUpdate&, const Device&);
 int64_t dice_ce_forward(const DiceCE&, const Device&);
 int64_t dice_ce_backward(const DiceCE&, const Device&);
+int64_t prompt_mix_forward(const PromptMix&, const Device&);
+int64_t prompt_mix_backward(const PromptMix&, const Device&);
 int64_t largest_components(const LargestComponents&, const Device&);
 
 }  // namespace semiseg::cuda

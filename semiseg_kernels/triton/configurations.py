@@ -10,6 +10,8 @@ SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
 VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
 MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
+MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
+MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # and the sums of all programs, 16 MB
 
 
 class PrototypeTiles(NamedTuple):
@@ -34,6 +36,15 @@ class ClassTiles(NamedTuple):
     classes: int  # C rounded up to a power of two
     block: int
     tiles: int
+    num_warps: int
+
+
+class MixTiles(NamedTuple):
+    """How prompt mixing divides its work."""
+
+    classes: int  # C rounded up to a power of two
+    block: int
+    chunk: int  # channels of the prompt at a time; 1: multiply-adds in registers, more: tensor cores
     num_warps: int
 
 
@@ -76,6 +87,23 @@ def class_tiles(num_classes: int) -> ClassTiles:
     classes = power_of_two(num_classes)
     block = min(max(2048 // classes, 16), 512)
     return ClassTiles(classes, block, VOXELS_PER_PROGRAM // block, 4 if classes <= 128 else 8)
+
+
+def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles:
+    """`channels_last` is the layout of the prompt."""
+    classes = power_of_two(num_classes)
+    if not channels_last and classes <= MIX_CLASSES:
+        # A thread's voxels lie side by side. Backward sums over voxels, which one warp does without waiting for others.
+        return MixTiles(classes, min(1024 // classes, 512), 1, 1) if backward else MixTiles(classes, 512, 1, 4)
+    classes = max(classes, FEWEST_COLUMNS)
+    import os
+    chunk, num_warps = eval(os.environ.get("CFG", "(16, 4) if classes < 64 else (32, 8)"))
+    return MixTiles(classes, min(max(2048 // classes, 16), 128), chunk, num_warps)
+
+
+def mix_programs(tiles: int, sums: int) -> int:
+    """Programs of backward, each with sums over its voxels."""
+    return min(max(tiles, 1), MIX_PROGRAMS, max(MIX_SUMS // sums, 16))
 
 
 def regions_at_once(num_regions: int) -> int:
