@@ -124,10 +124,10 @@ tests() {
             done
             printf '%s\0' "tests/kernels/test_$file.py" "triton and not ($shared)"
         done
-        for file in dice_ce compile determinism momentum_update; do
+        for file in dice_ce prompt_mix compile determinism momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" triton
         done
-        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce compile determinism \
+        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce prompt_mix compile determinism \
             momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" cuda
         done

@@ -61,9 +61,9 @@ def test_operation(
     rows = benchmark.pedantic(
         lambda: measure(operation, contestants, device_timer(), ROUNDS if size == "full" else 2), rounds=1
     )
-    clusters = shape.num_classes * (1 if name == "dice_ce" else shape.per_class)
+    per_class = 1 if name in ("dice_ce", "prompt_mix") else shape.per_class
     with use_backend("auto"):
-        automatic = select(name, operation.x, clusters, operation.x.shape[1])
+        automatic = select(name, operation.x, shape.num_classes, per_class, shape.d)
     for row in rows:
         record.append(
             {

@@ -7,7 +7,14 @@ import torch
 from gemm import gemm_head, gemm_info_nce, gemm_similarity
 from torch import Tensor
 
-from semiseg_kernels import cluster_mean, dice_ce, prototype_head, prototype_info_nce, prototype_similarity
+from semiseg_kernels import (
+    cluster_mean,
+    dice_ce,
+    prompt_mix,
+    prototype_head,
+    prototype_info_nce,
+    prototype_similarity,
+)
 
 Results = tuple[Tensor, ...]
 
@@ -91,6 +98,10 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
             logits, lambda x: dice_ce(x, labels, regions=regions, num_regions=2), 2,
             forward_maps=(labels, regions), backward_maps=(labels, regions),
         )  # fmt: skip
+    if name == "prompt_mix":
+        logits = torch.randn(batch, num_classes, *spatial).to(dtype)
+        text = torch.randn(num_classes, workload.d)
+        return Operation(logits, lambda x: (prompt_mix(x, text),), 1)
     z = torch.randn(batch, workload.d, *spatial).to(dtype)
     if name == "prototype_similarity":
         return Operation(
@@ -127,4 +138,6 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
     )  # fmt: skip
 
 
-OPERATIONS = ("prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce")
+OPERATIONS = (
+    "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix",
+)  # fmt: skip

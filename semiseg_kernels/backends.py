@@ -136,7 +136,7 @@ def can_run(
     clusters = num_classes * per_class
     if clusters > MAX_CLUSTERS:
         return f"it keeps at most {MAX_CLUSTERS} prototypes or classes, the input has {clusters}"
-    if backend == "triton" and not fits_tiles(num_classes, per_class):
+    if backend == "triton" and not fits_tiles(operation, num_classes, per_class):
         return f"its tiles have no room for {num_classes} classes of {per_class} prototypes"
     if width > MAX_WIDTH[backend]:
         return f"it takes at most {MAX_WIDTH[backend]} channels, the input has {width}"

@@ -10,8 +10,11 @@ SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
 VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
 MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
-MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
-MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # and the sums of all programs, 16 MB
+MIX_CLASSES, MAX_MIX_CLASSES = (
+    8,
+    128,
+)  # few, which tensor cores would mostly pad; more than the last would spill
+MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
 class PrototypeTiles(NamedTuple):
@@ -53,10 +56,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def fits_tiles(num_classes: int, per_class: int) -> bool:
-    """Whether a voxel's cosines with all prototypes find room in the registers of a tile."""
+def fits_tiles(operation: str, num_classes: int, per_class: int) -> bool:
+    """Whether a voxel's cosines with all prototypes, or its shares, find room in the registers of a tile."""
     columns = power_of_two(num_classes) * power_of_two(per_class)
-    return columns <= MAX_COLUMNS and per_class <= MAX_PER_CLASS
+    most = MAX_MIX_CLASSES if operation == "prompt_mix" else MAX_COLUMNS
+    return columns <= most and per_class <= MAX_PER_CLASS
 
 
 def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: bool) -> PrototypeTiles:
@@ -94,11 +98,12 @@ def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles
     classes = power_of_two(num_classes)
     if not channels_last and classes <= MIX_CLASSES:
         # A thread's voxels lie side by side. Backward sums over voxels, which one warp does without waiting for others.
-        return MixTiles(classes, min(1024 // classes, 512), 1, 1) if backward else MixTiles(classes, 512, 1, 4)
+        return (
+            MixTiles(classes, min(1024 // classes, 512), 1, 1) if backward else MixTiles(classes, 512, 1, 4)
+        )
     classes = max(classes, FEWEST_COLUMNS)
-    import os
-    chunk, num_warps = eval(os.environ.get("CFG", "(16, 4) if classes < 64 else (32, 8)"))
-    return MixTiles(classes, min(max(2048 // classes, 16), 128), chunk, num_warps)
+    chunk, num_warps = (16, 4) if classes < 64 else (32, 8)
+    return MixTiles(classes, min(max(2048 // classes, 16), 64), chunk, num_warps)
 
 
 def mix_programs(tiles: int, sums: int) -> int:

@@ -118,7 +118,9 @@ print(sorted(faults)[20])
 
 
 @needs_cpu
-@pytest.mark.parametrize("name", ["prototype_similarity", "prototype_head", "cluster_mean", "dice_ce"])
+@pytest.mark.parametrize(
+    "name", ["prototype_similarity", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix"]
+)
 def test_a_wrong_kernel_is_refused(module, name):
     contestants, workloads = module("contestants"), module("workloads")
     operation = workloads.make_operation(name, workloads.SIZES["tiny"]["2d"])

@@ -11,6 +11,7 @@ from semiseg_kernels import (
     backends,
     cluster_mean,
     dice_ce,
+    prompt_mix,
     prototype_head,
     prototype_info_nce,
     prototype_similarity,
@@ -40,6 +41,7 @@ OPERATIONS = {
     ),
     "cluster_mean": lambda z, p, labels, regions, weight: cluster_mean(z, p, labels, weight=weight),
     "dice_ce": lambda z, p, labels, regions, weight: dice_ce(z, labels, regions=regions, num_regions=2),
+    "prompt_mix": lambda z, p, labels, regions, weight: (prompt_mix(z, p.flatten(0, 1).T),),
 }
 
 
@@ -141,7 +143,6 @@ def test_every_operation_of_a_backend_is_tested():
         "batch_norm_relu",
         "largest_components",
         "momentum_update",
-        "prompt_mix",
         "masked_class_mean",
     }
     assert backends.OPERATIONS["cpu"] - {"extension"} - elsewhere <= OPERATIONS.keys()
