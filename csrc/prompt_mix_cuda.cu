@@ -12,9 +12,8 @@ namespace semiseg::cuda {
 
 namespace {
 
-constexpr int MOST_NARROW_CLASSES = 16;         // of tiles with several voxels a lane
-constexpr int BACKWARD_BLOCKS = 3;              // at once on a multiprocessor
-constexpr int64_t PARTIAL_BYTES = 16 << 20;     // 16 classes of 512 channels still leave blocks for every GPU
+constexpr int MOST_NARROW_CLASSES = 16;      // of tiles with several voxels a lane
+constexpr int64_t PARTIAL_BYTES = 16 << 20;  // with 16 classes and 512 channels still 256 blocks
 
 // A tile's shares; its voxels are spread over the lanes of a warp, SLOTS a lane.
 template <int S>
@@ -72,7 +71,8 @@ struct Shares {
 };
 
 __device__ __forceinline__ float load_text(const PromptMix& a, int c, int e) {
-  return c < a.logits.channels && e < a.E ? a.text[c * a.E + e] : 0.f;
+  const int C = int(a.logits.channels), E = int(a.E);
+  return c < C && e < E ? a.text[c * E + e] : 0.f;
 }
 
 // Channels first, first + 1, ... of the prompt or its gradient at a thread's voxels; 0 beyond the ends.
@@ -163,7 +163,8 @@ struct TextSums {
 template <int M, int S>
 struct Backward {
   static constexpr int CLASSES = M, SLOTS = S, CHANNELS = WARP / CLASSES;
-  static constexpr int AT_ONCE = CHANNELS < 8 ? CHANNELS : 8;  // more would not find room in registers
+  // More channels read at once, or blocks on a multiprocessor, would not find room in registers.
+  static constexpr int AT_ONCE = CHANNELS < 8 ? CHANNELS : 8, BLOCKS = CLASSES <= 4 ? 3 : 2;
   using Tile = Shares<SLOTS>;
 
   Tile tile;
@@ -222,7 +223,7 @@ struct Backward {
 };
 
 template <class Memory>
-__global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) backward(PromptMix a, Tiling tiling, Partials partials) {
+__global__ void __launch_bounds__(THREADS, Memory::BLOCKS) backward(PromptMix a, Tiling tiling, Partials partials) {
   using Tile = typename Memory::Tile;
   Arena shared{dynamic_shared<char>()};
   Memory memory(shared, a);

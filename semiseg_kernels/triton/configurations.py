@@ -102,8 +102,8 @@ def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles
             MixTiles(classes, min(1024 // classes, 512), 1, 1) if backward else MixTiles(classes, 512, 1, 4)
         )
     classes = max(classes, FEWEST_COLUMNS)
-    chunk, num_warps = (16, 4) if classes < 64 else (32, 8)
-    return MixTiles(classes, min(max(2048 // classes, 16), 64), chunk, num_warps)
+    num_warps = 4 if classes < (32 if backward else 64) else 8
+    return MixTiles(classes, max(1024 // classes, 16), 16, num_warps)
 
 
 def mix_programs(tiles: int, sums: int) -> int:

@@ -77,7 +77,7 @@ def _forward(
     else:
         # A prompt of 16 bits needs no more than three parts of the product.
         parts: tl.constexpr = SIX_PARTS if dtype == tl.float32 else THREE_PARTS
-        for first_channel in tl.range(0, E, CHUNK, disable_licm=True):
+        for first_channel in tl.range(0, E, CHUNK, disable_licm=True, num_stages=1):
             e = first_channel + tl.arange(0, CHUNK)[None, :]
             of_class = tl.load(text + c[:, None] * E + e, mask=(c[:, None] < C) & (e < E), other=0)
             mixed = tl.dot(share, of_class, input_precision=parts)
@@ -142,7 +142,7 @@ def _backward(
                 by_share += upstream * tl.load(text + c * E + e, mask=c < C, other=0)
                 _add(sums + e * C + c, tl.sum(share * upstream, axis=0, keep_dims=True), c < C)
         else:
-            for first_channel in tl.range(0, E, CHUNK, disable_licm=True):
+            for first_channel in tl.range(0, E, CHUNK, disable_licm=True, num_stages=1):
                 e = first_channel + tl.arange(0, CHUNK)
                 at = x + offsets(voxel, e[None, :], prompt_stride, PROMPT_CHANNELS_LAST)
                 upstream = tl.load(at, mask=inside & (e[None, :] < E), other=0)
