@@ -10,10 +10,8 @@ SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
 VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
 MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
-MIX_CLASSES, MAX_MIX_CLASSES = (
-    8,
-    128,
-)  # few, which tensor cores would mostly pad; more than the last would spill
+MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
+MAX_MIX_CLASSES = 128  # more would spill
 MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
@@ -97,10 +95,9 @@ def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles
     """`channels_last` is the layout of the prompt."""
     classes = power_of_two(num_classes)
     if not channels_last and classes <= MIX_CLASSES:
-        # A thread's voxels lie side by side. Backward sums over voxels, which one warp does without waiting for others.
-        return (
-            MixTiles(classes, min(1024 // classes, 512), 1, 1) if backward else MixTiles(classes, 512, 1, 4)
-        )
+        # A thread's voxels lie side by side. Backward sums over voxels: one warp waits for no others.
+        block, num_warps = (min(1024 // classes, 512), 1) if backward else (512, 4)
+        return MixTiles(classes, block, 1, num_warps)
     classes = max(classes, FEWEST_COLUMNS)
     num_warps = 4 if classes < (32 if backward else 64) else 8
     return MixTiles(classes, max(1024 // classes, 16), 16, num_warps)
