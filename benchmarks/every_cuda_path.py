@@ -5,6 +5,7 @@ import itertools
 
 import torch
 from contestants import Contestant
+from torch import Tensor
 from workloads import OPERATIONS, Workload, make_operation
 
 from semiseg_kernels import momentum_update_, use_backend
@@ -15,15 +16,24 @@ WORKLOADS = (
     Workload(1, (1, 37), 3, per_class=5, d=17),
     Workload(1, (6, 11), 14, per_class=8, d=64),
     Workload(1, (5, 7), 16, per_class=16, d=512),
+    Workload(1, (5, 27), 7, d=24),
+    Workload(1, (5, 7), 20, d=33),
 )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def run_everything() -> None:
     for workload, dtype, name in itertools.product(WORKLOADS, (torch.float32, torch.bfloat16), OPERATIONS):
         contiguous = make_operation(name, workload, dtype, "cuda")
-        channels_last = contiguous.x.movedim(1, -1).contiguous().movedim(-1, 1)
-        for operation in (contiguous, dataclasses.replace(contiguous, x=channels_last)):
+        for operation in (contiguous, dataclasses.replace(contiguous, x=channels_last(contiguous.x))):
             Contestant(operation, "cuda").forward_and_backward()
+        if name == "prompt_mix":  # whose upstream gradient is the large input
+            contestant = Contestant(contiguous, "cuda")
+            contestant.cotangents = [channels_last(x) for x in contestant.cotangents]
+            contestant.forward_and_backward()
     prototypes = torch.randn(4, 3, 16, device="cuda")
     count = torch.arange(12, device="cuda").view(4, 3).double()
     with use_backend("cuda"):

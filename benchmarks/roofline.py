@@ -27,7 +27,13 @@ COLOURS = {  # Okabe and Ito's, told apart by the colour-blind
     "max-autotune": "#56B4E9",
     "gemm": "#CC79A7",
 }
-MARKERS = {"prototype_similarity": "o", "prototype_info_nce": "s", "prototype_head": "D", "cluster_mean": "^"}
+MARKERS = {
+    "prototype_similarity": "o",
+    "prototype_info_nce": "s",
+    "prototype_head": "D",
+    "cluster_mean": "^",
+    "prompt_mix": "v",
+}
 
 
 def operations(row: Row) -> int | None:
@@ -41,6 +47,7 @@ def operations(row: Row) -> int | None:
         "prototype_info_nce": (scores, 2 * scores),  # the scores again, and their weighted sum of prototypes
         "prototype_head": (scores + sums, 2 * scores),
         "cluster_mean": (scores // row["num_classes"] + sums, 0),
+        "prompt_mix": (winners, 2 * winners),  # a voxel's shares with every channel; for logits and for text
     }.get(row["operation"], (None, None))
     if forward is None or backward is None:
         return None

@@ -11,6 +11,7 @@ from semiseg_kernels import (
     cluster_mean,
     dice_ce,
     masked_class_mean,
+    prompt_mix,
     prototype_head,
     prototype_info_nce,
     prototype_similarity,
@@ -102,6 +103,10 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
             logits, lambda x: dice_ce(x, labels, regions=regions, num_regions=2), 2,
             forward_maps=(labels, regions), backward_maps=(labels, regions),
         )  # fmt: skip
+    if name == "prompt_mix":
+        logits = torch.randn(batch, num_classes, *spatial).to(dtype)
+        text = torch.randn(num_classes, workload.d)
+        return Operation(logits, lambda x: (prompt_mix(x, text),), 1)
     z = torch.randn(batch, workload.d, *spatial).to(dtype)
     if name == "prototype_similarity":
         return Operation(
@@ -145,5 +150,6 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
 
 
 OPERATIONS = (
-    "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "masked_class_mean",
+    "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix",
+    "masked_class_mean",
 )  # fmt: skip

@@ -15,6 +15,23 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+// Lane i's sum over the warp's lanes of x[i], for as many values as a warp has lanes: at every step each lane gives half
+// of what it has left to a lane of the other half.
+template <int LEFT>
+__device__ __forceinline__ float warp_sums(const float (&x)[LEFT]) {
+  if constexpr (LEFT == 1) {
+    return x[0];
+  } else {
+    constexpr int half = LEFT / 2;
+    const bool upper = threadIdx.x & half;
+    float kept[half];
+#pragma unroll
+    for (int i = 0; i < half; ++i)
+      kept[i] = (upper ? x[i + half] : x[i]) + __shfl_xor_sync(ALL_LANES, upper ? x[i] : x[i + half], half);
+    return warp_sums(kept);
+  }
+}
+
 // A voxel of one thread, and one that neighbouring threads share.
 struct OneLane {
   static constexpr int lane = 0;
@@ -127,8 +144,8 @@ __device__ __forceinline__ void load_weights(const Tile& tile, const Voxels& map
 // partials would take too much memory.
 template <class... Parameters>
 int blocks_with_sums(void (*kernel)(Parameters...), int64_t shared_bytes, int64_t tiles, int64_t sums,
-                     const Device& device) {
-  constexpr int64_t partial_bytes = 4 << 20, fewest = 4;
+                     const Device& device, int64_t partial_bytes = 4 << 20) {
+  constexpr int64_t fewest = 4;
   allow_shared_bytes(kernel, shared_bytes);
   int resident = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, THREADS, size_t(shared_bytes)),

@@ -66,7 +66,9 @@ __device__ __forceinline__ T* element(const Voxels& x, int64_t image, int64_t ch
 
 // Adjacent elements travel as one vector, past the caches' reuse: every voxel is read and written once.
 template <int BYTES>
-using Vector = std::conditional_t<BYTES == 16, float4, std::conditional_t<BYTES == 8, uint2, unsigned>>;
+using Vector =
+    std::conditional_t<BYTES == 16, float4,
+                       std::conditional_t<BYTES == 8, uint2, std::conditional_t<BYTES == 4, unsigned, unsigned short>>>;
 
 template <int N, class T>
 __device__ __forceinline__ void load_adjacent(const T* p, float (&x)[N]) {
@@ -103,28 +105,30 @@ __host__ __device__ __forceinline__ bool has_aligned_points(const Voxels& x) {
   return x.voxel_stride != 1 && x.channel_stride == 1 && fours_are_aligned(x, x.voxel_stride);
 }
 
-// A thread's voxels of a tile: adjacent where they are read as vectors, else THREADS apart, so that neighbouring
-// threads read neighbouring elements.
-template <int SLOTS>
+// A thread's voxels of a tile: adjacent where they are read as vectors, else SHARERS apart, so that neighbouring
+// threads read neighbouring elements. SHARERS is a warp where each warp has all of the tile's voxels.
+template <int SLOTS, int SHARERS = THREADS>
 struct ThreadVoxels {
-  static constexpr int LENGTH = SLOTS * THREADS;  // of the tile
+  static constexpr int LENGTH = SLOTS * SHARERS;  // of the tile
   bool adjacent;
 
   __device__ __forceinline__ int offset(int slot) const {
-    return adjacent ? int(threadIdx.x) * SLOTS + slot : int(threadIdx.x) + slot * THREADS;
+    const int thread = int(threadIdx.x) % SHARERS;
+    return adjacent ? thread * SLOTS + slot : thread + slot * SHARERS;
   }
   __device__ __forceinline__ bool all_inside(const Span& span) const { return offset(SLOTS - 1) < span.n; }
 };
 
-// x[c][slot]; 0 beyond the tile's end.
-template <int CHANNELS, int SLOTS>
-__device__ __forceinline__ void load_voxels(const Voxels& source, const Span& span, const ThreadVoxels<SLOTS>& mine,
-                                            float (&x)[CHANNELS][SLOTS]) {
+// x[c][slot] of the channels from `channel` on, a multiple of 4 where CHANNELS is one; 0 beyond the tile's end.
+template <int CHANNELS, int SLOTS, int SHARERS>
+__device__ __forceinline__ void load_voxels(const Voxels& source, const Span& span,
+                                            const ThreadVoxels<SLOTS, SHARERS>& mine, float (&x)[CHANNELS][SLOTS],
+                                            int64_t channel = 0) {
   const bool rows = mine.adjacent && has_aligned_rows(source) && mine.all_inside(span);
   const bool points = CHANNELS % 4 == 0 && has_aligned_points(source);
   with_float_type(source.type, [&](auto zero) {
     using T = decltype(zero);
-    const T* p = element<const T>(source, span.image, 0, span.first);
+    const T* p = element<const T>(source, span.image, channel, span.first);
     if (rows) {
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) load_adjacent(p + c * source.channel_stride + mine.offset(0), x[c]);
@@ -150,14 +154,15 @@ __device__ __forceinline__ void load_voxels(const Voxels& source, const Span& sp
   });
 }
 
-template <int CHANNELS, int SLOTS>
-__device__ __forceinline__ void store_voxels(const Voxels& target, const Span& span, const ThreadVoxels<SLOTS>& mine,
-                                             const float (&x)[CHANNELS][SLOTS]) {
+template <int CHANNELS, int SLOTS, int SHARERS>
+__device__ __forceinline__ void store_voxels(const Voxels& target, const Span& span,
+                                             const ThreadVoxels<SLOTS, SHARERS>& mine,
+                                             const float (&x)[CHANNELS][SLOTS], int64_t channel = 0) {
   const bool rows = mine.adjacent && has_aligned_rows(target) && mine.all_inside(span);
   const bool points = CHANNELS % 4 == 0 && has_aligned_points(target);
   with_float_type(target.type, [&](auto zero) {
     using T = decltype(zero);
-    T* p = element<T>(target, span.image, 0, span.first);
+    T* p = element<T>(target, span.image, channel, span.first);
     if (rows) {
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) store_adjacent(p + c * target.channel_stride + mine.offset(0), x[c]);
@@ -195,6 +200,15 @@ __device__ __forceinline__ void store_float(const Voxels& x, int64_t image, int6
     using T = decltype(zero);
     *element<T>(x, image, channel, voxel) = from_float<T>(value);
   });
+}
+
+// Runs run(channel, voxel) for every element of a tile; neighbouring threads have neighbouring elements in memory.
+template <int VOXELS, class Run>
+__device__ __forceinline__ void for_elements(const Voxels& x, const Run& run) {
+  const bool planar = x.voxel_stride == 1;
+  const int channels = int(x.channels);
+  for (int e = threadIdx.x; e < channels * VOXELS; e += THREADS)
+    run(planar ? e / VOXELS : e % channels, planar ? e % VOXELS : e / channels);
 }
 
 // Winners: uint8 or int16.

@@ -97,17 +97,9 @@ struct WideLogits {
 
   __device__ __forceinline__ int offset(int) const { return threadIdx.x / LANES; }
 
-  // Neighbouring threads touch neighbouring elements in memory: run(class, voxel).
-  template <class Run>
-  __device__ __forceinline__ void for_elements(const Voxels& x, const Run& run) const {
-    const bool planar = x.voxel_stride == 1;
-    for (int e = threadIdx.x; e < C * VOXELS; e += THREADS)
-      run(planar ? e / VOXELS : e % C, planar ? e % VOXELS : e / C);
-  }
-
   __device__ void read(const Voxels& logits, const Span& span) const {
     __syncthreads();
-    for_elements(logits, [&](int c, int v) {
+    for_elements<VOXELS>(logits, [&](int c, int v) {
       rows[c * PITCH + v] = v < span.n ? load_float(logits, span.image, c, span.first + v) : 0.f;
     });
     __syncthreads();
@@ -120,7 +112,7 @@ struct WideLogits {
 
   __device__ void write_gradient(const Voxels& target, const Span& span) const {
     __syncthreads();
-    for_elements(target, [&](int c, int v) {
+    for_elements<VOXELS>(target, [&](int c, int v) {
       if (v < span.n) store_float(target, span.image, c, span.first + v, rows[c * PITCH + v]);
     });
   }

@@ -7,6 +7,7 @@
 #include "largest_components.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
+#include "prompt_mix.h"
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
 #include "prototype_similarity.h"
@@ -25,6 +26,8 @@ int64_t dice_ce_forward(const DiceCE&, const Device&);
 int64_t dice_ce_backward(const DiceCE&, const Device&);
 int64_t masked_class_mean_forward(const MaskedClassMean&, const Device&);
 int64_t masked_class_mean_backward(const MaskedClassMean&, const Device&);
+int64_t prompt_mix_forward(const PromptMix&, const Device&);
+int64_t prompt_mix_backward(const PromptMix&, const Device&);
 int64_t largest_components(const LargestComponents&, const Device&);
 
 }  // namespace semiseg::cuda

@@ -27,7 +27,7 @@ OPERATIONS = {
     backend: frozenset(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)]))
     for backend, package in PACKAGES.items()
 }
-OPERATIONS["cuda"] -= {"batch_norm_relu", "prompt_mix"}  # only the C++ backend has them
+OPERATIONS["cuda"] -= {"batch_norm_relu"}  # only the C++ backend has it
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)
@@ -136,7 +136,7 @@ def can_run(
     clusters = num_classes * per_class
     if clusters > MAX_CLUSTERS:
         return f"it keeps at most {MAX_CLUSTERS} prototypes or classes, the input has {clusters}"
-    if backend == "triton" and not fits_tiles(num_classes, per_class):
+    if backend == "triton" and not fits_tiles(operation, num_classes, per_class):
         return f"its tiles have no room for {num_classes} classes of {per_class} prototypes"
     if width > MAX_WIDTH[backend]:
         return f"it takes at most {MAX_WIDTH[backend]} channels, the input has {width}"

@@ -15,8 +15,18 @@ from torch import Tensor
 from semiseg_kernels.reference.dice_ce import DICE_SMOOTH
 from semiseg_kernels.triton.configurations import power_of_two
 from semiseg_kernels.triton.launching import launch
+from semiseg_kernels.triton.tiles import offsets
 
 SMOOTH = tl.constexpr(DICE_SMOOTH)
+
+
+@triton.jit
+def read_classes(x, inside, stride, C: tl.constexpr, CLASSES: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """[BLOCK, CLASSES] of x, which points at the tile's first voxel; 0 in the padding."""
+    voxel = tl.arange(0, inside.shape[0])[:, None]
+    c = tl.arange(0, CLASSES)[None, :]
+    at = x + offsets(voxel, c, stride, CHANNELS_LAST)
+    return tl.load(at, mask=inside & (c < C), other=0).to(tl.float32)
 
 
 @triton.jit

@@ -10,6 +10,9 @@ SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
 VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
 MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
+MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
+MAX_MIX_CLASSES = 128  # more would spill
+MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
 class PrototypeTiles(NamedTuple):
@@ -47,15 +50,25 @@ class MeanTiles(NamedTuple):
     backward_block: int
 
 
+class MixTiles(NamedTuple):
+    """How prompt mixing divides its work."""
+
+    classes: int  # C rounded up to a power of two
+    block: int
+    chunk: int  # channels of the prompt at a time; 1: multiply-adds in registers, more: tensor cores
+    num_warps: int
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()
 
 
-def fits_tiles(num_classes: int, per_class: int) -> bool:
-    """Whether a voxel's cosines with all prototypes find room in the registers of a tile."""
+def fits_tiles(operation: str, num_classes: int, per_class: int) -> bool:
+    """Whether a voxel's cosines with all prototypes, or its shares, find room in the registers of a tile."""
     columns = power_of_two(num_classes) * power_of_two(per_class)
-    return columns <= MAX_COLUMNS and per_class <= MAX_PER_CLASS
+    most = MAX_MIX_CLASSES if operation == "prompt_mix" else MAX_COLUMNS
+    return columns <= most and per_class <= MAX_PER_CLASS
 
 
 def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: bool) -> PrototypeTiles:
@@ -93,6 +106,23 @@ def mean_tiles(d: int, num_classes: int) -> MeanTiles:
     channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
     forward_block, backward_block = 32, 64
     return MeanTiles(classes, channels, forward_block, VOXELS_PER_PROGRAM // forward_block, backward_block)
+
+
+def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles:
+    """`channels_last` is the layout of the prompt."""
+    classes = power_of_two(num_classes)
+    if not channels_last and classes <= MIX_CLASSES:
+        # A thread's voxels lie side by side. Backward sums over voxels: one warp waits for no others.
+        block, num_warps = (min(1024 // classes, 512), 1) if backward else (512, 4)
+        return MixTiles(classes, block, 1, num_warps)
+    classes = max(classes, FEWEST_COLUMNS)
+    num_warps = 4 if classes < (32 if backward else 64) else 8
+    return MixTiles(classes, max(1024 // classes, 16), 16, num_warps)
+
+
+def mix_programs(tiles: int, sums: int) -> int:
+    """Programs of backward, each with sums over its voxels."""
+    return min(max(tiles, 1), MIX_PROGRAMS, max(MIX_SUMS // sums, 16))
 
 
 def regions_at_once(num_regions: int) -> int:

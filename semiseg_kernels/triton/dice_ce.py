@@ -12,6 +12,7 @@ from semiseg_kernels.triton.classes import (
     derivatives,
     losses,
     no_statistics,
+    read_classes,
     read_derivatives,
     read_regions,
     softmax,
@@ -26,15 +27,6 @@ _STRIDES = ["batch_stride", "stride", "target_batch_stride", "target_stride"]
 
 
 @triton.jit
-def _read_classes(x, inside, stride, C: tl.constexpr, CLASSES: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """[BLOCK, CLASSES] of x, which points at the tile's first voxel; 0 in the padding."""
-    voxel = tl.arange(0, inside.shape[0])[:, None]
-    c = tl.arange(0, CLASSES)[None, :]
-    at = x + offsets(voxel, c, stride, CHANNELS_LAST)
-    return tl.load(at, mask=inside & (c < C), other=0).to(tl.float32)
-
-
-@triton.jit
 def _read_target(
     target, image, first, voxel, inside, N, batch_stride, stride,
     C: tl.constexpr, CLASSES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -42,7 +34,7 @@ def _read_target(
     """The target y [BLOCK, CLASSES] and the voxels kept [BLOCK, 1]; with probabilities all are."""
     if target.dtype.element_ty.is_floating():
         target = start(target, image, first, batch_stride, stride, CHANNELS_LAST)
-        return _read_classes(target, inside, stride, C, CLASSES, CHANNELS_LAST), inside
+        return read_classes(target, inside, stride, C, CLASSES, CHANNELS_LAST), inside
     else:
         label = read_labels(target, voxel, inside, C)
         return (tl.arange(0, CLASSES)[None, :] == label).to(tl.float32), label >= 0
@@ -87,7 +79,7 @@ def _forward(
         image, first, inside = locate(tile, batch, N, BLOCK)
         voxel = image * N + first + tl.arange(0, BLOCK)[:, None]
         x = start(logits, image, first, batch_stride, stride, CHANNELS_LAST)
-        x = _read_classes(x, inside, stride, C, CLASSES, CHANNELS_LAST)
+        x = read_classes(x, inside, stride, C, CLASSES, CHANNELS_LAST)
         y, kept = _read_target(
             target, image, first, voxel, inside, N, target_batch_stride, target_stride,
             C, CLASSES, TARGET_CHANNELS_LAST,
@@ -141,7 +133,7 @@ def _backward(
     image, first, inside = locate(tl.program_id(0), batch, N, BLOCK)
     voxel = image * N + first + tl.arange(0, BLOCK)[:, None]
     x = start(logits, image, first, batch_stride, stride, CHANNELS_LAST)
-    x = _read_classes(x, inside, stride, C, CLASSES, CHANNELS_LAST)
+    x = read_classes(x, inside, stride, C, CLASSES, CHANNELS_LAST)
     y, kept = _read_target(
         target, image, first, voxel, inside, N, target_batch_stride, target_stride,
         C, CLASSES, TARGET_CHANNELS_LAST,

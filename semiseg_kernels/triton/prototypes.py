@@ -77,7 +77,7 @@ def columns_of(C: tl.constexpr, K: tl.constexpr, CLASSES: tl.constexpr, PER_CLAS
 
 
 @triton.jit
-def _multiply(a, b, total):
+def multiply_exactly(a, b, total):
     """total + a @ b for float32 b, as exact as float32 arithmetic."""
     if INTERPRETED or a.dtype == tl.float32:  # the interpreter's product of bfloat16 is wrong
         return tl.dot(a.to(tl.float32), b, total, input_precision=SIX_PARTS)
@@ -116,7 +116,7 @@ def read_dots(
             j = first + tl.arange(0, CHUNK)
             at = z + offsets(voxel, j[None, :], stride, CHANNELS_LAST)
             x = tl.load(at, mask=inside & (j[None, :] < D), other=0)
-            dots = _multiply(x, tl.load(unit + j[:, None] * COLUMNS + column), dots)
+            dots = multiply_exactly(x, tl.load(unit + j[:, None] * COLUMNS + column), dots)
             wide = x.to(tl.float32)
             square += tl.sum(wide * wide, axis=1, keep_dims=True)
     length = tl.sqrt(square)

@@ -109,6 +109,13 @@ def test_compulsory_bytes(module):
     moved = similarity.compulsory_bytes(similarity.function(similarity.x))
     assert moved["forward"] == 30 * (2 * 16 + 2 * 4 + 4)  # z, similarity, index
     assert moved["backward"] == 30 * (2 * 16 + 2 * 4 + 4 + 2 * 16)  # and the gradient
+    mix = workloads.make_operation("prompt_mix", shape)
+    moved = mix.compulsory_bytes(mix.function(mix.x))
+    assert moved == {
+        "forward": 30 * (4 * 4 + 4 * 16),
+        "backward": 30 * (2 * 4 * 4 + 4 * 16),
+        "step": 30 * 176,
+    }
     head = workloads.make_operation("prototype_head", shape)
     moved = head.compulsory_bytes(head.function(head.x))
     results = 4 * (2 + 2 + 1 + 12 * 16) + 8 * 12

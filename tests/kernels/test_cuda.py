@@ -8,9 +8,11 @@ from semiseg_kernels import (
     cluster_mean,
     dice_ce,
     masked_class_mean,
+    prompt_mix,
     prototype_head,
     prototype_info_nce,
     prototype_similarity,
+    reference,
 )
 from semiseg_kernels.native import extension as launches
 from semiseg_kernels.native.extension import extension
@@ -114,6 +116,21 @@ def test_alignment_changes_nothing(cuda, num_voxels, dtype, layout):
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_classes", [2, 7, 16, 17])
+def test_alignment_of_the_prompts_gradient(cuda, num_classes, dtype):
+    logits, text = torch.randn(2, num_classes, 260).to(dtype), torch.randn(num_classes, 36)
+    logits, text = logits.requires_grad_(), text.requires_grad_()
+    prompt = prompt_mix(logits, text)
+    memory = torch.empty(prompt.numel() + 1, dtype=dtype)
+    aligned = torch.randn(prompt.shape).to(dtype)
+    shifted = memory[1:].view(prompt.shape).copy_(aligned)
+    results = [torch.autograd.grad(prompt, (logits, text), x, retain_graph=True) for x in (aligned, shifted)]
+    (by_logits, by_text), (shifted_by_logits, shifted_by_text) = results
+    torch.testing.assert_close(shifted_by_logits, by_logits, rtol=0, atol=0)
+    torch.testing.assert_close(shifted_by_text, by_text)  # another order of the voxels
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_narrow_and_wide_tiles_agree(cuda, num_classes, layout):
@@ -170,3 +187,14 @@ def test_shared_memory_is_enough_for_the_largest_sizes(cuda, num_regions, shape)
     head = prototype_head(z, prototypes, labels=labels, num_regions=num_regions)
     (head.info_nce + head.ce[0] + head.dice[0]).backward()
     assert z.grad.isfinite().all() and z.grad.ne(0).any()
+
+
+# Classes and channels: the most classes, and sums over the voxels that just find room in shared memory and that do not.
+@pytest.mark.parametrize("shape", [(512, 3), (16, 600), (16, 700), (14, 1024)])
+def test_shared_memory_of_prompt_mixing(cuda, shape):
+    num_classes, _ = shape
+    logits, text = torch.randn(2, num_classes, 70, requires_grad=True), torch.randn(shape, requires_grad=True)
+    actual = torch.autograd.grad(prompt_mix(logits, text).square().sum(), (logits, text))
+    expected = torch.autograd.grad(reference.prompt_mix(logits, text).square().sum(), (logits, text))
+    for result, exact in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))

@@ -6,7 +6,14 @@ from comparison import LAYOUTS, make_embedding
 from test_compile import FUNCTIONS, inputs
 from test_determinism import OPERATIONS, everything, make_inputs
 
-from semiseg_kernels import dice_ce, masked_class_mean, momentum_update_, prototype_head, use_backend
+from semiseg_kernels import (
+    dice_ce,
+    masked_class_mean,
+    momentum_update_,
+    prompt_mix,
+    prototype_head,
+    use_backend,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("kernel", ["triton", "cuda"], indirect=True)]
 
@@ -15,6 +22,10 @@ GIGABYTE = 1 << 30
 
 def run(operation, given):
     """All results of an operation and the gradient of their mean square, or the prototypes after an update."""
+    if operation == "prompt_mix":  # with the text's gradient, which sums over the voxels
+        logits, text = (x.detach().requires_grad_() for x in (given[0], given[1].flatten(0, 1).T))
+        prompt = prompt_mix(logits, text)
+        return [prompt.detach(), *torch.autograd.grad(prompt.square().mean(), (logits, text))]
     if operation != "momentum_update":
         return everything(operation, given)
     prototypes = given[1].clone()

@@ -26,6 +26,8 @@ from semiseg_kernels.triton.configurations import (
     class_tiles,
     fits_tiles,
     mean_tiles,
+    mix_programs,
+    mix_tiles,
     prototype_tiles,
     regions_at_once,
 )
@@ -133,7 +135,7 @@ def test_tiles():
     for d in (1, 16, 17, 33, 96, 512, 1024):
         for num_classes in (1, 2, 4, 14, 65, 256):
             for per_class in (1, 3, 8, 16):
-                if not fits_tiles(num_classes, per_class):
+                if not fits_tiles("prototype_head", num_classes, per_class):
                     continue
                 for channels_last in (False, True):
                     tiles = prototype_tiles(d, num_classes, per_class, channels_last)
@@ -157,11 +159,21 @@ def test_tiles():
             tiles = mean_tiles(d, num_classes)
             assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "tensor cores multiply them"
             assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
+    for num_classes in (1, 2, 4, 7, 8, 9, 17, 64, 128):
+        for backward in (False, True):
+            for channels_last in (False, True):
+                tiles = mix_tiles(num_classes, channels_last, backward)
+                assert num_classes <= tiles.classes < 2 * num_classes or tiles.classes == 16
+                assert all(n & (n - 1) == 0 for n in tiles)
+                assert tiles.chunk == 1 or min(tiles.chunk, tiles.classes, tiles.block) >= 16
+                assert not channels_last or tiles.chunk > 1, "a voxel's channels are read together"
 
 
 def test_what_has_no_room_is_refused():
-    assert fits_tiles(64, 4) and fits_tiles(16, 16) and fits_tiles(256, 1)
-    assert not fits_tiles(65, 4) and not fits_tiles(1, 17) and not fits_tiles(257, 1)
+    head = "prototype_head"
+    assert fits_tiles(head, 64, 4) and fits_tiles(head, 16, 16) and fits_tiles(head, 256, 1)
+    assert not fits_tiles(head, 65, 4) and not fits_tiles(head, 1, 17) and not fits_tiles(head, 257, 1)
+    assert fits_tiles("prompt_mix", 128, 1) and not fits_tiles("prompt_mix", 129, 1)
     z = torch.randn(1, 16, 5, device=backends.device_type("triton"))
     with use_backend("triton"), pytest.raises(ValueError, match="no room for 2 classes of 17 prototypes$"):
         prototype_similarity(z, torch.randn(2, 17, 16, device=z.device))
@@ -176,6 +188,14 @@ def test_the_papers_sizes_stay_in_registers():
 
 def test_regions_at_once():
     assert [regions_at_once(n) for n in (1, 2, 3, 4, 5, 256)] == [1, 2, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("sums", [1, 2 * 256, 16 * 512, 128 * 1024])
+def test_programs_of_prompt_mixing(sums):
+    assert mix_programs(0, sums) == mix_programs(1, sums) == 1
+    assert mix_programs(7, sums) == 7
+    assert 16 <= mix_programs(1 << 20, sums) <= 2048
+    assert 8 * sums * mix_programs(1 << 20, sums) <= 16 << 20
 
 
 @pytest.fixture(scope="module", params=[80, 90, 100, 120])
@@ -209,6 +229,7 @@ def test_every_kernel_is_compiled(compiled):
         "prototype_head",
         "dice_ce",
         "masked_class_mean",
+        "prompt_mix",
     ):
         assert {f"{operation}_forward", f"{operation}_backward"} <= names
     assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
@@ -224,3 +245,14 @@ def test_embeddings_are_read_128_bits_at_a_time(compiled):
             assert kernel["ptx"].count("st.global.v4.b32") + kernel["ptx"].count("st.global.v2.b64") >= 8
             return
     raise AssertionError("the head was not compiled")
+
+
+@pytest.mark.parametrize(("direction", "access"), [("forward", "st"), ("backward", "ld")])
+def test_prompts_move_128_bits_at_a_time(compiled, direction, access):
+    (ptx,) = (
+        kernel["ptx"]
+        for kernel in compiled
+        if (kernel["kernel"], kernel["size"], kernel["layout"])
+        == (f"prompt_mix_{direction}", "LA", "contiguous")
+    )
+    assert ptx.count(f"{access}.global.v4.b32") + ptx.count(f"{access}.global.v2.b64") >= 4

@@ -23,10 +23,12 @@ from semiseg_kernels.triton import (
     dice_ce,
     masked_class_mean,
     momentum_update,
+    prompt_mix,
     prototype_head,
     prototype_info_nce,
     prototype_similarity,
 )
+from semiseg_kernels.triton.configurations import fits_tiles
 
 # The assembler's report, which a cached kernel would not give.
 triton.knobs.nvidia.dump_ptxas_log = True
@@ -45,6 +47,10 @@ SIZES = {  # d, C, K
     "widest": (1024, 64, 4),
     "many per class": (96, 4, 16),
     "many classes": (256, 256, 1),
+    "8 classes": (512, 8, 1),
+    "32 classes": (512, 32, 1),
+    "64 classes": (256, 64, 1),
+    "128 classes": (256, 128, 1),
 }
 LAYOUTS = ("contiguous", "channels_last")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -57,14 +63,36 @@ PLAN = {
         ("very wide", BF16, "contiguous", "head"),
         ("one", F32, "contiguous", "head"),
         ("many classes", F32, "contiguous", "all"),
+        ("8 classes", BF16, "contiguous", "mix"),
+        ("32 classes", F32, "contiguous", "mix"),
+        ("64 classes", F32, "channels_last", "mix"),
+        ("128 classes", BF16, "contiguous", "mix"),
     ],
     90: [
+        ("ACDC", F32, "contiguous", "mix"),
+        ("8 classes", F32, "contiguous", "mix"),
+        ("32 classes", F32, "channels_last", "mix"),
+        ("32 classes", BF16, "contiguous", "mix"),
+        ("64 classes", BF16, "contiguous", "mix"),
+        ("128 classes", F32, "contiguous", "mix"),
         ("ACDC", F32, "contiguous", "head"),
         ("very wide", F32, "channels_last", "head"),
         ("LA", F16, "channels_last", "all"),
     ],
-    100: [("widest in registers", F16, "contiguous", "head"), ("widest", F32, "contiguous", "head")],
-    120: [("ACDC", F16, "channels_last", "head"), ("many per class", F32, "contiguous", "head")],
+    100: [
+        ("widest in registers", F16, "contiguous", "head"),
+        ("widest", F32, "contiguous", "head"),
+        ("ACDC", BF16, "contiguous", "mix"),
+        ("32 classes", F16, "channels_last", "mix"),
+        ("64 classes", F32, "contiguous", "mix"),
+    ],
+    120: [
+        ("ACDC", F16, "channels_last", "head"),
+        ("many per class", F32, "contiguous", "head"),
+        ("8 classes", F16, "contiguous", "mix"),
+        ("32 classes", F32, "contiguous", "mix"),
+        ("128 classes", F32, "channels_last", "mix"),
+    ],
 }
 
 
@@ -84,7 +112,7 @@ def noted(run):
 
 
 def run_operations(size, dtype, layout, which):
-    """Forward and backward; `which`: "all" operations, or the "head" with every option."""
+    """Forward and backward; `which`: "all" operations, the "head" with every option, or the prompt "mix"."""
     d, num_classes, per_class = SIZES[size]
     B, N, R = 2, 1600, 2
     z = torch.empty(B, d, N, dtype=dtype)
@@ -115,7 +143,10 @@ def run_operations(size, dtype, layout, which):
         for maps in (similarity, similarity.bool()):
             masked_class_mean.forward(z, maps)
             masked_class_mean.backward(p[:, 0], statistics[:num_classes], z, maps)
-    else:
+    if which == "mix" or (which == "all" and fits_tiles("prompt_mix", num_classes, 1)):
+        prompt_mix.forward(similarity, p[:, 0])
+        prompt_mix.backward(z, similarity, p[:, 0])
+    if which == "head":
         prototype_head.forward(
             z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True
         )
