@@ -36,10 +36,11 @@ def training_minutes(run: RunDirectory) -> float:
     return round(seconds / 60, 1)
 
 
-def without_output(environment: dict[str, Any]) -> dict[str, Any]:
-    """The environment with a command that does not say where on this machine the run went."""
+def without_folders(environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment with a command that does not say where on this machine the data and the run were."""
     words = shlex.split(environment["command"])
-    return {**environment, "command": shlex.join(word for word in words if not word.startswith("output="))}
+    kept = (word for word in words if not word.startswith(("output=", "dataset.root=")))
+    return {**environment, "command": shlex.join(kept)}
 
 
 def row(path: Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def row(path: Path) -> dict[str, Any]:
     return {
         **{key: results[key] for key in keys},
         **({"text": results["text"]} if "text" in results else {}),
-        "environment": without_output(run.read_environment()),
+        "environment": without_folders(run.read_environment()),
         "training_minutes": training_minutes(run),
     }
 
