@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(THREADS) finish(
     MaskedClassMean a,
     const double* sums  // [C, d], [C]
 ) {
-  const int64_t C = a.weight.channels, d = a.z.channels;
-  for (int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x; i < C * (d + 1); i += gridDim.x * int64_t(THREADS)) {
+  const int C = int(a.weight.channels), d = int(a.z.channels);  // 32 bits, as division in 64 spills
+  for (int i = blockIdx.x * THREADS + threadIdx.x; i < C * (d + 1); i += gridDim.x * THREADS) {
     if (i < C * d) a.mean[i] = over_total(sums[i], sums[C * d + i / d]);
     else a.total[i - C * d] = sums[i];
   }
