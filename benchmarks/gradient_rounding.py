@@ -6,22 +6,19 @@ The difference counts relative to the gradient in float32, for the weights of ev
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from results_file import write_results
 from torch import Tensor, nn
 
 from semiseg.config import load_config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors
-from semiseg.engine.atomic import write_json
 from semiseg.engine.distributed import Processes
-from semiseg.engine.environment import environment
 from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset, training_step
 from semiseg.methods.method import Batch, Method, Stage
 
@@ -142,17 +139,7 @@ def main() -> None:
             print(rows[-1], flush=True)
         training_step(config, method, stage, optimiser, Batch(*sampler.next()), step, CPU, processes)
     if options.results:
-        command = shlex.join(["python", *sys.orig_argv[1:]])
-        write_json(
-            options.results,
-            {
-                "rows": rows,
-                "configuration": CONFIGURATION,
-                "batches": BATCHES,
-                "command": command,
-                "environment": environment(),
-            },
-        )
+        write_results(options.results, rows, configuration=CONFIGURATION, batches=BATCHES)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,16 @@
 import argparse
 import json
 import resource
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from memory import keep_heap
+from results_file import write_results
 
 from semiseg.config import Config, load_config
-from semiseg.engine.atomic import write_json
-from semiseg.engine.environment import environment
 
 Measure = Callable[
     [str, Sequence[str]], dict[str, Any]
@@ -47,9 +44,7 @@ def climb(description: str, workloads: Sequence[str], levers: Sequence[str], mea
         for workload in options.workloads
     ]  # fmt: skip
     if options.results:
-        command = shlex.join(["python", *sys.orig_argv[1:]])
-        where = {**environment(), "threads": torch.get_num_threads()}
-        write_json(options.results, {"rows": rows, "command": command, "environment": where})
+        write_results(options.results, rows)
 
 
 def prepare(name: str, overrides: Sequence[str], levers: Sequence[str]) -> Config:

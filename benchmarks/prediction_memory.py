@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,13 +16,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
+from results_file import write_results
 
 from semiseg.config import load_config
 from semiseg.data.description import DatasetDescription
 from semiseg.data.left_atrium import LeftAtrium
-from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import save_checkpoint
-from semiseg.engine.environment import environment
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method
 
@@ -63,5 +61,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         row = {"configuration": CONFIGURATION, "shape": SHAPE, "peak_gb": peak_gigabytes(Path(folder))}
-    command = shlex.join(["python", *sys.orig_argv[1:]])
-    write_json(options.file, {"rows": [row], "command": command, "environment": environment()})
+    write_results(options.file, [row])

@@ -62,9 +62,7 @@ class Operation:
     x: Tensor  # [B, channels, *S]
     function: Callable[[Tensor], Results]
     differentiable: int  # the first so many results are
-    forward_maps: tuple[
-        Tensor, ...
-    ] = ()  # [B, *S] or [B, C, *S]: labels and the like that forward reads, too
+    forward_maps: tuple[Tensor, ...] = ()  # [B, *S] or [B, C, *S]: what else forward reads
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
     linear: bool = False  # its backward does not read x

@@ -9,8 +9,8 @@ import torch
 
 from semiseg.config import Config
 
-# oneDNN's gradient of a bfloat16 3x3x3 convolution's weights reads memory that was never written where the first side
-# is 2, which some stage of the V-Net meets with patches of these first sides.
+# oneDNN's gradient of a bfloat16 3x3x3 convolution's weights, as computed with AVX512-BF16, reads memory that was never
+# written where the first side is 2, which some stage of the V-Net meets with patches of these first sides.
 UNSAFE_FIRST_SIDES = (16, 32)
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 AMPERE = (8, 0)  # the first compute capability with bfloat16
