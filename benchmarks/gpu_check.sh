@@ -15,7 +15,7 @@
 # OUT (gpu_check_results) receives a log per step, gpu-kernels.json, roofline.png, and summary.json: what each step's exit
 # status and seconds were, written after every step. A failing step does not stop the others; the exit status is 1 if any
 # failed. PYTHON (python3) is the interpreter; STEPS ("machine wheels build tests benchmarks roofline sanitizer") chooses
-# what is done. Where the sources are no git checkout, SEMISEG_COMMIT names their commit.
+# what is done; "wheels training" measures, once built, whole training steps (training-profile-gpu.json). Where the sources are no git checkout, SEMISEG_COMMIT names their commit.
 set -uo pipefail
 
 WHEELS=$(realpath -m "${1:-wheels}")
@@ -131,7 +131,8 @@ tests() {
             masked_class_mean largest_components compile determinism momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" cuda
         done
-        for file in engine/test_precision engine/test_deterministic_algorithms data/test_training_tensors; do
+        for file in engine/test_precision engine/test_deterministic_algorithms engine/test_cuda_graph \
+            data/test_training_tensors; do
             printf '%s\0' "tests/$file.py" gpu
         done
     } | xargs -0 -n 2 -P "$(nproc)" bash -c 'test_file "$1" "$2"' test_file
@@ -165,6 +166,7 @@ step tests 200 bash -c tests
 step benchmarks 240 "$PYTHON" -m pytest benchmarks/test_gpu_kernels.py --benchmark-only -q -p no:cacheprovider \
     --results "$OUT/gpu-kernels.json"
 step roofline 30 bash -c roofline
+step training 400 "$PYTHON" benchmarks/training_profile.py --results "$OUT/training-profile-gpu.json"
 step sanitizer 120 bash -c sanitizer
 
 cat "$OUT/summary.json"

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from semiseg.config import load_config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors
 from semiseg.engine.distributed import Processes
-from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset, training_step
+from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset
+from semiseg.engine.training_step import TrainingStep
 from semiseg.methods.method import Batch, Method, Stage
 
 CPU = torch.device("cpu")
@@ -93,7 +94,7 @@ def gradients(method: Method, stage: Stage, batch: Batch, step: int, seed: int) 
     state = {name: value.clone() for name, value in method.state_dict().items()}
     weights = [parameter for parameter in method.parameters() if parameter.ndim > 1]
     torch.manual_seed(seed)  # the same dropout
-    loss = stage.losses(batch, step)["total"]
+    loss = stage.losses(batch, stage.inputs(batch, step))["total"]
     grads = torch.autograd.grad(loss, weights)
     method.load_state_dict(state)
     return list(grads)
@@ -129,7 +130,7 @@ def main() -> None:
         0,
         seed=config.seed,
     )
-    optimiser, processes = build_optimiser(config, method), Processes()
+    take_step = TrainingStep(config, method, stage, build_optimiser(config, method), CPU, Processes())
     method.network.train()
     rows = []
     for step in range(max(STEPS) + 1):
@@ -137,7 +138,7 @@ def main() -> None:
             batches = [Batch(*sampler.next()) for _ in range(BATCHES)]
             rows.append({"step": step, "differences": differences(method, stage, batches, step)})
             print(rows[-1], flush=True)
-        training_step(config, method, stage, optimiser, Batch(*sampler.next()), step, CPU, processes)
+        take_step(Batch(*sampler.next()), step)
     if options.results:
         write_results(options.results, rows, configuration=CONFIGURATION, batches=BATCHES)
 

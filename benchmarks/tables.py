@@ -1,7 +1,8 @@
 """Regenerate the tables of README.md and docs/ from benchmarks/results: python benchmarks/tables.py
 
 A table stands between <!-- table:NAME --> and <!-- /table -->. TABLES says how each name is made from its
-results, the JSON in benchmarks/results/NAME.json or, where a table shows a part of them, in the file SOURCES names.
+results, the JSON in benchmarks/results/NAME.json or, where a table shows a part of them or two together, in the files that
+SOURCES names.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training_table import training_header, training_notes, training_rows
+from training_table import paired_rows, training_header, training_notes, training_rows
 
 from semiseg.evaluation.tables import markdown_table
 
@@ -246,6 +247,31 @@ def ladder_table(results: Results) -> str:
 LADDER_HEADING = ("", "seconds", "own gain", "over plain with kept heap", "over plain", "peak GB")
 
 
+def training_profile_table(results: Results) -> str:
+    """A line a way of training: how quick, and the shares of the operations that any line spends a hundredth on."""
+    rows = results["rows"]
+    largest: dict[str, float] = {}
+    for row in rows:
+        for group, share in row["shares"].items():
+            largest[group] = max(share, largest.get(group, 0))
+    groups_shown = [group for group, share in sorted(largest.items(), key=lambda item: -item[1]) if share >= 0.01]
+    lines = [
+        [
+            row["workload"],
+            row["precision"] + (", CUDA graph" if row["cuda_graph"] else ""),
+            f"{row['steps_per_second']:.3g}",
+            *(f"{100 * row['shares'].get(group, 0):.1f} %" if row["shares"] else NO_FIGURE for group in groups_shown),
+        ]
+        for row in rows
+    ]
+    where = results["environment"]
+    device = where["gpu"]["name"] if "gpu" in where else f"{where['cpu']}, {where['threads']} threads"
+    return (
+        f"{markdown_table([('', '', 'steps / s', *groups_shown), *lines])}\n\n{device}; "
+        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`."
+    )
+
+
 def gradient_rounding_table(results: Results) -> str:
     """A line a rounding, a column a moment of the training."""
     steps = [f"after {row['step']} steps" for row in results["rows"]]
@@ -273,7 +299,18 @@ def groups(rows: list[Row], key: Callable[[Row], Key]) -> Iterable[tuple[Key, li
     return grouped.items()
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
+def precision_table(float32: Results, bfloat16: Results) -> str:
+    """What bfloat16 changes, seed by seed."""
+    return f"{markdown_table([PRECISION_HEADING, *paired_rows(float32, bfloat16)])}\n\n{PRECISION_NOTES}"
+
+
+PRECISION_HEADING = (
+    "configuration", "seeds", "float32", "bfloat16", "difference", "standard error", "worst seed float32", "worst seed bfloat16",
+)  # fmt: skip
+PRECISION_NOTES = "Mean Dice [%] over the seeds trained both ways; difference: mean of the seeds' differences."
+
+
+TABLES: dict[str, Callable[..., str]] = {
     "cpu-kernels": kernel_table,
     "cpu-kernels-steps": step_table,
     "cpu-kernels-default-allocator": kernel_table,
@@ -282,16 +319,21 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "prediction-memory": prediction_memory_table,
     "training-ladder": ladder_table,
     "evaluation-ladder": ladder_table,
+    "training-ladder-amx": ladder_table,
+    "evaluation-ladder-amx": ladder_table,
     "gradient-rounding": gradient_rounding_table,
+    "training-profile": training_profile_table,
+    "training-profile-gpu": training_profile_table,
     "phantom": training_table,
     "phantom-plain": training_table,
     "phantom-bfloat16": training_table,
+    "phantom-precision": precision_table,
     "la": training_table,
     "acdc": training_table,
 }
 
 
-SOURCES = {"cpu-kernels-steps": "cpu-kernels"}
+SOURCES = {"cpu-kernels-steps": ("cpu-kernels",), "phantom-precision": ("phantom", "phantom-bfloat16")}
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Results]:
@@ -305,8 +347,10 @@ def fill(text: str, results: dict[str, Results]) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
             raise ValueError(f"the text marks the table {name!r}, accepted are {', '.join(TABLES)}")
-        source = SOURCES.get(name, name)
-        return f"{start}{TABLES[name](results[source])}\n{end}" if source in results else f"{start}{end}"
+        sources = SOURCES.get(name, (name,))
+        if not all(source in results for source in sources):
+            return f"{start}{end}"
+        return f"{start}{TABLES[name](*(results[source] for source in sources))}\n{end}"
 
     return MARKED.sub(replace, text)
 

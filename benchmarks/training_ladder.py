@@ -28,7 +28,8 @@ from semiseg.config import Config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, acdc, volumes
 from semiseg.data.files import read_list
 from semiseg.engine.distributed import Processes
-from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset, training_step
+from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset
+from semiseg.engine.training_step import TrainingStep
 from semiseg.methods import METHODS
 from semiseg.methods.method import Batch
 from semiseg_kernels import backends
@@ -124,7 +125,7 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         training.unlabelled_batch,
         seed=config.seed,
     )
-    optimiser, processes = build_optimiser(config, method), Processes()
+    take_step = TrainingStep(config, method, stage, build_optimiser(config, method), CPU, Processes())
     method.network.train()
     rows = []
     with kernels_of(levers):
@@ -132,7 +133,7 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
             started, faults = time.perf_counter(), page_faults()
             batch = Batch(*sampler.next())
             drawn = time.perf_counter()
-            losses = training_step(config, method, stage, optimiser, batch, step, CPU, processes)
+            losses = take_step(batch, step)
             rows.append(
                 (
                     time.perf_counter() - started,

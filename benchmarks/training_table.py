@@ -36,6 +36,22 @@ def training_rows(results: dict[str, Any]) -> list[list[str]]:
     return [training_cells(rows) for rows in groups.values()]
 
 
+def paired_rows(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]]:
+    """A line per configuration: mean Dice over the seeds that both files have, and the difference seed by seed."""
+    dice: tuple[dict, dict] = {}, {}
+    for of_file, results in zip(dice, (first, second), strict=True):
+        for row in results["rows"]:
+            of_file.setdefault(row["name"], {})[row["seed"]] = 100 * row["summary"]["mean"]["dice"]["mean"]
+    lines = []
+    for name in (name for name in dice[0] if name in dice[1]):
+        seeds = sorted(dice[0][name].keys() & dice[1][name].keys())
+        one, other = (np.array([of_file[name][seed] for seed in seeds]) for of_file in dice)
+        error = np.std(other - one, ddof=1) / np.sqrt(len(seeds))
+        figures = (f"{value:.2f}" for value in (one.mean(), other.mean(), (other - one).mean(), error))
+        lines.append([name, str(len(seeds)), *figures, f"{one.min():.2f}", f"{other.min():.2f}"])
+    return lines
+
+
 def training_notes(results: dict[str, Any]) -> str:
     machines = dict.fromkeys(
         f"{where['cpu']}, torch {where['versions']['torch']}"

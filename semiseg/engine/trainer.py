@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from semiseg.config import Config
@@ -18,12 +17,13 @@ from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, TrainingT
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.determinism import algorithms
-from semiseg.engine.distributed import Processes, gradients
+from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.metrics_log import MetricsLog
-from semiseg.engine.precision import autocast, check_precision
+from semiseg.engine.precision import check_precision
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
+from semiseg.engine.training_step import TrainingStep, check_cuda_graph
 from semiseg.evaluation.evaluator import evaluate_cases, validation_config
 from semiseg.evaluation.figures import learning_curves
 from semiseg.evaluation.metrics import summarise
@@ -77,148 +77,172 @@ def train(
     FloatingPointError where the loss stops being finite, ConnectionError where another process ended, and Interrupted
     after Ctrl-C or SIGTERM.
     """
-    processes = Processes()
-    processes.check(config)
-    device = processes.own_device(choose_device(config.training.device))
-    check_precision(config, device)
-    state = TrainingState(resume.training_state, config) if resume is not None else None
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    dataset = open_configured_dataset(config)
-    labelled, unlabelled = dataset.training_cases(config.dataset.labelled)
-    _check_classes(labelled, dataset.class_names)
-    if resume is not None and resume.text.is_file():
-        text: TextEmbeddings | None = TextEmbeddings.load(resume.text)
-    else:
-        text = METHODS[config.method.name].text(config, dataset.class_names)
-    method = build_method(config, len(dataset.class_names), device, text)
-    stages = method.stages(generator)
-    tensors = TrainingTensors(labelled, unlabelled, device)
-    samplers = [_sampler(config, stage, tensors, number, processes) for number, stage in enumerate(stages)]
-    selection = Selection(config, dataset, device)
+    training = Training(config, resume)
+    training.run()
+    return training.directory
 
-    iteration = 0  # over all stages
-    total = sum(stage.iterations for stage in stages)
-    if state is not None:
-        iteration, selection.best = state.iteration, state.best
-        state.restore(method, generator, device)
 
-    run = None  # of the first process alone
-    if processes.is_main:
-        if resume is None:
-            run = RunDirectory.create(config, device)
-            DatasetDescription.of(dataset).save(run.dataset)
-            if text is not None:
-                text.save(run.text)
+class Training:
+    """Everything a training consists of, and how far it is. Nothing is written before `run`."""
+
+    def __init__(
+        self,
+        config: Config,
+        resume: RunDirectory | None,  # a run to go on with
+    ) -> None:
+        self.config, self.resume = config, resume
+        self.processes = Processes()
+        self.processes.check(config)
+        self.device = self.processes.own_device(choose_device(config.training.device))
+        check_precision(config, self.device)
+        check_cuda_graph(config, self.device, self.processes)
+        self.state = TrainingState(resume.training_state, config) if resume is not None else None
+        torch.manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.dataset = open_configured_dataset(config)
+        self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)
+        _check_classes(self.labelled, self.dataset.class_names)
+        self.text = self._text()
+        self.method = build_method(config, len(self.dataset.class_names), self.device, self.text)
+        self.stages = self.method.stages(self.generator)
+        tensors = TrainingTensors(self.labelled, unlabelled, self.device)
+        self.samplers = [
+            _sampler(config, stage, tensors, number, self.processes)
+            for number, stage in enumerate(self.stages)
+        ]
+        self.selection = Selection(config, self.dataset, self.device)
+        self.directory: RunDirectory | None = None  # of the first process alone
+        self.save_at = 0.0  # the time from which on the next state is due
+        self.iteration = 0  # over all stages
+        self.total = sum(stage.iterations for stage in self.stages)
+        if self.state is not None:
+            self.iteration, self.selection.best = self.state.iteration, self.state.best
+            self.state.restore(self.method, self.generator, self.device)
+
+    def run(self) -> None:
+        """Train from where it stands to the end."""
+        if self.processes.is_main:
+            self.directory = self._open_directory()
+        with (
+            algorithms(self.config.training.deterministic),
+            self.processes.joined(self.device),
+            Interruption() as interruption,
+            _metrics_log(self.directory, self.state) as log,
+            tqdm(
+                total=self.total,
+                initial=self.iteration,
+                unit="step",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=1.0,
+                disable=not self.processes.is_main,
+            ) as progress,
+        ):
+            self.processes.seed(self.config.seed + self.iteration)
+            for number in range(self.state.stage if self.state is not None else 0, len(self.stages)):
+                self._run_stage(number, interruption, log, progress)
+            if log is not None:
+                log.flush()
+                save_checkpoint(log.run.checkpoint(), self.method, iteration=self.iteration)
+                learning_curves(log.run.metrics, log.run.learning_curves)
+                log.run.training_state.unlink()
+        if interruption.signal is not None:
+            raise self._interrupted(interruption)
+
+    def _run_stage(
+        self, number: int, interruption: Interruption, log: MetricsLog | None, progress: tqdm
+    ) -> None:
+        config, method, stage, sampler = self.config, self.method, self.stages[number], self.samplers[number]
+        progress.set_description(stage.name)
+        optimiser = build_optimiser(config, method)
+        first_step = 0
+        if self.state is not None and number == self.state.stage:
+            first_step = self.state.step
+            self.state.restore_stage(sampler, optimiser)
         else:
-            run = resume.reopen(config, device)
-        start = f"going on after iteration {iteration}, " if resume is not None else ""
+            stage.prepare(self.labelled, config.training.patch_size)
+        self.processes.broadcast(method)
+        method.network.train()
+        take_step = TrainingStep(config, method, stage, optimiser, self.device, self.processes)
+        for step in range(first_step, stage.iterations):
+            stopping = self.processes.any(interruption.signal is not None)
+            if log is not None and (stopping or time.monotonic() >= self.save_at):
+                self._save_state(log, number, step, optimiser)
+            if stopping:
+                self.processes.wait()  # one that ends ends the others, and the first may still be writing
+                raise self._interrupted(interruption)
+            values = take_step(Batch(*sampler.next()), step)
+            self.iteration += 1
+            if log is not None:
+                log.add(
+                    self.iteration,
+                    stage.name,
+                    {**values, "learning_rate": optimiser.param_groups[0]["lr"]},
+                )
+                progress.set_postfix(
+                    {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
+                )
+                progress.update()
+            if self.selection.due(self.iteration, self.total):
+                self._select(stage, log)
+
+    def _save_state(
+        self,
+        log: MetricsLog,
+        stage: int,
+        step: int,  # the next one
+        optimiser: torch.optim.Optimizer,
+    ) -> None:
+        save_training_state(
+            log.run.training_state,
+            config=self.config,
+            method=self.method,
+            generator=self.generator,
+            device=self.device,
+            iteration=self.iteration,
+            stage=stage,
+            step=step,
+            sampler=self.samplers[stage],
+            optimiser=optimiser,
+            best=self.selection.best,
+            log_sizes=log.sizes(),
+        )
+        self.save_at = time.monotonic() + 60 * self.config.training.checkpoint_minutes
+
+    def _select(self, stage: Stage, log: MetricsLog | None) -> None:
+        if log is not None:
+            log.flush()  # a loss that is not finite must not come to a checkpoint
+            dice = self.selection.evaluate(self.method, log.run, self.iteration)
+            log.add(self.iteration, stage.name, {"validation_dice": dice})
+        self.processes.wait()
+
+    def _text(self) -> TextEmbeddings | None:
+        if self.resume is not None and self.resume.text.is_file():
+            return TextEmbeddings.load(self.resume.text)
+        return METHODS[self.config.method.name].text(self.config, self.dataset.class_names)
+
+    def _open_directory(self) -> RunDirectory:
+        config, going_on = self.config, ""
+        if self.resume is not None:
+            directory = self.resume.reopen(config, self.device)
+            going_on = f"going on after iteration {self.iteration}, "
+        else:
+            directory = RunDirectory.create(config, self.device)
+            DatasetDescription.of(self.dataset).save(directory.dataset)
+            if self.text is not None:
+                self.text.save(directory.text)
         print(
-            f"{config.name}: {config.method.name} on {config.dataset.name}, {start}run directory {run.path}",
+            f"{config.name}: {config.method.name} on {config.dataset.name}, {going_on}run directory {directory.path}",
             flush=True,
         )
-    save_at = 0.0  # the time from which on the next state is due
-    with (
-        algorithms(config.training.deterministic),
-        processes.joined(device),
-        Interruption() as interruption,
-        _metrics_log(run, state) as log,
-        tqdm(
-            total=total,
-            initial=iteration,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=1.0,
-            disable=not processes.is_main,
-        ) as progress,
-    ):
-        processes.seed(config.seed + iteration)
-        for number, (stage, sampler) in enumerate(zip(stages, samplers, strict=True)):
-            if state is not None and number < state.stage:
-                continue
-            progress.set_description(stage.name)
-            optimiser = build_optimiser(config, method)
-            if state is not None and number == state.stage:
-                first_step = state.step
-                state.restore_stage(sampler, optimiser)
-            else:
-                first_step = 0
-                stage.prepare(labelled, config.training.patch_size)
-            processes.broadcast(method)
-            method.network.train()
-            for step in range(first_step, stage.iterations):
-                stopping = processes.any(interruption.signal is not None)
-                if log is not None and (stopping or time.monotonic() >= save_at):
-                    save_training_state(
-                        log.run.training_state,
-                        config=config,
-                        method=method,
-                        generator=generator,
-                        device=device,
-                        iteration=iteration,
-                        stage=number,
-                        step=step,
-                        sampler=sampler,
-                        optimiser=optimiser,
-                        best=selection.best,
-                        log_sizes=log.sizes(),
-                    )
-                    save_at = time.monotonic() + 60 * config.training.checkpoint_minutes
-                if stopping:
-                    processes.wait()  # one that ends ends the others, and the first may still be writing
-                    raise _interrupted(interruption, iteration, total, run)
+        return directory
 
-                values = training_step(
-                    config, method, stage, optimiser, Batch(*sampler.next()), step, device, processes
-                )
-                iteration += 1
-                if log is not None:
-                    log.add(
-                        iteration, stage.name, {**values, "learning_rate": optimiser.param_groups[0]["lr"]}
-                    )
-                    progress.set_postfix(
-                        {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
-                    )
-                    progress.update()
-                if selection.due(iteration, total):
-                    if log is not None:
-                        log.flush()  # a loss that is not finite must not come to a checkpoint
-                        dice = selection.evaluate(method, log.run, iteration)
-                        log.add(iteration, stage.name, {"validation_dice": dice})
-                    processes.wait()
-        if log is not None:
-            log.flush()
-            save_checkpoint(log.run.checkpoint(), method, iteration=iteration)
-            learning_curves(log.run.metrics, log.run.learning_curves)
-            log.run.training_state.unlink()
-    if interruption.signal is not None:
-        raise _interrupted(interruption, iteration, total, run)
-    return run
-
-
-def training_step(
-    config: Config,
-    method: Method,
-    stage: Stage,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    step: int,  # of the stage, from 0
-    device: torch.device,
-    processes: Processes,
-) -> dict[str, Tensor]:
-    """One step of the optimiser and of whatever the method moves with it; the losses and what else is logged."""
-    for group in optimiser.param_groups:
-        group["lr"] = stage.learning_rate(config.training.learning_rate, step)
-    with autocast(config, device):
-        losses = stage.losses(batch, step)
-    optimiser.zero_grad(set_to_none=True)
-    losses["total"].backward()
-    values = {name: loss.detach() for name, loss in losses.items()}
-    processes.average([*gradients(method), *values.values()])
-    optimiser.step()
-    stage.update()
-    return values
+    def _interrupted(self, interruption: Interruption) -> Interrupted:
+        number = interruption.signal or signal.SIGTERM  # another process had the signal
+        how = f": go on with `{self.directory.resume_command}`" if self.directory is not None else ""
+        return Interrupted(
+            f"stopped by {number.name} after iteration {self.iteration} of {self.total}{how}", number
+        )
 
 
 def _check_classes(labelled: Sequence[Case], class_names: Sequence[str]) -> None:
@@ -246,14 +270,6 @@ def _metrics_log(run: RunDirectory | None, state: TrainingState | None) -> Itera
                 f"{error}; the last good checkpoint is {run.training_state}, "
                 f"of iteration {saved_iteration(run.training_state)}"
             ) from None
-
-
-def _interrupted(
-    interruption: Interruption, iteration: int, total: int, run: RunDirectory | None
-) -> Interrupted:
-    number = interruption.signal or signal.SIGTERM  # another process had the signal
-    how = f": go on with `{run.resume_command}`" if run is not None else ""
-    return Interrupted(f"stopped by {number.name} after iteration {iteration} of {total}{how}", number)
 
 
 def _sampler(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,8 +37,16 @@ class Stage:
     def prepare(self, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> None:
         """Called once before the first iteration."""
 
-    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
-        """Scalars of one step; the one called `total` is minimised, the others are logged."""
+    def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        """What the losses of an iteration (counted from 0) need beside its images, as new tensors on their device.
+
+        Random choices that are made on the CPU, and weights that move with the iteration: everything that differs from
+        one step to the next. The losses then are the same operations each time, which a GPU can replay.
+        """
+        return {}
+
+    def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of one step from its batch and `inputs`; the one called `total` is minimised, the others are logged."""
         raise NotImplementedError
 
     def update(self) -> None:

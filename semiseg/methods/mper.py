@@ -10,7 +10,7 @@ each other, and the student learns from a linear and a prototype classifier (eq.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -163,11 +163,12 @@ class CopyPasteStage(Stage):
     def __init__(self, method: MPER, generator: torch.Generator):
         self.method, self.generator = method, generator
 
-    def zero_box_mask(self, batch: Batch) -> Tensor:  # [*P] bool
+    def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         image = batch.labelled_image
-        return zero_box_mask(
+        mask = zero_box_mask(
             tuple(image.shape[2:]), self.method.config.zero_box, self.generator, image.device
         )
+        return {"mask": mask}
 
 
 class PreTraining(CopyPasteStage):
@@ -179,8 +180,8 @@ class PreTraining(CopyPasteStage):
         super().__init__(method, generator)
         self.iterations = method.config.pretraining_iterations
 
-    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
-        mask = self.zero_box_mask(batch)
+    def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mask = inputs["mask"]
         image, label = (
             torch.cat([copy_paste(mask, a, b), copy_paste(mask, b, a)])
             for a, b in (batch.labelled_image.chunk(2), batch.labelled_label.chunk(2))
@@ -216,9 +217,15 @@ class SelfTraining(CopyPasteStage):
         )
         method.classifier.prototypes.copy_(prototypes)
 
-    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         config = self.method.config
-        mixes = self.mix(batch)
+        ramp = iteration // config.ramp_up_step * config.ramp_up_step
+        ramp_up = config.ramp_up_weight * sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        return {**super().inputs(batch, iteration), "ramp_up": batch.labelled_image.new_full((), ramp_up)}
+
+    def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        config = self.method.config
+        mixes = self.mix(batch, inputs["mask"])
         if config.join_mixes:
             both = self.method.network(torch.cat([mix.image for mix in mixes]))
             outputs = list(zip(*(output.chunk(2) for output in both), strict=True))
@@ -239,8 +246,7 @@ class SelfTraining(CopyPasteStage):
             sums, counts = zip(*self.cluster_updates, strict=True)
             self.cluster_updates = [(sum(sums), sum(counts))]
 
-        ramp = iteration // config.ramp_up_step * config.ramp_up_step
-        ramp_up = config.ramp_up_weight * sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        ramp_up = inputs["ramp_up"]
         consistency_linear, consistency_prototype = sum(linear), sum(prototype)
         contrastive = sum(contrast) / (len(contrast) if config.contrast_reduction == "mean" else 1)
         total = consistency_linear + ramp_up * (consistency_prototype + config.contrast_weight * contrastive)
@@ -249,12 +255,16 @@ class SelfTraining(CopyPasteStage):
             "consistency_linear": consistency_linear,
             "consistency_prototype": consistency_prototype,
             "contrastive": contrastive,
-            "ramp_up": torch.tensor(ramp_up),
+            "ramp_up": ramp_up,
         }
 
     @torch.no_grad()
-    def mix(self, batch: Batch) -> tuple[Mix, Mix]:
-        """Bidirectional copy-paste of labelled and pseudo-labelled images, with one random zero-box mask M.
+    def mix(
+        self,
+        batch: Batch,
+        mask: Tensor,  # [*P] bool
+    ) -> tuple[Mix, Mix]:
+        """Bidirectional copy-paste of labelled and pseudo-labelled images, with one zero-box mask M.
 
         Mix 1 is labelled_a M + unlabelled_a (1 - M), mix 2 is unlabelled_b M + labelled_b (1 - M).
         """
@@ -262,7 +272,6 @@ class SelfTraining(CopyPasteStage):
         trusted = torch.ones_like(batch.labelled_label, dtype=torch.bool)
         labelled_a, labelled_b = _halves(batch.labelled_image, batch.labelled_label, trusted)
         unlabelled_a, unlabelled_b = _halves(batch.unlabelled_image, pseudo_label, reliable)
-        mask = self.zero_box_mask(batch)
         return _mix(mask, labelled_a, unlabelled_a, "outside"), _mix(mask, unlabelled_b, labelled_b, "inside")
 
     def pseudo_label(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class SupervisedStage(Stage):
         self.iterations = method.config.iterations
         self.learning_rate_step = method.config.learning_rate_step
 
-    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits, _ = self.method.network(batch.labelled_image)
         return {"total": region_weighted_loss(dice_ce(logits, batch.labelled_label), self.method.one_region)}
 

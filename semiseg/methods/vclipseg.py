@@ -13,7 +13,7 @@ what it takes the place of: mutual consistency of two decoders, cross pseudo sup
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -211,7 +211,13 @@ class TwoBranchTraining(Stage):
         self.iterations = method.config.iterations
         self.learning_rate_step = method.config.learning_rate_step
 
-    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        config = self.method.config
+        ramp = iteration // config.ramp_up_step * config.ramp_up_step
+        ramp_up = sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        return {"ramp_up": batch.labelled_image.new_full((), ramp_up)}
+
+    def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         config, consistency = self.method.config, self.method.consistency
         labels, count = batch.labelled_label, len(batch.labelled_image)
         logits_a, logits_b, bottleneck = self.method.network.branches(
@@ -222,14 +228,13 @@ class TwoBranchTraining(Stage):
 
         first = 0 if config.unlabelled_loss_over == "all" else count
         unlabelled = self.unlabelled_loss(logits_a[first:], logits_b[first:], dice_a, dice_b)
-        ramp = iteration // config.ramp_up_step * config.ramp_up_step
-        ramp_up = sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        ramp_up = inputs["ramp_up"]
         total = config.labelled_weight * (dice_a + dice_b) + ramp_up * unlabelled
         losses = {
             "dice_a": dice_a,
             "dice_b": dice_b,
             "unlabelled": unlabelled,
-            "ramp_up": torch.tensor(ramp_up),
+            "ramp_up": ramp_up,
         }
         if consistency is not None and bottleneck is not None:
             features = bottleneck[:count]

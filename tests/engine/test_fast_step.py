@@ -5,7 +5,8 @@ import torch
 
 from semiseg.config import load_config
 from semiseg.engine.distributed import Processes
-from semiseg.engine.trainer import build_method, build_optimiser, training_step
+from semiseg.engine.trainer import build_method, build_optimiser
+from semiseg.engine.training_step import TrainingStep
 from semiseg.methods import METHODS
 from semiseg.methods.method import Batch
 from semiseg_kernels import use_backend
@@ -61,7 +62,7 @@ def step_of(name, backend, channels_last, dtype=torch.float32):
         torch.manual_seed(2)  # of dropout
         batch = Batch(*(tensor.to(dtype) if tensor.is_floating_point() else tensor
                         for tensor in vars(batch_of(config, num_classes)).values()))  # fmt: skip
-        losses = training_step(config, method, stage, optimiser, batch, 0, CPU, Processes())
+        losses = TrainingStep(config, method, stage, optimiser, CPU, Processes())(batch, 0)
     return {**losses, **method.state_dict()}
 
 

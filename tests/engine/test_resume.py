@@ -152,20 +152,20 @@ def test_a_loss_that_is_nan_names_the_iteration_and_the_checkpoint_that_is_left(
     long = (*SUPERVISED[:2], [*SUPERVISED[2], "method.iterations=13"])
     expected = train(configured(long, "whole"))
     config = configured(long, "run")
-    losses = SupervisedStage.losses
 
-    def nan_at_the_twelfth(stage, batch, step):
-        return {
-            name: loss * (float("nan") if step == 11 else 1)
-            for name, loss in losses(stage, batch, step).items()
-        }
+    def factor(stage, batch, iteration):
+        return {"factor": torch.tensor(float("nan") if iteration == 11 else 1.0)}
+
+    def times_factor(stage, batch, inputs, losses=SupervisedStage.losses):
+        return {name: loss * inputs["factor"] for name, loss in losses(stage, batch, inputs).items()}
 
     def interrupt(call):
         if call == 8:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedStage, "losses", nan_at_the_twelfth)
+        patch.setattr(SupervisedStage, "inputs", factor)
+        patch.setattr(SupervisedStage, "losses", times_factor)
         count_calls(patch, TrainingSampler, "next", interrupt)
         with pytest.raises(Interrupted):
             train(config)

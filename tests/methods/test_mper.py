@@ -77,8 +77,7 @@ def similarities(embedding, prototypes):
 def test_mixes_are_bidirectional_copy_paste():
     _, _, stage = build()
     data = batch()
-    stage.generator.manual_seed(3)
-    mix_1, mix_2 = stage.mix(data)
+    mix_1, mix_2 = stage.mix(data, stage.inputs(data, 0)["mask"])
     pseudo = mix_1.region.bool()  # inside the zero box, the same in both mixes but for the direction
     assert pseudo.sum() == 4 * 3 * 2
     assert torch.equal(mix_2.region.bool(), ~pseudo)
@@ -111,11 +110,10 @@ def test_losses_are_equations_4_to_6(join):
     method, _, stage = build(join_mixes=join)
     data, iteration = batch(), 4
     twin = copy.deepcopy(method.network)
-    stage.generator.manual_seed(5)
-    mixes = stage.mix(data)
-    stage.generator.manual_seed(5)
+    inputs = stage.inputs(data, iteration)
+    mixes = stage.mix(data, inputs["mask"])
     method.teacher.load_state_dict(build()[0].teacher.state_dict())  # its running statistics moved
-    losses = stage.losses(data, iteration)
+    losses = stage.losses(data, inputs)
 
     if join:
         outputs = list(zip(*(o.chunk(2) for o in twin(torch.cat([m.image for m in mixes]))), strict=True))
@@ -170,11 +168,10 @@ def test_update_moves_prototypes_then_teacher(steps, classes):
     prototypes = method.classifier.prototypes.double().clone()
     start = prototypes.clone()
     twin = copy.deepcopy(method.network)
-    stage.generator.manual_seed(6)
-    mixes = stage.mix(data)
-    stage.generator.manual_seed(6)
+    inputs = stage.inputs(data, 0)
+    mixes = stage.mix(data, inputs["mask"])
     method.teacher.load_state_dict(build()[0].teacher.state_dict())
-    stage.losses(data, 0)
+    stage.losses(data, inputs)
     teacher, student = copy.deepcopy(method.teacher.state_dict()), method.network.state_dict()
     with torch.no_grad():
         for parameter in method.network.parameters():
@@ -201,7 +198,8 @@ def test_update_moves_prototypes_then_teacher(steps, classes):
 
 def test_teacher_buffers_stay_its_own_by_option():
     method, _, stage = build(teacher_buffers=False)
-    stage.losses(batch(), 0)
+    data = batch()
+    stage.losses(data, stage.inputs(data, 0))
     before = copy.deepcopy(dict(method.teacher.named_buffers()))
     method.network.body[1].running_mean += 1
     stage.update()
@@ -214,7 +212,7 @@ def test_pretraining_uses_labelled_images_in_both_directions():
     seen = []
     method.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     data = batch()
-    stage.losses(data, 0)["total"].backward()
+    stage.losses(data, stage.inputs(data, 0))["total"].backward()
     (image,) = seen
     assert image.shape == data.labelled_image.shape
     from_other = image[0] != data.labelled_image[0]
@@ -225,7 +223,8 @@ def test_pretraining_uses_labelled_images_in_both_directions():
 
 def test_ramp_up_steps_and_weight():
     _, _, stage = build(ramp_up_step=4, ramp_up_weight=0.5)
-    values = [stage.losses(batch(), iteration)["ramp_up"].item() for iteration in (0, 3, 4, 7, 20)]
+    data = batch()
+    values = [stage.inputs(data, iteration)["ramp_up"].item() for iteration in (0, 3, 4, 7, 20)]
     expected = [0.5 * math.exp(-5 * (1 - min(t / 10, 1)) ** 2) for t in (0, 0, 4, 4, 20)]
     assert values == pytest.approx(expected)
 

@@ -202,7 +202,7 @@ def test_losses_are_equations_4_to_11(preset, dtype, tolerance):
         torch.uint8
     )  # so that there is something to agree on
     expected = expected_losses(method, data, iteration)
-    losses = stage.losses(data, iteration)
+    losses = stage.losses(data, stage.inputs(data, iteration))
     assert set(losses) == set(expected)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=tolerance), name
@@ -216,7 +216,7 @@ def test_pseudo_labels_pass_no_gradient_and_the_labelled_half_is_not_in_them():
     method.double()
     data = batch(torch.float64)
     twin = copy.deepcopy(method.network)
-    losses = stage.losses(data, 0)
+    losses = stage.losses(data, stage.inputs(data, 0))
     (gradient,) = torch.autograd.grad(
         losses["unlabelled"], method.network.decoding_a.classifier.bias, retain_graph=True
     )
@@ -238,7 +238,8 @@ def test_slices(preset):
     method = build_method(config, 4, CPU, random_text(4, 12, 0))
     (stage,) = method.stages(torch.Generator())
     image, labels = torch.randn(2, 1, 64, 32), torch.randint(4, (2, 64, 32), dtype=torch.uint8)
-    losses = stage.losses(Batch(image, labels, torch.randn(3, 1, 64, 32)), 0)
+    data = Batch(image, labels, torch.randn(3, 1, 64, 32))
+    losses = stage.losses(data, stage.inputs(data, 0))
     losses["total"].backward()
     assert all(parameter.grad.isfinite().all() for parameter in method.parameters())
 
@@ -248,7 +249,7 @@ def test_a_batch_without_foreground(options):
     method, stage = build(*options)
     data = batch()
     data.labelled_label.zero_()
-    losses = stage.losses(data, 500)
+    losses = stage.losses(data, stage.inputs(data, 500))
     losses["total"].backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(parameter.grad.isfinite().all() for parameter in method.parameters())
@@ -259,7 +260,8 @@ def test_no_voxel_where_decoders_and_truth_agree():
     with torch.no_grad():
         for decoding, favourite in ((method.network.decoding_a, 0), (method.network.decoding_b, 1)):
             decoding.classifier.bias[favourite] = 100.0
-    losses = stage.losses(batch(), 500)
+    data = batch()
+    losses = stage.losses(data, stage.inputs(data, 500))
     losses["total"].backward()
     assert losses["consistency"].item() == 0 and losses["total"].isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in method.parameters())

@@ -1,0 +1,65 @@
+"""One step of training: the losses of a batch, their gradients, the optimiser, and what the method moves with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from semiseg.config import Config
+from semiseg.engine.cuda_graph import CudaGraph
+from semiseg.engine.distributed import Processes, gradients
+from semiseg.engine.precision import autocast
+from semiseg.methods import Method, Stage
+from semiseg.methods.method import Batch
+
+
+def check_cuda_graph(config: Config, device: torch.device, processes: Processes) -> None:
+    """Raise ValueError where a step is to be a CUDA graph and cannot."""
+    if config.training.cuda_graph and (device.type != "cuda" or processes.count > 1):
+        raise ValueError(
+            f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process on a GPU"
+        )
+
+
+class TrainingStep:
+    """The step of a stage; with `training.cuda_graph` its work on the GPU is captured once and replayed."""
+
+    def __init__(
+        self,
+        config: Config,
+        method: Method,
+        stage: Stage,
+        optimiser: torch.optim.Optimizer,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.config, self.method, self.stage = config, method, stage
+        self.optimiser, self.device, self.processes = optimiser, device, processes
+        self._graph = CudaGraph(self._run, device) if config.training.cuda_graph else None
+
+    def __call__(
+        self,
+        batch: Batch,
+        iteration: int,  # of the stage, from 0
+    ) -> dict[str, Tensor]:
+        """The losses of the step and what else is logged."""
+        learning_rate = self.stage.learning_rate(self.config.training.learning_rate, iteration)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        given = {**vars(batch), **self.stage.inputs(batch, iteration)}
+        return self._run(given) if self._graph is None else self._graph(given, learning_rate)
+
+    def _run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        batch = Batch(**{field.name: given[field.name] for field in fields(Batch)})
+        with autocast(self.config, self.device):
+            losses = self.stage.losses(batch, given)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        values = {name: loss.detach() for name, loss in losses.items()}
+        self.processes.average([*gradients(self.method), *values.values()])
+        self.optimiser.step()
+        self.stage.update()
+        return values

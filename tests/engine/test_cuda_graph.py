@@ -1,0 +1,105 @@
+"""Captured and replayed work is the work that was captured: on the CPU by a recorder, marked `gpu` by CUDA itself."""
+
+import pytest
+import recorded_graph
+import torch
+from test_fast_step import METHODS_AND_SIZES, batch_of
+
+from semiseg.config import load_config
+from semiseg.engine.cuda_graph import WARM_UP, CudaGraph
+from semiseg.engine.determinism import algorithms
+from semiseg.engine.distributed import Processes
+from semiseg.engine.trainer import build_method, build_optimiser
+from semiseg.engine.training_step import TrainingStep, check_cuda_graph
+from semiseg.methods import METHODS
+from semiseg.methods.method import Batch
+
+CPU = torch.device("cpu")
+STEPS = WARM_UP + 4
+RAMPING = ("training.precision=float32", "method.ramp_up_iterations=5", "method.learning_rate_step=5")
+
+
+def train(name, device, cuda_graph):
+    """Losses of some steps, and everything the method holds after them; λ moves in each, the learning rate once."""
+    configuration, *overrides = METHODS_AND_SIZES[name]
+    ramping = RAMPING[0::2] if name == "supervised" else RAMPING
+    config = load_config(
+        configuration,
+        [*overrides, *ramping, f"training.cuda_graph={str(cuda_graph).lower()}", "preset=paper"],
+    )
+    num_classes = 4 if "slices" in name else 3
+    torch.manual_seed(0)
+    text = METHODS[config.method.name].text(config, [f"class {c}" for c in range(num_classes)])
+    method = build_method(config, num_classes, device, text)
+    stage = method.stages(torch.Generator().manual_seed(0))[-1]
+    if method.prototypes is not None:
+        method.prototypes.copy_(torch.randn(method.prototypes.shape))
+    step = TrainingStep(config, method, stage, build_optimiser(config, method), device, Processes())
+    torch.manual_seed(2)  # of dropout
+    data = batch_of(config, num_classes)
+    losses = []
+    for iteration in range(STEPS):
+        tensors = (tensor.roll(iteration, -1).to(device) for tensor in vars(data).values())
+        losses.append(step(Batch(*tensors), iteration))
+    return losses, method.state_dict()
+
+
+@pytest.mark.parametrize("name", METHODS_AND_SIZES)
+def test_replayed_steps_are_those_without_a_graph(name, monkeypatch):
+    expected = train(name, CPU, cuda_graph=False)
+    recorded_graph.install(monkeypatch)
+    actual = train(name, CPU, cuda_graph=True)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", METHODS_AND_SIZES)
+def test_steps_of_a_cuda_graph_are_those_without(name):
+    with algorithms(deterministic=True):
+        expected, actual = (train(name, torch.device("cuda"), cuda_graph) for cuda_graph in (False, True))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_results_are_new_tensors_and_what_is_given_is_left(monkeypatch):
+    recorded_graph.install(monkeypatch)
+    graph = CudaGraph(lambda given: {"double": given["x"] * 2}, CPU)
+    xs = [torch.full((3,), float(number)) for number in range(WARM_UP + 3)]
+    results = [graph({"x": x}, None)["double"] for x in xs]
+    for number, (x, result) in enumerate(zip(xs, results, strict=True)):
+        assert x.tolist() == [number] * 3 and result.tolist() == [2 * number] * 3
+
+
+def test_another_constant_is_captured_anew(monkeypatch):
+    recorded_graph.install(monkeypatch)
+    captures, factor = [], 1.0
+
+    def scaled(given):
+        captures.append(factor)
+        return {"scaled": given["x"] * factor}
+
+    graph, x = CudaGraph(scaled, CPU), torch.ones(2)
+    results = []
+    for factor in [1.0] * (WARM_UP + 2) + [0.5] * 2 + [1.0]:
+        results.append(graph({"x": x}, factor)["scaled"].tolist())
+    assert results == [[1, 1]] * (WARM_UP + 2) + [[0.5, 0.5]] * 2 + [[1, 1]]
+    assert captures == [1.0] * (WARM_UP + 1) + [0.5, 1.0]
+
+
+def test_a_capture_that_reads_a_value_is_refused(monkeypatch):
+    recorded_graph.install(monkeypatch)
+    graph, x = CudaGraph(lambda given: {"x": given["x"] * given["x"].sum().item()}, CPU), torch.ones(2)
+    for _ in range(WARM_UP):
+        graph({"x": x}, None)
+    with pytest.raises(RuntimeError, match="aten::_local_scalar_dense in a capture"):
+        graph({"x": x}, None)
+
+
+def test_a_graph_without_a_gpu_or_with_several_processes_is_refused(monkeypatch):
+    config = load_config("phantom_supervised", ["training.cuda_graph=true"])
+    with pytest.raises(ValueError, match=r"training\.cuda_graph is true on cpu with 1 processes"):
+        check_cuda_graph(config, CPU, Processes())
+    check_cuda_graph(config, torch.device("cuda"), Processes())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="on cuda with 2 processes, accepted is one process on a GPU"):
+        check_cuda_graph(config, torch.device("cuda"), Processes())
