@@ -196,3 +196,37 @@ def test_inputs_do_not_depend_on_the_order_of_operations(module):
     workloads.make_operation("dice_ce", workloads.SIZES["tiny"]["3d"])
     again = workloads.make_operation("prototype_head", workloads.SIZES["tiny"]["3d"])
     assert torch.equal(first.x, again.x)
+
+
+@needs_cpu
+def test_profile_of_a_training_step(module, monkeypatch):
+    profile, tables = module("training_profile"), module("tables")
+    small = ("training.patch_size=[32, 16, 16]", "method.zero_box=[20, 10, 10]", "network.filters=[4]")
+    monkeypatch.setitem(profile.WORKLOADS, "phantom_mper", (small, ("background", "a", "b"), (36, 20, 20)))
+    monkeypatch.setattr(profile, "PRECISIONS", ("float32",))
+    monkeypatch.setattr(profile, "STEPS", {"cpu": 1})
+    (row,) = profile.measure("phantom_mper", torch.device("cpu"))
+    assert row["steps_per_second"] > 0 and not row["cuda_graph"]
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    groups = {"convolutions", "batch_norm_relu", "prototype_head", "dice_ce", "largest_components"}
+    assert groups < row["shares"].keys() and min(row["shares"].values()) > 0
+
+    where = {"cpu": "a processor", "threads": 2, "versions": {"torch": "2.13.0"}, "commit": "abc"}
+    table = tables.training_profile_table({"rows": [row], "environment": where, "command": "python x"})
+    assert f"{100 * row['shares']['convolutions']:.1f} %" in table and "phantom_mper" in table
+
+
+def test_paired_table_takes_the_seeds_both_have(module):
+    def results(dice):
+        return {
+            "rows": [
+                {"name": "a", "seed": seed, "summary": {"mean": {"dice": {"mean": value}}}}
+                for seed, value in dice.items()
+            ]
+        }
+
+    (line,) = module("training_table").paired_rows(
+        results({0: 0.5, 1: 0.7, 2: 0.9}), results({1: 0.6, 0: 0.5, 3: 0.1})
+    )
+    # differences 0 and -10: mean -5, standard deviation 7.07, over the root of 2
+    assert line == ["a", "2", "60.00", "55.00", "-5.00", "5.00", "50.00", "50.00"]
