@@ -46,7 +46,7 @@ def group_of(operation: str) -> str:
         return name.rpartition("_")[0]
     if "conv" in name:
         return "convolutions"
-    return "optimiser and moving averages" if "foreach" in name else "everything else"
+    return "optimiser and moving averages" if "foreach" in name or "fused_sgd" in name else "everything else"
 
 
 def make_step(

@@ -299,7 +299,7 @@ def build_optimiser(config: Config, method: Method) -> torch.optim.Optimizer:
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
-        foreach=True,
+        fused=True,
     )
 
 
