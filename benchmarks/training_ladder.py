@@ -39,11 +39,12 @@ WARM_UP, MEASURED = 2, 5  # steps
 
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
-          "channels last", "bfloat16")  # fmt: skip
+          "fused classifier", "channels last", "bfloat16")  # fmt: skip
 KERNELS = {
     "fused losses": ("dice_ce", "prototype_head", "cluster_mean", "masked_class_mean", "prompt_mix"),
     "components in C++": ("largest_components",),
     "fused batch normalisation": ("batch_norm_relu",),
+    "fused classifier": ("linear_classifier",),
 }
 WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
     "la_mper": (),

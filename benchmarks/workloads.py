@@ -10,6 +10,7 @@ from torch import Tensor
 from semiseg_kernels import (
     cluster_mean,
     dice_ce,
+    linear_classifier,
     masked_class_mean,
     prompt_mix,
     prototype_head,
@@ -106,6 +107,10 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
         text = torch.randn(num_classes, workload.d)
         return Operation(logits, lambda x: (prompt_mix(x, text),), 1)
     z = torch.randn(batch, workload.d, *spatial).to(dtype)
+    if name == "linear_classifier":
+        weight, bias = torch.randn(num_classes, workload.d), torch.randn(num_classes)
+        kept = torch.randint(0, 2, (batch, workload.d)) * 2.0
+        return Operation(z, lambda z: (linear_classifier(z, weight, bias, kept),), 1)
     if name == "prototype_similarity":
         return Operation(
             z, lambda z: prototype_similarity(z, prototypes), 1, gemm=lambda z: gemm_similarity(z, prototypes)
@@ -149,5 +154,5 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
 
 OPERATIONS = (
     "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix",
-    "masked_class_mean",
+    "masked_class_mean", "linear_classifier",
 )  # fmt: skip

@@ -6,6 +6,7 @@
 #include "cluster_mean.h"
 #include "dice_ce.h"
 #include "largest_components.h"
+#include "linear_classifier.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prompt_mix.h"
@@ -126,6 +127,17 @@ void arguments(PromptMix& a, Direction direction, const Visit& visit) {
   visit(forward ? "prompt" : "grad_prompt", a.prompt);
   if (!forward) visit("grad_logits", a.grad_logits);
   if (!forward) visit("grad_text", a.grad_text);
+}
+
+template <class Visit>
+void arguments(LinearClassifier& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  visit("x", a.x);
+  visit("matrix", a.matrix);
+  visit("C", a.C);
+  visit(forward ? "logits" : "grad_logits", a.logits);
+  if (!forward) visit("grad_x", a.grad_x);
+  if (!forward) visit("grad_matrix", a.grad_matrix);
 }
 
 template <class Visit>

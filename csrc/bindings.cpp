@@ -117,5 +117,9 @@ PYBIND11_MODULE(_C, module) {
                                nothing);
   bind_kernel<MaskedClassMean>(module, "masked_class_mean_backward", backward, &Kernels::masked_class_mean_backward,
                                nothing);
+  bind_kernel<LinearClassifier>(module, "linear_classifier_forward", forward, &Kernels::linear_classifier_forward,
+                                nothing);
+  bind_kernel<LinearClassifier>(module, "linear_classifier_backward", backward, &Kernels::linear_classifier_backward,
+                                nothing);
   bind_kernel<LargestComponents>(module, "largest_components", forward, &Kernels::largest_components, nothing);
 }

@@ -5,6 +5,7 @@
 #include "cluster_mean.h"
 #include "dice_ce.h"
 #include "largest_components.h"
+#include "linear_classifier.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prompt_mix.h"
@@ -33,6 +34,8 @@ struct Kernels {
   void (*prompt_mix_backward)(const PromptMix&);
   void (*masked_class_mean_forward)(const MaskedClassMean&);
   void (*masked_class_mean_backward)(const MaskedClassMean&);
+  void (*linear_classifier_forward)(const LinearClassifier&);
+  void (*linear_classifier_backward)(const LinearClassifier&);
   void (*largest_components)(const LargestComponents&);
 };
 
@@ -56,6 +59,8 @@ struct Kernels {
   void prompt_mix_backward(const PromptMix&);                                          \
   void masked_class_mean_forward(const MaskedClassMean&);                              \
   void masked_class_mean_backward(const MaskedClassMean&);                             \
+  void linear_classifier_forward(const LinearClassifier&);                             \
+  void linear_classifier_backward(const LinearClassifier&);                            \
   void largest_components(const LargestComponents&);                                   \
   inline constexpr Kernels kernels{                                                    \
       batch_norm_relu_statistics,   batch_norm_relu_forward,                           \
@@ -67,6 +72,7 @@ struct Kernels {
       dice_ce_forward,              dice_ce_backward,                                  \
       prompt_mix_forward,           prompt_mix_backward,                               \
       masked_class_mean_forward,    masked_class_mean_backward,                        \
+      linear_classifier_forward,    linear_classifier_backward,                        \
       largest_components,                                                              \
   };                                                                                   \
   }

@@ -5,6 +5,7 @@ from .batch_norm_relu import batch_norm_relu
 from .cluster_mean import cluster_mean
 from .dice_ce import DiceCE, dice_ce
 from .largest_components import largest_components
+from .linear_classifier import linear_classifier
 from .masked_class_mean import masked_class_mean
 from .momentum_update import momentum_update_
 from .process_group import sum_over_processes, use_process_group
@@ -22,6 +23,7 @@ __all__ = [
     "cluster_mean",
     "dice_ce",
     "largest_components",
+    "linear_classifier",
     "masked_class_mean",
     "momentum_update_",
     "prompt_conv",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from semiseg.models.initialisation import initialise
+from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d, LinearClassifier3d
 from semiseg.models.unet import UNetDecoder, UNetEncoder
 from semiseg.models.vnet import VNetDecoder, VNetEncoder
 
@@ -21,10 +22,15 @@ class Branches(NamedTuple):
 class Decoding(nn.Module):
     """A decoder, dropout of whole channels and a linear classifier."""
 
-    def __init__(self, decoder: nn.Module, dropout: nn.Module, classifier: nn.Module) -> None:
+    def __init__(
+        self,
+        decoder: nn.Module,
+        dropout: float,  # probability
+        classifier: nn.Module,
+    ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.dropout = dropout
+        self.dropout = ChannelDropout(dropout)
         self.classifier = classifier
 
     def forward(
@@ -33,7 +39,7 @@ class Decoding(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, C, *S] and embedding [B, d, *S]."""
         embedding = self.decoder(features)
-        return self.classifier(self.dropout(embedding)), embedding
+        return self.classifier(embedding, self.dropout.scale(embedding)), embedding
 
 
 class TwoDecoders(nn.Module):
@@ -90,8 +96,8 @@ class TwoDecoderVNet(TwoDecoders):
         prompt: nn.Module | None = None,  # of the bottleneck's features
     ) -> None:
         def decoding(upsampling: str) -> Decoding:
-            classifier = nn.Conv3d(filters, num_classes, kernel_size=1)
-            return Decoding(VNetDecoder(filters, upsampling=upsampling), nn.Dropout3d(dropout), classifier)
+            classifier = LinearClassifier3d(filters, num_classes)
+            return Decoding(VNetDecoder(filters, upsampling=upsampling), dropout, classifier)
 
         encoder = VNetEncoder(in_channels, filters, dropout=dropout)
         super().__init__(encoder, decoding("transposed"), decoding("linear"), prompt)
@@ -109,8 +115,9 @@ class TwoDecoderUNet(TwoDecoders):
         prompt: nn.Module | None = None,  # of the bottleneck's features
     ) -> None:
         def decoding(upsampling: str) -> Decoding:
-            classifier = nn.Conv2d(filters[0], num_classes, kernel_size=1)
-            return Decoding(UNetDecoder(filters, upsampling), nn.Identity(), classifier)
+            return Decoding(
+                UNetDecoder(filters, upsampling), 0.0, LinearClassifier2d(filters[0], num_classes)
+            )
 
         encoder = UNetEncoder(in_channels, filters, dropout)
         super().__init__(encoder, decoding("transposed"), decoding("linear"), prompt)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg.models.initialisation import initialise
+from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
 from semiseg.models.vnet import check_upsampling
 
 
@@ -109,8 +110,8 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder = UNetEncoder(in_channels, filters, dropout)
         self.decoder = UNetDecoder(filters)
-        self.dropout = nn.Dropout2d(classifier_dropout)
-        self.classifier = nn.Conv2d(filters[0], num_classes, kernel_size=1)
+        self.dropout = ChannelDropout(classifier_dropout)
+        self.classifier = LinearClassifier2d(filters[0], num_classes)
         self.embedding_after_dropout = embedding_after_dropout
         initialise(self)
 
@@ -120,5 +121,7 @@ class UNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, num_classes, H, W] and embedding [B, filters[0], H, W]. ValueError for other sides."""
         embedding = self.decoder(self.encoder(x))
-        dropped = self.dropout(embedding)
-        return self.classifier(dropped), dropped if self.embedding_after_dropout else embedding
+        if self.embedding_after_dropout:
+            embedding = self.dropout(embedding)
+            return self.classifier(embedding), embedding
+        return self.classifier(embedding, self.dropout.scale(embedding)), embedding

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.initialisation import initialise
+from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
 
 UPSAMPLING = ("transposed", "linear")  # convolutions; interpolation and then a convolution
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per stage, from full resolution to the bottleneck
@@ -60,7 +61,7 @@ class VNetEncoder(nn.Module):
         self.down = nn.ModuleList(
             _resample(nn.Conv3d, width, 2 * width, normalization) for width in widths[:-1]
         )
-        self.dropout = nn.Dropout3d(dropout)
+        self.dropout = ChannelDropout(dropout)
 
     def forward(
         self,
@@ -130,8 +131,8 @@ class VNet(nn.Module):
         super().__init__()
         self.encoder = VNetEncoder(in_channels, filters, normalization, dropout)
         self.decoder = VNetDecoder(filters, normalization)
-        self.dropout = nn.Dropout3d(dropout)
-        self.classifier = nn.Conv3d(filters, num_classes, kernel_size=1)
+        self.dropout = ChannelDropout(dropout)
+        self.classifier = LinearClassifier3d(filters, num_classes)
         self.embedding_after_dropout = embedding_after_dropout
         initialise(self)
 
@@ -141,5 +142,7 @@ class VNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, num_classes, *S] and embedding [B, filters, *S]. ValueError for other sides."""
         embedding = self.decoder(self.encoder(x))
-        dropped = self.dropout(embedding)
-        return self.classifier(dropped), dropped if self.embedding_after_dropout else embedding
+        if self.embedding_after_dropout:
+            embedding = self.dropout(embedding)
+            return self.classifier(embedding), embedding
+        return self.classifier(embedding, self.dropout.scale(embedding)), embedding

@@ -119,7 +119,11 @@ print(sorted(faults)[20])
 
 @needs_cpu
 @pytest.mark.parametrize(
-    "name", ["prototype_similarity", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix", "masked_class_mean"]
+    "name",
+    [
+        "prototype_similarity", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix", "masked_class_mean",
+        "linear_classifier",
+    ],
 )
 def test_a_wrong_kernel_is_refused(module, name):
     contestants, workloads = module("contestants"), module("workloads")

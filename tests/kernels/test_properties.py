@@ -20,6 +20,7 @@ from semiseg_kernels import (
     cluster_mean,
     dice_ce,
     largest_components,
+    linear_classifier,
     masked_class_mean,
     momentum_update_,
     prompt_conv,
@@ -284,6 +285,19 @@ def prompt_mix_call(draw: Draw) -> Call:
     return Call(prompt_mix, {"logits": logits, "text": text}, ("logits", "text"), _largest(logits))
 
 
+def linear_classifier_call(draw: Draw) -> Call:
+    num_classes, d = draw(st.integers(1, 6) | st.just(512)), draw(widths)
+    x = random_voxels(draw, draw(batches), d, draw(spatial_axes))
+    arguments = {
+        "x": x,
+        "weight": lay_out(draw, torch.randn(num_classes, d)),
+        "bias": lay_out(draw, torch.randn(num_classes)),
+    }
+    if draw(st.booleans()):
+        arguments["channel_scale"] = lay_out(draw, torch.rand(x.shape[:2]).to(draw(dtypes)))
+    return Call(linear_classifier, arguments, ("x", "weight", "bias"), _largest(x) * d**0.5)
+
+
 def masked_class_mean_call(draw: Draw) -> Call:
     z = lay_out(draw, torch.randn(draw(batches), draw(widths), *draw(spatial_axes)).to(draw(dtypes)))
     maps = torch.rand(z.shape[0], draw(st.integers(1, 6)), *z.shape[2:]) + 0.1
@@ -314,6 +328,7 @@ CALLS = {
     "cluster_mean": cluster_mean_call,
     "dice_ce": dice_ce_call,
     "largest_components": largest_components_call,
+    "linear_classifier": linear_classifier_call,
     "masked_class_mean": masked_class_mean_call,
     "momentum_update_": momentum_update_call,
     "prompt_conv": prompt_conv_call,
