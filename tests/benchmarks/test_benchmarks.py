@@ -124,7 +124,7 @@ print(sorted(faults)[20])
         "prototype_similarity", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix", "masked_class_mean",
         "linear_classifier",
     ],
-)
+)  # fmt: skip
 def test_a_wrong_kernel_is_refused(module, name):
     contestants, workloads = module("contestants"), module("workloads")
     operation = workloads.make_operation(name, workloads.SIZES["tiny"]["2d"])
