@@ -119,7 +119,16 @@ print(sorted(faults)[20])
 
 @needs_cpu
 @pytest.mark.parametrize(
-    "name", ["prototype_similarity", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix", "masked_class_mean"]
+    "name",
+    [
+        "prototype_similarity",
+        "prototype_head",
+        "cluster_mean",
+        "dice_ce",
+        "prompt_mix",
+        "masked_class_mean",
+        "batch_norm_relu",
+    ],
 )
 def test_a_wrong_kernel_is_refused(module, name):
     contestants, workloads = module("contestants"), module("workloads")
