@@ -75,7 +75,9 @@ class Operation:
         forward = self.passes * (x + sum(values.nbytes for values in self.forward_maps)) + returned
         # Upstream gradients are as large as the results; an index among these is read once more.
         of_input = 0 if self.linear else x
-        backward = x + self.passes * (of_input + sum(values.nbytes for values in self.backward_maps) + returned)
+        backward = x + self.passes * (
+            of_input + sum(values.nbytes for values in self.backward_maps) + returned
+        )
         return {"forward": forward, "backward": backward, "step": forward + backward}
 
 

@@ -211,9 +211,9 @@ __global__ void __launch_bounds__(THREADS) moments(
     const double* total  // [2, C], see statistics
 ) {
   const int64_t C = a.x.channels;
-  const double count = double(a.x.batch * a.x.voxels);
+  const double share = 1 / double(a.x.batch * a.x.voxels);  // of a voxel
   for (int64_t c = blockIdx.x * int64_t(THREADS) + threadIdx.x; c < C; c += gridDim.x * int64_t(THREADS)) {
-    const double distance = total[c] / count, variance = total[C + c] / count - distance * distance;
+    const double distance = total[c] * share, variance = total[C + c] * share - distance * distance;
     a.mean[c] = load_float(a.x, 0, c, 0) + distance;
     a.variance[c] = variance < 0 ? 0 : variance;
   }

@@ -275,7 +275,12 @@ def _as_batch(
         "CHANNELS_LAST": channels_last, "ALIGNED": (C if channels_last else N) % 16 == 0,
     }  # fmt: skip
     return _Batch(
-        data, voxels, 1 if channels_last else N, batch * -(-N // tiles.block), -(-C // tiles.channels), arguments
+        data,
+        voxels,
+        1 if channels_last else N,
+        batch * -(-N // tiles.block),
+        -(-C // tiles.channels),
+        arguments,
     )
 
 
@@ -300,9 +305,7 @@ def forward(
 ) -> Tensor:  # [B, C, *S]
     read = _as_batch(x)
     y = torch.empty_like(read.data)
-    read.launch(
-        _forward, read.tiles, x=read.data, parameters=parameters, y=y, negative_slope=negative_slope
-    )
+    read.launch(_forward, read.tiles, x=read.data, parameters=parameters, y=y, negative_slope=negative_slope)
     return y
 
 

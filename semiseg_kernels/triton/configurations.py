@@ -14,7 +14,10 @@ MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
 MAX_MIX_CLASSES = 128  # more would spill
 NORM_ELEMENTS = 4096  # of a tile, whatever its shape
 NORM_CHANNELS = 64  # of a tile at most; in 16 bits they fill a line of the cache
-NORM_PROGRAMS, NORM_TILES = 1024, 16  # enough to keep any GPU busy; tiles of a program at most, added in float32
+NORM_PROGRAMS, NORM_TILES = (
+    1024,
+    16,
+)  # enough to keep any GPU busy; tiles of a program at most, added in float32
 MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 

@@ -106,7 +106,6 @@ class TestOpcheck:
                 RAW.dice_ce_backward, (ce, dice, x["logits"], target, regions, statistics, *options)
             )
 
-
     def test_batch_norm_relu(self, kernel, layout, dtype):
         x = inputs(layout, dtype=dtype)["z"]
         gradient, parameters = torch.randn_like(x), torch.randn(3, x.shape[1])

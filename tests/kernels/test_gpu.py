@@ -224,7 +224,9 @@ def test_sizes_and_numbers_compile_no_kernel_again(kernel, monkeypatch):
         mean = masked_class_mean(z, head.similarity)
         parameters = (torch.ones(24) for _ in range(4))
         y = batch_norm_relu(z, *parameters, momentum=momentum, epsilon=temperature, negative_slope=momentum)
-        (head.similarity.sum() + head.ce.sum() + head.dice.sum() + head.info_nce + mean.sum() + y.sum()).backward()
+        (
+            head.similarity.sum() + head.ce.sum() + head.dice.sum() + head.info_nce + mean.sum() + y.sum()
+        ).backward()
         momentum_update_(prototypes, head.cluster_sum, head.cluster_count, momentum)
 
     for num_voxels in (4096, 4099):  # one that vectors divide, and one that they do not

@@ -137,9 +137,7 @@ def test_expanded_embedding(triton):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_programs_of_several_tiles(triton, monkeypatch, layout):
     """Batch normalisation: the last program has fewer tiles than the others, and the last tile fewer voxels."""
-    monkeypatch.setattr(
-        "semiseg_kernels.triton.batch_norm_relu.norm_tiles_per_program", lambda tiles: 3
-    )
+    monkeypatch.setattr("semiseg_kernels.triton.batch_norm_relu.norm_tiles_per_program", lambda tiles: 3)
     x = in_layout(torch.randn(2, 3, 5000) * 2 + 50, layout).requires_grad_()
     weight, bias = torch.rand(3) + 0.5, torch.randn(3)
     upstream, results = torch.randn(x.shape), []
@@ -264,7 +262,9 @@ def test_every_kernel_is_compiled(compiled):
     ):
         assert {f"{operation}_forward", f"{operation}_backward"} <= names
     assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
-    assert {f"batch_norm_relu_{part}" for part in ("statistics", "moments", "forward", "sums", "backward")} <= names
+    assert {
+        f"batch_norm_relu_{part}" for part in ("statistics", "moments", "forward", "sums", "backward")
+    } <= names
 
 
 def test_embeddings_are_read_128_bits_at_a_time(compiled):
@@ -291,7 +291,9 @@ def test_prompts_move_128_bits_at_a_time(compiled, direction, access):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("part", "accesses"), [("statistics", 4), ("forward", 8), ("sums", 8), ("backward", 12)])
+@pytest.mark.parametrize(
+    ("part", "accesses"), [("statistics", 4), ("forward", 8), ("sums", 8), ("backward", 12)]
+)
 def test_activations_move_128_bits_at_a_time(compiled, part, accesses, layout):
     """A thread's 32 elements of a tile are 4 vectors in 16 bits, and every tensor that is read or written has as many."""
     (ptx,) = (
