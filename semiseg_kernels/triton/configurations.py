@@ -13,11 +13,9 @@ MAX_REGIONS = 4  # counted in one read of the voxels
 MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
 MAX_MIX_CLASSES = 128  # more would spill
 NORM_ELEMENTS = 4096  # of a tile, whatever its shape
-NORM_CHANNELS = 64  # of a tile at most; in 16 bits they fill a line of the cache
-NORM_PROGRAMS, NORM_TILES = (
-    1024,
-    16,
-)  # enough to keep any GPU busy; tiles of a program at most, added in float32
+NORM_CHANNELS, NORM_PLANES = 64, 16  # of a tile at most, channels-last and else; rows of 128 bytes or more
+NORM_PROGRAMS = 1024  # enough to keep any GPU busy
+NORM_TILES = 16  # of a program, added in float32
 MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
@@ -139,7 +137,10 @@ def mix_programs(tiles: int, sums: int) -> int:
 
 
 def norm_tiles(num_channels: int, channels_last: bool) -> NormTiles:
-    channels = min(power_of_two(num_channels), NORM_CHANNELS) if channels_last else 1
+    if channels_last:
+        channels = min(power_of_two(num_channels), NORM_CHANNELS)
+    else:
+        channels = NORM_PLANES if num_channels >= NORM_PLANES else 1  # some numbers between them would spill
     return NormTiles(channels, NORM_ELEMENTS // channels)
 
 

@@ -136,7 +136,7 @@ def test_expanded_embedding(triton):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_programs_of_several_tiles(triton, monkeypatch, layout):
-    """Batch normalisation: the last program has fewer tiles than the others, and the last tile fewer voxels."""
+    """Batch normalisation: the last program has fewer tiles than the others, and some tiles have fewer voxels."""
     monkeypatch.setattr("semiseg_kernels.triton.batch_norm_relu.norm_tiles_per_program", lambda tiles: 3)
     x = in_layout(torch.randn(2, 3, 5000) * 2 + 50, layout).requires_grad_()
     weight, bias = torch.rand(3) + 0.5, torch.randn(3)
@@ -187,7 +187,7 @@ def test_tiles():
                 assert tiles.chunk == 1 or min(tiles.chunk, tiles.classes, tiles.block) >= 16
                 assert not channels_last or tiles.chunk > 1, "a voxel's channels are read together"
     for num_channels in (1, 5, 16, 64, 65, 1024):
-        assert norm_tiles(num_channels, channels_last=False) == (1, 4096)
+        assert norm_tiles(num_channels, channels_last=False) == ((16, 256) if num_channels >= 16 else (1, 4096))
         channels, block = norm_tiles(num_channels, channels_last=True)
         assert channels == 64 if num_channels > 64 else num_channels <= channels < 2 * num_channels
         assert channels * block == 4096
