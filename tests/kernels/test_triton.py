@@ -187,7 +187,9 @@ def test_tiles():
                 assert tiles.chunk == 1 or min(tiles.chunk, tiles.classes, tiles.block) >= 16
                 assert not channels_last or tiles.chunk > 1, "a voxel's channels are read together"
     for num_channels in (1, 5, 16, 64, 65, 1024):
-        assert norm_tiles(num_channels, channels_last=False) == ((16, 256) if num_channels >= 16 else (1, 4096))
+        assert norm_tiles(num_channels, channels_last=False) == (
+            (16, 256) if num_channels >= 16 else (1, 4096)
+        )
         channels, block = norm_tiles(num_channels, channels_last=True)
         assert channels == 64 if num_channels > 64 else num_channels <= channels < 2 * num_channels
         assert channels * block == 4096

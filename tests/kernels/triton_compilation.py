@@ -76,6 +76,8 @@ PLAN = {
         ("128 classes", BF16, "contiguous", "mix"),
         ("widest in registers", BF16, "channels_last", "norm"),
         ("odd", F32, "channels_last", "norm"),
+        ("odd", BF16, "contiguous", "norm"),
+        ("one", BF16, "contiguous", "norm"),
         ("LA", F16, "contiguous", "norm"),
     ],
     90: [
@@ -90,6 +92,8 @@ PLAN = {
         ("LA", F16, "channels_last", "all"),
         ("wide", BF16, "channels_last", "norm"),
         ("widest in registers", F32, "channels_last", "norm"),
+        ("odd", F16, "contiguous", "norm"),
+        ("odd", BF16, "channels_last", "norm"),
     ],
     100: [
         ("widest in registers", F16, "contiguous", "head"),
@@ -98,6 +102,7 @@ PLAN = {
         ("32 classes", F16, "channels_last", "mix"),
         ("64 classes", F32, "contiguous", "mix"),
         ("wide", F16, "channels_last", "norm"),
+        ("odd", F32, "contiguous", "norm"),
         ("odd", BF16, "channels_last", "norm"),
     ],
     120: [
@@ -108,6 +113,8 @@ PLAN = {
         ("128 classes", F32, "channels_last", "mix"),
         ("widest in registers", F16, "channels_last", "norm"),
         ("LA", F32, "channels_last", "norm"),
+        ("odd", BF16, "contiguous", "norm"),
+        ("odd", F16, "channels_last", "norm"),
     ],
 }
 
@@ -164,12 +171,12 @@ def run_operations(size, dtype, layout, which):
         prompt_mix.backward(z, similarity, p[:, 0])
     if which in ("all", "norm"):
         parameters = torch.empty(5, d)
-        # Rows of so many voxels are read one element at a time.
-        for x in (z, torch.empty(B, d, N + 1, dtype=dtype)) if which == "norm" else (z,):
-            batch_norm_relu.statistics(x)
-            batch_norm_relu.forward(x, parameters[:3], 0.01)
-            batch_norm_relu.sums(x, x, parameters[:3], 0.01)
-            batch_norm_relu.backward(x, x, parameters[:3], parameters[3:], 0.01)
+        # In "odd" sizes no rows start at multiples of a vector.
+        x = z[..., 1:] if size == "odd" and layout == "contiguous" else z
+        batch_norm_relu.statistics(x)
+        batch_norm_relu.forward(x, parameters[:3], 0.01)
+        batch_norm_relu.sums(x, x, parameters[:3], 0.01)
+        batch_norm_relu.backward(x, x, parameters[:3], parameters[3:], 0.01)
     if which == "head":
         prototype_head.forward(
             z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True
