@@ -61,7 +61,9 @@ def test_operation(
     rows = benchmark.pedantic(
         lambda: measure(operation, contestants, device_timer(), ROUNDS if size == "full" else 2), rounds=1
     )
-    per_class = 1 if name in ("dice_ce", "prompt_mix", "masked_class_mean") else shape.per_class
+    per_class = (
+        1 if name in ("dice_ce", "prompt_mix", "masked_class_mean", "batch_norm_relu") else shape.per_class
+    )
     with use_backend("auto"):
         automatic = select(name, operation.x, shape.num_classes, per_class, shape.d)
     for row in rows:

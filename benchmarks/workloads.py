@@ -8,6 +8,7 @@ from gemm import gemm_head, gemm_info_nce, gemm_similarity
 from torch import Tensor
 
 from semiseg_kernels import (
+    batch_norm_relu,
     cluster_mean,
     dice_ce,
     linear_classifier,
@@ -67,14 +68,17 @@ class Operation:
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
     linear: bool = False  # its backward does not read x
+    passes: int = 1  # over what it reads: with two, no result can be written before all was read
 
     def compulsory_bytes(self, results: Results) -> dict[str, int]:
         """What no implementation can avoid to move: inputs and upstream gradients read, results and gradient written."""
         x, returned = self.x.nbytes, sum(result.nbytes for result in results)
-        forward = x + sum(values.nbytes for values in self.forward_maps) + returned
+        forward = self.passes * (x + sum(values.nbytes for values in self.forward_maps)) + returned
         # Upstream gradients are as large as the results; an index among these is read once more.
-        of_input = x if self.linear else 2 * x
-        backward = of_input + sum(values.nbytes for values in self.backward_maps) + returned
+        of_input = 0 if self.linear else x
+        backward = x + self.passes * (
+            of_input + sum(values.nbytes for values in self.backward_maps) + returned
+        )
         return {"forward": forward, "backward": backward, "step": forward + backward}
 
 
@@ -111,6 +115,9 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
         weight, bias = torch.randn(num_classes, workload.d), torch.randn(num_classes)
         kept = torch.randint(0, 2, (batch, workload.d)) * 2.0
         return Operation(z, lambda z: (linear_classifier(z, weight, bias, kept),), 1)
+    if name == "batch_norm_relu":
+        weight, bias, *running = (torch.rand(workload.d) for _ in range(4))
+        return Operation(z, lambda z: (batch_norm_relu(z, weight, bias, *running),), 1, passes=2)
     if name == "prototype_similarity":
         return Operation(
             z, lambda z: prototype_similarity(z, prototypes), 1, gemm=lambda z: gemm_similarity(z, prototypes)
@@ -154,5 +161,5 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
 
 OPERATIONS = (
     "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix",
-    "masked_class_mean", "linear_classifier",
+    "masked_class_mean", "batch_norm_relu", "linear_classifier",
 )  # fmt: skip

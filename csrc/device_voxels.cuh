@@ -64,23 +64,25 @@ __device__ __forceinline__ T* element(const Voxels& x, int64_t image, int64_t ch
   return static_cast<T*>(x.data) + image * x.batch_stride + channel * x.channel_stride + voxel * x.voxel_stride;
 }
 
-// Adjacent elements travel as one vector, past the caches' reuse: every voxel is read and written once.
+// Adjacent elements travel as one vector, past the caches' reuse unless they are KEPT: most operations read and write
+// every voxel once.
 template <int BYTES>
 using Vector =
     std::conditional_t<BYTES == 16, float4,
                        std::conditional_t<BYTES == 8, uint2, std::conditional_t<BYTES == 4, unsigned, unsigned short>>>;
 
-template <int N, class T>
+template <bool KEPT = false, int N, class T>
 __device__ __forceinline__ void load_adjacent(const T* p, float (&x)[N]) {
   using Bits = Vector<N * sizeof(T)>;
-  const Bits bits = __ldcs(reinterpret_cast<const Bits*>(p));
+  const Bits* vector = reinterpret_cast<const Bits*>(p);
+  const Bits bits = KEPT ? *vector : __ldcs(vector);
   T elements[N];
   memcpy(elements, &bits, sizeof bits);
 #pragma unroll
   for (int i = 0; i < N; ++i) x[i] = to_float(elements[i]);
 }
 
-template <int N, class T>
+template <bool KEPT = false, int N, class T>
 __device__ __forceinline__ void store_adjacent(T* p, const float (&x)[N]) {
   using Bits = Vector<N * sizeof(T)>;
   T elements[N];
@@ -88,7 +90,9 @@ __device__ __forceinline__ void store_adjacent(T* p, const float (&x)[N]) {
   for (int i = 0; i < N; ++i) elements[i] = from_float<T>(x[i]);
   Bits bits;
   memcpy(&bits, elements, sizeof bits);
-  __stcs(reinterpret_cast<Bits*>(p), bits);
+  Bits* vector = reinterpret_cast<Bits*>(p);
+  if constexpr (KEPT) *vector = bits;
+  else __stcs(vector, bits);
 }
 
 // Do groups of four along the axis of stride 1 start at multiples of their size, in every row?

@@ -1,6 +1,7 @@
 // The operations on a GPU. Each returns how many bytes of workspace it needs; given none, it does nothing else.
 #pragma once
 
+#include "batch_norm_relu.h"
 #include "cluster_mean.h"
 #include "device.cuh"
 #include "dice_ce.h"
@@ -14,6 +15,10 @@
 
 namespace semiseg::cuda {
 
+int64_t batch_norm_relu_statistics(const BatchNormReLUStatistics&, const Device&);
+int64_t batch_norm_relu_forward(const BatchNormReLUForward&, const Device&);
+int64_t batch_norm_relu_sums(const BatchNormReLUSums&, const Device&);
+int64_t batch_norm_relu_backward(const BatchNormReLUBackward&, const Device&);
 int64_t prototype_similarity_forward(const PrototypeSimilarity&, const Device&);
 int64_t prototype_similarity_backward(const PrototypeSimilarity&, const Device&);
 int64_t prototype_info_nce_forward(const PrototypeInfoNCE&, const Device&);

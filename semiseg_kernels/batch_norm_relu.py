@@ -63,6 +63,7 @@ class _BatchNormReLU(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         operations = torch.ops.semiseg_kernels
         mean, variance = operations.batch_norm_relu_statistics(x, backend)
+        # torch.tensor would copy from the host, which waits for a GPU.
         count = torch.full((), x.numel() // x.shape[1], dtype=torch.float64, device=x.device)
         ctx.group = process_group.current_group()
         if ctx.group is not None:

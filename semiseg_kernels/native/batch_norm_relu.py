@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import Voxels, launch, voxels
+from semiseg_kernels.native.extension import Voxels, dense, laid_out_as, launch, voxels
 
 
 def statistics(
@@ -12,7 +12,7 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:  # mean and variance [C] float64
     mean = torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
     variance = torch.empty_like(mean)
-    read = _dense(x)
+    read = dense(x)
     launch(
         backend,
         "batch_norm_relu_statistics",
@@ -30,7 +30,7 @@ def forward(
     parameters: Tensor,  # [3, C] float32: mean, scale, bias
     negative_slope: float,
 ) -> Tensor:  # [B, C, *S]
-    read = _dense(x)
+    read = dense(x)
     y = torch.empty_like(read)
     launch(
         backend,
@@ -49,8 +49,8 @@ def sums(
     parameters: Tensor,  # [3, C] float32
     negative_slope: float,
 ) -> Tensor:  # [2, C] float64
-    read = _dense(x)
-    upstream = _laid_out_as(read, grad_y)
+    read = dense(x)
+    upstream = laid_out_as(read, grad_y)
     result = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device)
     launch(
         backend,
@@ -71,8 +71,8 @@ def backward(
     correction: Tensor,  # [2, C] float32: offset, tilt
     negative_slope: float,
 ) -> Tensor:  # [B, C, *S]
-    read = _dense(x)
-    upstream = _laid_out_as(read, grad_y)
+    read = dense(x)
+    upstream = laid_out_as(read, grad_y)
     offset, tilt = correction
     grad_x = torch.empty_like(read)
     launch(
@@ -97,22 +97,6 @@ def _normalisation(x: Tensor, parameters: Tensor, negative_slope: float) -> dict
         "bias": bias.data_ptr(),
         "negative_slope": negative_slope,
     }
-
-
-def _dense(x: Tensor) -> Tensor:
-    """`x`, copied where it is neither contiguous nor channels-last."""
-    return x if x.is_contiguous() or _channels_first(x).is_contiguous() else x.contiguous()
-
-
-def _laid_out_as(x: Tensor, values: Tensor) -> Tensor:
-    """`values` in the dtype and memory format of `x`."""
-    if values.dtype == x.dtype and values.stride() == x.stride():
-        return values
-    return torch.empty_like(x).copy_(values)
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    return x.movedim(1, -1)
 
 
 def _voxels(x: Tensor) -> Voxels | None:

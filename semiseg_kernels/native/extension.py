@@ -63,6 +63,18 @@ def readable(x: Tensor) -> Tensor:
     return flat if _has_kernel_layout(flat) else flat.contiguous()
 
 
+def dense(x: Tensor) -> Tensor:
+    """`x` [B, channels, *S], copied where it is neither contiguous nor channels-last."""
+    return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()
+
+
+def laid_out_as(x: Tensor, values: Tensor) -> Tensor:
+    """`values` in the dtype and memory format of `x`, which is dense; copied where they have others."""
+    if values.dtype == x.dtype and values.stride() == x.stride():
+        return values
+    return torch.empty_like(x).copy_(values)
+
+
 def voxels(x: Tensor | None) -> Voxels | None:
     """The address and layout of `x` [B, channels, voxels] (see `readable`)."""
     if x is None:

@@ -12,6 +12,10 @@ MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
 MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
 MAX_MIX_CLASSES = 128  # more would spill
+NORM_ELEMENTS = 4096  # of a tile, whatever its shape
+NORM_CHANNELS, NORM_PLANES = 64, 16  # of a tile at most, channels-last and else; rows of 128 bytes or more
+NORM_PROGRAMS = 1024  # enough to keep any GPU busy
+NORM_TILES = 16  # of a program, added in float32
 MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
@@ -57,6 +61,13 @@ class MixTiles(NamedTuple):
     block: int
     chunk: int  # channels of the prompt at a time; 1: multiply-adds in registers, more: tensor cores
     num_warps: int
+
+
+class NormTiles(NamedTuple):
+    """How batch normalisation divides its work."""
+
+    channels: int
+    block: int
 
 
 def power_of_two(n: int) -> int:
@@ -123,6 +134,19 @@ def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles
 def mix_programs(tiles: int, sums: int) -> int:
     """Programs of backward, each with sums over its voxels."""
     return min(max(tiles, 1), MIX_PROGRAMS, max(MIX_SUMS // sums, 16))
+
+
+def norm_tiles(num_channels: int, channels_last: bool) -> NormTiles:
+    if channels_last:
+        channels = min(power_of_two(num_channels), NORM_CHANNELS)
+    else:
+        channels = NORM_PLANES if num_channels >= NORM_PLANES else 1  # some numbers between them would spill
+    return NormTiles(channels, NORM_ELEMENTS // channels)
+
+
+def norm_tiles_per_program(tiles: int) -> int:
+    """Tiles of a program that sums over its voxels."""
+    return min(max(tiles // NORM_PROGRAMS, 1), NORM_TILES)
 
 
 def regions_at_once(num_regions: int) -> int:

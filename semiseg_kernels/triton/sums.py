@@ -37,10 +37,9 @@ def add_rows(
     partials: Tensor,  # [rows, columns]
 ) -> Tensor:  # [columns] float64
     """The sum of the rows: of every few hundred of them, then of those sums."""
+    rows_per_program = ROWS_PER_PROGRAM
     while True:
         rows, columns = partials.shape
-        # The second pass takes however many rows the first has left.
-        rows_per_program = ROWS_PER_PROGRAM if partials.dtype == torch.float32 else max(rows, 1)
         programs = -(-rows // rows_per_program)
         sums = torch.empty(programs, columns, dtype=torch.float64, device=partials.device)
         launch(
@@ -50,4 +49,5 @@ def add_rows(
         )  # fmt: skip
         if programs == 1:
             return sums[0]
-        partials = sums
+        # The second pass takes however many rows the first has left.
+        partials, rows_per_program = sums, programs

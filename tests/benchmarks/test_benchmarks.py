@@ -122,7 +122,7 @@ print(sorted(faults)[20])
     "name",
     [
         "prototype_similarity", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix", "masked_class_mean",
-        "linear_classifier",
+        "batch_norm_relu", "linear_classifier",
     ],
 )  # fmt: skip
 def test_a_wrong_kernel_is_refused(module, name):

@@ -52,6 +52,7 @@ def test_without_a_gpu_the_benchmark_skips():
         ("prototype_similarity", torch.bfloat16),
         ("cluster_mean", torch.bfloat16),
         ("masked_class_mean", torch.bfloat16),
+        ("batch_norm_relu", torch.bfloat16),
     ],
 )
 def test_measurement(module, monkeypatch, name, dtype):
@@ -124,6 +125,9 @@ def test_compulsory_bytes(module):
     mean = workloads.make_operation("masked_class_mean", shape)
     moved = mean.compulsory_bytes(mean.function(mean.x))
     assert moved["forward"] == moved["backward"] == 30 * (4 * 16 + 4 * 4) + 4 * 4 * 16
+    norm = workloads.make_operation("batch_norm_relu", shape)
+    moved = norm.compulsory_bytes(norm.function(norm.x))
+    assert moved == {"forward": 30 * 3 * 4 * 16, "backward": 30 * 5 * 4 * 16, "step": 30 * 8 * 4 * 16}
 
 
 def made_up_results():

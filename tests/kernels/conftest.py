@@ -13,8 +13,8 @@ from hypothesis import settings
 from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import BACKENDS
 
-# More voxels or classes than an interpreter or an emulator gets through; a GPU runs them all.
-LARGE = ("many chunks", "four_million", "test_same_bits", "512 classes", "many classes")
+# More voxels, classes or channels than an interpreter or an emulator gets through; a GPU runs them all.
+LARGE = ("many chunks", "four_million", "test_same_bits", "512 classes", "many classes", "many channels")
 
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=5000)

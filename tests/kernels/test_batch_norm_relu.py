@@ -5,8 +5,6 @@ from torch.nn import functional
 
 from semiseg_kernels import batch_norm_relu, use_backend
 
-OPERATION = "batch_norm_relu"  # that not every backend has
-
 # B, *S, C: odd sizes, fewer and more channels than vectors have lanes, and such as do not divide them
 CASES = {
     "3d": (2, (5, 7, 9), 16),
@@ -17,6 +15,9 @@ CASES = {
     "one channel": (2, (63,), 1),
     "two voxels": (2, (1, 1, 1), 17),
     "three voxels": (1, (3,), 24),
+    "vectors of voxels": (3, (8, 8, 9), 3),
+    "several tiles": (2, (33, 41, 8), 4),
+    "groups of channels": (3, (5, 7), 142),
     "many chunks": (1, (65537,), 7),
     "many channels": (2, (3, 4), 1021),
 }
@@ -102,6 +103,19 @@ def test_a_large_mean_costs_no_digits(kernel):
         actual = everything(kernel, in_layout(far, layout), weight, bias, cotangent)
         for name in ("y", "running variance", "gradient of x", "gradient of weight"):
             torch.testing.assert_close(actual[name].double(), near[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_outlier_costs_no_digits(kernel, layout):
+    """Of a channel that is constant but for its first voxel, far away, all squares of distances are as large."""
+    x, weight, bias = make_inputs("several tiles", layout=layout)
+    x[:] = 1.1
+    x[0, :, 0, 0, 0] = 1000.3
+    cotangent = torch.rand(x.shape) - 0.5
+    actual = everything(kernel, x, weight, bias, cotangent)
+    exact = everything("reference", x.double(), weight, bias, cotangent)
+    for name in ("running mean", "running variance", "y"):
+        torch.testing.assert_close(actual[name].double(), exact[name], rtol=1e-3, atol=1e-3)
 
 
 def test_nan_stays_in_its_channel(backend):

@@ -5,6 +5,7 @@ import torch
 from comparison import LAYOUTS, in_layout
 
 from semiseg_kernels import (
+    batch_norm_relu,
     cluster_mean,
     dice_ce,
     masked_class_mean,
@@ -105,6 +106,15 @@ class TestOpcheck:
                 RAW.dice_ce_backward, (ce, dice, x["logits"], target, regions, statistics, *options)
             )
 
+    def test_batch_norm_relu(self, kernel, layout, dtype):
+        x = inputs(layout, dtype=dtype)["z"]
+        gradient, parameters = torch.randn_like(x), torch.randn(3, x.shape[1])
+        torch.library.opcheck(RAW.batch_norm_relu_statistics, (x, kernel))
+        torch.library.opcheck(RAW.batch_norm_relu_forward, (x, parameters, 0.1, kernel))
+        torch.library.opcheck(RAW.batch_norm_relu_sums, (gradient, x, parameters, 0.1, kernel))
+        arguments = (gradient, x, parameters, torch.randn(2, x.shape[1]), 0.1, kernel)
+        torch.library.opcheck(RAW.batch_norm_relu_backward, arguments)
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_of_momentum_update(kernel, dtype):
@@ -145,6 +155,11 @@ FUNCTIONS = {
     "dice_ce": lambda x: sum_of(dice_ce(x["z"][:, :3], x["labels"], regions=x["regions"], num_regions=2)),
     "dice_ce with soft target": lambda x: sum_of(dice_ce(x["z"][:, :3], x["logits"].softmax(1))),
     "masked_class_mean": lambda x: masked_class_mean(x["z"], x["logits"].softmax(1)).square().sum(),
+    "batch_norm_relu": lambda x: (
+        batch_norm_relu(x["z"], x["prototypes"][0, 0], x["prototypes"][0, 1], *x["prototypes"][1].clone())
+        .square()
+        .sum()
+    ),
 }
 
 

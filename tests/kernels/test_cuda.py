@@ -5,6 +5,7 @@ import torch
 from comparison import LAYOUTS, in_layout
 
 from semiseg_kernels import (
+    batch_norm_relu,
     cluster_mean,
     dice_ce,
     masked_class_mean,
@@ -97,6 +98,12 @@ def test_workspace_is_at_most_8_bytes_a_voxel(cuda, monkeypatch):
     assert workspace(2 * n) - workspace(n) <= 8 * 2 * n
 
 
+def shifted_by_one(x):
+    """A copy in the same memory format that starts at no multiple of a vector."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return memory[1:].as_strided(x.shape, x.stride(), storage_offset=1).copy_(x)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_voxels", [511, 512, 513, 1028])
@@ -104,10 +111,8 @@ def test_alignment_changes_nothing(cuda, num_voxels, dtype, layout):
     """Rows that no vector can read give the same bits as those that vectors do."""
     prototypes = torch.randn(2, 3, 16)
     aligned = in_layout(torch.randn(2, 16, num_voxels).to(dtype), layout)
-    memory = torch.empty(aligned.numel() + 1, dtype=dtype)
-    shifted = memory[1:].as_strided(aligned.shape, aligned.stride(), storage_offset=1).copy_(aligned)
     results = []
-    for z in (aligned, shifted):
+    for z in (aligned, shifted_by_one(aligned)):
         z = z.detach().requires_grad_()
         similarity, index = prototype_similarity(z, prototypes)
         mean = masked_class_mean(z, z.detach()[:, :5])
@@ -122,13 +127,28 @@ def test_alignment_of_the_prompts_gradient(cuda, num_classes, dtype):
     logits, text = torch.randn(2, num_classes, 260).to(dtype), torch.randn(num_classes, 36)
     logits, text = logits.requires_grad_(), text.requires_grad_()
     prompt = prompt_mix(logits, text)
-    memory = torch.empty(prompt.numel() + 1, dtype=dtype)
     aligned = torch.randn(prompt.shape).to(dtype)
-    shifted = memory[1:].view(prompt.shape).copy_(aligned)
-    results = [torch.autograd.grad(prompt, (logits, text), x, retain_graph=True) for x in (aligned, shifted)]
+    upstream = (aligned, shifted_by_one(aligned))
+    results = [torch.autograd.grad(prompt, (logits, text), x, retain_graph=True) for x in upstream]
     (by_logits, by_text), (shifted_by_logits, shifted_by_text) = results
     torch.testing.assert_close(shifted_by_logits, by_logits, rtol=0, atol=0)
     torch.testing.assert_close(shifted_by_text, by_text)  # another order of the voxels
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alignment_of_batch_normalisation(cuda, dtype, layout):
+    """Where any of the tensors cannot be read in vectors, none is; the sums are those of another order."""
+    aligned, upstream = (in_layout(torch.randn(2, 16, 520).to(dtype), layout) for _ in range(2))
+    weight, bias = torch.rand(16) + 0.5, torch.randn(16)
+    results = []
+    for given in (aligned, shifted_by_one(aligned)):
+        for gradient in (upstream, shifted_by_one(upstream)):
+            x, running = given.detach().requires_grad_(), (torch.zeros(16), torch.ones(16))
+            y = batch_norm_relu(x, weight, bias, *running)
+            results.append((y, *running, torch.autograd.grad(y, x, gradient)[0]))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,6 +7,7 @@ from test_compile import FUNCTIONS, inputs
 from test_determinism import OPERATIONS, everything, make_inputs
 
 from semiseg_kernels import (
+    batch_norm_relu,
     dice_ce,
     masked_class_mean,
     momentum_update_,
@@ -187,7 +188,7 @@ def assert_close_to_exact(actual, exact):
     torch.testing.assert_close(actual.double(), exact.double(), rtol=tolerance, atol=atol)
 
 
-@pytest.mark.parametrize("function", ["prototype_head", "dice_ce", "masked_class_mean"])
+@pytest.mark.parametrize("function", ["prototype_head", "dice_ce", "masked_class_mean", "batch_norm_relu"])
 def test_compiled_once_for_every_number_of_voxels(kernel, function):
     torch._dynamo.reset()
     compiled = torch.compile(FUNCTIONS[function], fullgraph=True, dynamic=True)
@@ -221,7 +222,11 @@ def test_sizes_and_numbers_compile_no_kernel_again(kernel, monkeypatch):
             z, prototypes, labels=labels, temperature=temperature, class_temperature=temperature / 3
         )
         mean = masked_class_mean(z, head.similarity)
-        (head.similarity.sum() + head.ce.sum() + head.dice.sum() + head.info_nce + mean.sum()).backward()
+        parameters = (torch.ones(24) for _ in range(4))
+        y = batch_norm_relu(z, *parameters, momentum=momentum, epsilon=temperature, negative_slope=momentum)
+        (
+            head.similarity.sum() + head.ce.sum() + head.dice.sum() + head.info_nce + mean.sum() + y.sum()
+        ).backward()
         momentum_update_(prototypes, head.cluster_sum, head.cluster_count, momentum)
 
     for num_voxels in (4096, 4099):  # one that vectors divide, and one that they do not

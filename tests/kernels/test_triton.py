@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from comparison import DTYPES, LAYOUTS, assert_accurate, make_embedding, make_prototypes
+from comparison import DTYPES, LAYOUTS, assert_accurate, in_layout, make_embedding, make_prototypes
 
 from semiseg_kernels import (
     backends,
+    batch_norm_relu,
     cluster_mean,
     dice_ce,
     prototype_head,
@@ -28,6 +30,8 @@ from semiseg_kernels.triton.configurations import (
     mean_tiles,
     mix_programs,
     mix_tiles,
+    norm_tiles,
+    norm_tiles_per_program,
     prototype_tiles,
     regions_at_once,
 )
@@ -130,6 +134,21 @@ def test_expanded_embedding(triton):
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_programs_of_several_tiles(triton, monkeypatch, layout):
+    """Batch normalisation: the last program has fewer tiles than the others, and some tiles have fewer voxels."""
+    monkeypatch.setattr("semiseg_kernels.triton.batch_norm_relu.norm_tiles_per_program", lambda tiles: 3)
+    x = in_layout(torch.randn(2, 3, 5000) * 2 + 50, layout).requires_grad_()
+    weight, bias = torch.rand(3) + 0.5, torch.randn(3)
+    upstream, results = torch.randn(x.shape), []
+    for backend in ("triton", "reference"):
+        running = torch.zeros(3), torch.ones(3)
+        with use_backend(backend):
+            y = batch_norm_relu(x, weight, bias, *running)
+            results.append((y, *running, torch.autograd.grad(y, x, upstream)[0]))
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_tiles():
     """Every number of channels and prototypes gets tiles that Triton and a GPU accept."""
     for d in (1, 16, 17, 33, 96, 512, 1024):
@@ -167,6 +186,13 @@ def test_tiles():
                 assert all(n & (n - 1) == 0 for n in tiles)
                 assert tiles.chunk == 1 or min(tiles.chunk, tiles.classes, tiles.block) >= 16
                 assert not channels_last or tiles.chunk > 1, "a voxel's channels are read together"
+    for num_channels in (1, 5, 16, 64, 65, 1024):
+        assert norm_tiles(num_channels, channels_last=False) == (
+            (16, 256) if num_channels >= 16 else (1, 4096)
+        )
+        channels, block = norm_tiles(num_channels, channels_last=True)
+        assert channels == 64 if num_channels > 64 else num_channels <= channels < 2 * num_channels
+        assert channels * block == 4096
 
 
 def test_what_has_no_room_is_refused():
@@ -196,6 +222,11 @@ def test_programs_of_prompt_mixing(sums):
     assert mix_programs(7, sums) == 7
     assert 16 <= mix_programs(1 << 20, sums) <= 2048
     assert 8 * sums * mix_programs(1 << 20, sums) <= 16 << 20
+
+
+def test_tiles_of_a_program_of_batch_normalisation():
+    """Few programs where few keep a GPU busy, but never so many tiles that float32 would lose digits."""
+    assert [norm_tiles_per_program(tiles) for tiles in (1, 1024, 2048, 16384, 1 << 20)] == [1, 1, 2, 16, 16]
 
 
 @pytest.fixture(scope="module", params=[80, 90, 100, 120])
@@ -233,6 +264,9 @@ def test_every_kernel_is_compiled(compiled):
     ):
         assert {f"{operation}_forward", f"{operation}_backward"} <= names
     assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
+    assert {
+        f"batch_norm_relu_{part}" for part in ("statistics", "moments", "forward", "sums", "backward")
+    } <= names
 
 
 def test_embeddings_are_read_128_bits_at_a_time(compiled):
@@ -256,3 +290,19 @@ def test_prompts_move_128_bits_at_a_time(compiled, direction, access):
         == (f"prompt_mix_{direction}", "LA", "contiguous")
     )
     assert ptx.count(f"{access}.global.v4.b32") + ptx.count(f"{access}.global.v2.b64") >= 4
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("part", "accesses"), [("statistics", 4), ("forward", 8), ("sums", 8), ("backward", 12)]
+)
+def test_activations_move_128_bits_at_a_time(compiled, part, accesses, layout):
+    """A thread's 32 elements of a tile are 4 vectors in 16 bits, and every tensor that is read or written has as many."""
+    (ptx,) = (
+        kernel["ptx"]
+        for kernel in compiled
+        if (kernel["kernel"], kernel["size"], kernel["dtype"], kernel["layout"])
+        == (f"batch_norm_relu_{part}", "LA", "bf16", layout)
+    )
+    wide = [access for access in ptx if re.search(r"\.(v4\.b32|v2\.b64)$", access)]
+    assert len(wide) >= accesses

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from semiseg_kernels.triton import (
+    batch_norm_relu,
     cluster_mean,
     dice_ce,
     masked_class_mean,
@@ -42,6 +43,7 @@ SIZES = {  # d, C, K
     "ACDC": (16, 4, 3),
     "one": (1, 1, 1),
     "widest in registers": (32, 4, 4),
+    "odd": (21, 2, 3),
     "wide": (64, 14, 8),
     "very wide": (512, 16, 16),
     "widest": (1024, 64, 4),
@@ -55,7 +57,12 @@ SIZES = {  # d, C, K
 LAYOUTS = ("contiguous", "channels_last")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Every kernel on both of its paths, registers and tensor cores, for every architecture.
-COMMON = [("LA", F32, "contiguous", "all"), ("wide", F32, "channels_last", "all")]
+COMMON = [
+    ("LA", F32, "contiguous", "all"),
+    ("wide", F32, "channels_last", "all"),
+    ("LA", BF16, "contiguous", "norm"),
+    ("LA", BF16, "channels_last", "norm"),
+]
 # The other sizes, dtypes and layouts in turn.
 PLAN = {
     80: [
@@ -67,6 +74,11 @@ PLAN = {
         ("32 classes", F32, "contiguous", "mix"),
         ("64 classes", F32, "channels_last", "mix"),
         ("128 classes", BF16, "contiguous", "mix"),
+        ("widest in registers", BF16, "channels_last", "norm"),
+        ("odd", F32, "channels_last", "norm"),
+        ("odd", BF16, "contiguous", "norm"),
+        ("one", BF16, "contiguous", "norm"),
+        ("LA", F16, "contiguous", "norm"),
     ],
     90: [
         ("ACDC", F32, "contiguous", "mix"),
@@ -78,6 +90,10 @@ PLAN = {
         ("ACDC", F32, "contiguous", "head"),
         ("very wide", F32, "channels_last", "head"),
         ("LA", F16, "channels_last", "all"),
+        ("wide", BF16, "channels_last", "norm"),
+        ("widest in registers", F32, "channels_last", "norm"),
+        ("odd", F16, "contiguous", "norm"),
+        ("odd", BF16, "channels_last", "norm"),
     ],
     100: [
         ("widest in registers", F16, "contiguous", "head"),
@@ -85,6 +101,9 @@ PLAN = {
         ("ACDC", BF16, "contiguous", "mix"),
         ("32 classes", F16, "channels_last", "mix"),
         ("64 classes", F32, "contiguous", "mix"),
+        ("wide", F16, "channels_last", "norm"),
+        ("odd", F32, "contiguous", "norm"),
+        ("odd", BF16, "channels_last", "norm"),
     ],
     120: [
         ("ACDC", F16, "channels_last", "head"),
@@ -92,6 +111,10 @@ PLAN = {
         ("8 classes", F16, "contiguous", "mix"),
         ("32 classes", F32, "contiguous", "mix"),
         ("128 classes", F32, "channels_last", "mix"),
+        ("widest in registers", F16, "channels_last", "norm"),
+        ("LA", F32, "channels_last", "norm"),
+        ("odd", BF16, "contiguous", "norm"),
+        ("odd", F16, "channels_last", "norm"),
     ],
 }
 
@@ -112,7 +135,7 @@ def noted(run):
 
 
 def run_operations(size, dtype, layout, which):
-    """Forward and backward; `which`: "all" operations, the "head" with every option, or the prompt "mix"."""
+    """Forward and backward; `which`: "all" operations, the "head" with every option, the prompt "mix", or the "norm"."""
     d, num_classes, per_class = SIZES[size]
     B, N, R = 2, 1600, 2
     z = torch.empty(B, d, N, dtype=dtype)
@@ -146,6 +169,14 @@ def run_operations(size, dtype, layout, which):
     if which == "mix" or (which == "all" and fits_tiles("prompt_mix", num_classes, 1)):
         prompt_mix.forward(similarity, p[:, 0])
         prompt_mix.backward(z, similarity, p[:, 0])
+    if which in ("all", "norm"):
+        parameters = torch.empty(5, d)
+        # In "odd" sizes no rows start at multiples of a vector.
+        x = z[..., 1:] if size == "odd" and layout == "contiguous" else z
+        batch_norm_relu.statistics(x)
+        batch_norm_relu.forward(x, parameters[:3], 0.01)
+        batch_norm_relu.sums(x, x, parameters[:3], 0.01)
+        batch_norm_relu.backward(x, x, parameters[:3], parameters[3:], 0.01)
     if which == "head":
         prototype_head.forward(
             z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True
