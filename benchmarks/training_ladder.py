@@ -35,7 +35,7 @@ from semiseg.methods.method import Batch
 from semiseg_kernels import backends
 
 CPU = torch.device("cpu")
-WARM_UP, MEASURED = 2, 5  # steps
+WARM_UP, MEASURED = 2, 3  # steps
 
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
