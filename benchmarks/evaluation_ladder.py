@@ -26,6 +26,7 @@ from semiseg.evaluation.sliding_window import window_starts
 from semiseg.methods import METHODS, Method
 from semiseg.models.folding import fold_batch_norm
 from semiseg.models.two_branches import TwoDecoders
+from semiseg_kernels import use_backend
 
 CPU = torch.device("cpu")
 PART = (
@@ -36,8 +37,8 @@ PART = (
 SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
 
 # From the plain evaluation to the full one; the last belongs to evaluations during training.
-LEVERS = ("kept heap", "batched windows of decoder A", "channels last", "folded batch normalisation", "bfloat16",
-          "distances between surfaces", "half overlap")  # fmt: skip
+LEVERS = ("kept heap", "batched windows of decoder A", "fused classifier", "channels last",
+          "folded batch normalisation", "bfloat16", "distances between surfaces", "half overlap")  # fmt: skip
 WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
 
 
@@ -96,10 +97,11 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         network = fold_batch_norm(method) if "folded batch normalisation" in levers else method
         predict_case(network, image, config, CPU)
 
-    predict(image[tuple(slice(side) for side in config.training.patch_size)])  # warms up on a single window
-    started = time.perf_counter()
-    predict(image)
-    predicted = time.perf_counter()
+    with use_backend("auto" if "fused classifier" in levers else "reference"):
+        predict(image[tuple(slice(side) for side in config.training.patch_size)])  # warms up on a single window
+        started = time.perf_counter()
+        predict(image)
+        predicted = time.perf_counter()
     if "distances between surfaces" in levers:
         case_metrics(shifted, truth, dataset.class_names)
     else:

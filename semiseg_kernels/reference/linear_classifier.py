@@ -1,7 +1,7 @@
-"""Reference of the linear classifier: the same linear map at every voxel."""
+"""Reference of the linear classifier: a matrix product with the channels of every image."""
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .common import accumulation_dtype
 
@@ -12,7 +12,8 @@ def linear_classifier(
     bias: Tensor,  # [C]
     channel_scale: Tensor | None = None,  # [B, d]
 ) -> Tensor:  # [B, C, *S]
+    scaled = weight.expand(x.shape[0], -1, -1)
     if channel_scale is not None:
-        x = x * channel_scale.view(*channel_scale.shape, *[1] * (x.dim() - 2)).to(x.dtype)
-    logits = functional.linear(x.movedim(1, -1), weight.to(x.dtype), bias.to(x.dtype)).movedim(-1, 1)
-    return logits.to(accumulation_dtype(logits))
+        scaled = weight * channel_scale.to(weight.dtype).unsqueeze(1)
+    logits = torch.baddbmm(bias.to(x.dtype).view(1, -1, 1), scaled.to(x.dtype), x.flatten(2))
+    return logits.view(*logits.shape[:2], *x.shape[2:]).to(accumulation_dtype(x))
