@@ -64,8 +64,8 @@ __device__ __forceinline__ T* element(const Voxels& x, int64_t image, int64_t ch
   return static_cast<T*>(x.data) + image * x.batch_stride + channel * x.channel_stride + voxel * x.voxel_stride;
 }
 
-// Adjacent elements travel as one vector, past the caches' reuse unless they are KEPT: most operations read and write
-// every voxel once.
+// Adjacent elements travel as one vector, past the caches' reuse: most operations read and write every voxel once. KEPT:
+// the cache of all multiprocessors has them for the kernel that comes next.
 template <int BYTES>
 using Vector =
     std::conditional_t<BYTES == 16, float4,
@@ -75,7 +75,7 @@ template <bool KEPT = false, int N, class T>
 __device__ __forceinline__ void load_adjacent(const T* p, float (&x)[N]) {
   using Bits = Vector<N * sizeof(T)>;
   const Bits* vector = reinterpret_cast<const Bits*>(p);
-  const Bits bits = KEPT ? *vector : __ldcs(vector);
+  const Bits bits = KEPT ? __ldcg(vector) : __ldcs(vector);
   T elements[N];
   memcpy(elements, &bits, sizeof bits);
 #pragma unroll
@@ -91,7 +91,7 @@ __device__ __forceinline__ void store_adjacent(T* p, const float (&x)[N]) {
   Bits bits;
   memcpy(&bits, elements, sizeof bits);
   Bits* vector = reinterpret_cast<Bits*>(p);
-  if constexpr (KEPT) *vector = bits;
+  if constexpr (KEPT) __stcg(vector, bits);
   else __stcs(vector, bits);
 }
 

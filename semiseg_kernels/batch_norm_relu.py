@@ -110,9 +110,7 @@ def _fake_forward(x: Tensor, parameters: Tensor, negative_slope: float, backend:
     return torch.empty_like(x)
 
 
-def _fake_sums(
-    grad_y: Tensor, x: Tensor, parameters: Tensor, negative_slope: float, backend: str
-) -> Tensor:
+def _fake_sums(grad_y: Tensor, x: Tensor, parameters: Tensor, negative_slope: float, backend: str) -> Tensor:
     return x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 

@@ -38,7 +38,14 @@ def everything(kernel, x, weight, bias, cotangent, slope=0.0):
         mean, variance = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
         y = batch_norm_relu(x, weight, bias, mean, variance, momentum=0.3, negative_slope=slope)
         gradients = torch.autograd.grad(y, (x, weight, bias), cotangent.to(y.dtype))
-    names = ("y", "running mean", "running variance", "gradient of x", "gradient of weight", "gradient of bias")
+    names = (
+        "y",
+        "running mean",
+        "running variance",
+        "gradient of x",
+        "gradient of weight",
+        "gradient of bias",
+    )
     return dict(zip(names, (y.detach(), mean, variance, *gradients), strict=True))
 
 
@@ -87,7 +94,9 @@ def test_worked_by_hand(backend):
     torch.testing.assert_close(y, torch.tensor([[[0.0, 2.0], [-2.0, -2.0]]] * 2))
     torch.testing.assert_close(mean, torch.tensor([6.0, 5.0]))
     torch.testing.assert_close(variance, torch.tensor([2 / 3, 2.0]))
-    (gradient,) = torch.autograd.grad(y, x, torch.tensor([[[0.0, 4.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]))
+    (gradient,) = torch.autograd.grad(
+        y, x, torch.tensor([[[0.0, 4.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    )
     # g = 4 at one voxel: mean 1, and its mean product with x - 2 is 1, over 1 + 3
     third = 3**0.5 / 24
     expected = [[[-0.75, 2.75], [3 * third, -third]], [[-0.75, -1.25], [-third, -third]]]
