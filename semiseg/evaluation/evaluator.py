@@ -17,6 +17,7 @@ from semiseg.evaluation.metrics import CaseMetrics, case_metrics
 from semiseg.evaluation.sliding_window import Progress, slice_slabs, volume_slabs
 from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
+from semiseg.models.predicted_class import predicted_class
 from semiseg_kernels import largest_components
 
 
@@ -54,7 +55,7 @@ def class_map(
     probabilities: Tensor,  # [C, *S]
 ) -> Tensor:  # [*S] uint8
     """The class of the highest probability, the first of several."""
-    return probabilities.max(0).indices.to(torch.uint8)  # argmax takes ten times as long on a CPU
+    return predicted_class(probabilities, dim=0).to(torch.uint8)
 
 
 def predict_case(

@@ -33,6 +33,7 @@ from semiseg.models import (
     cross_pseudo_supervision,
     dynamic_pseudo_label,
     mutual_consistency,
+    predicted_class,
     pseudo_label_loss,
     sigmoid_ramp_up,
 )
@@ -258,5 +259,5 @@ class TwoBranchTraining(Stage):
             return mutual_consistency(logits_a, logits_b, config.sharpening_temperature)
         pseudo_label = dynamic_pseudo_label(logits_a, logits_b, *branch_weights(dice_a, dice_b))
         if config.pseudo_label_form == "hard":
-            pseudo_label = pseudo_label.argmax(1).to(torch.uint8)
+            pseudo_label = predicted_class(pseudo_label).to(torch.uint8)
         return pseudo_label_loss(logits_a, logits_b, pseudo_label)

@@ -11,6 +11,7 @@ from semiseg.models.losses import (
     region_weighted_loss,
     sigmoid_ramp_up,
 )
+from semiseg.models.predicted_class import predicted_class
 from semiseg.models.prototype_classifier import PrototypeClassifier
 from semiseg.models.two_branches import Branches, TwoDecoders, TwoDecoderUNet, TwoDecoderVNet, TwoNetworks
 from semiseg.models.unet import UNet
@@ -37,6 +38,7 @@ __all__ = [
     "dynamic_pseudo_label",
     "embedding_width",
     "mutual_consistency",
+    "predicted_class",
     "pseudo_label_loss",
     "region_weighted_loss",
     "sigmoid_ramp_up",

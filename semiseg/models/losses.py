@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from semiseg.models.predicted_class import predicted_class
 from semiseg_kernels import dice_ce
 
 RAMP_UP_EXPONENT = -5.0
@@ -55,8 +56,8 @@ def cross_pseudo_supervision(
 
     Source: X. Chen et al., Semi-supervised semantic segmentation with cross pseudo supervision, CVPR 2021.
     """
-    of_a = dice_ce(logits_a, logits_b.argmax(1).to(torch.uint8)).ce
-    of_b = dice_ce(logits_b, logits_a.argmax(1).to(torch.uint8)).ce
+    of_a = dice_ce(logits_a, predicted_class(logits_b).to(torch.uint8)).ce
+    of_b = dice_ce(logits_b, predicted_class(logits_a).to(torch.uint8)).ce
     return (of_a + of_b).sum()
 
 

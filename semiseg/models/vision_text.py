@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg.models.initialisation import initialise
+from semiseg.models.predicted_class import predicted_class
 from semiseg.models.voxel_prompt import CONVOLUTIONS
 from semiseg_kernels import masked_class_mean, sum_over_processes
 
@@ -74,7 +75,7 @@ def agreement_map(
     resampling: str = "area",  # a coarse voxel counts by its share of such voxels; nearest picks one
 ) -> Tensor:  # [B, C, *size] float32
     """Where both branches predict the label, class by class, brought to the resolution of the features."""
-    agree = (logits_a.argmax(1) == labels) & (logits_b.argmax(1) == labels)
+    agree = (predicted_class(logits_a) == labels) & (predicted_class(logits_b) == labels)
     maps = []
     for c in range(logits_a.shape[1]):  # one full-size map at a time
         mask = (agree & (labels == c)).unsqueeze(1).float()
