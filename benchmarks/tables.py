@@ -320,6 +320,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "training-ladder": ladder_table,
     "evaluation-ladder": ladder_table,
     "training-ladder-amx": ladder_table,
+    "training-ladder-acdc": ladder_table,
     "evaluation-ladder-amx": ladder_table,
     "gradient-rounding": gradient_rounding_table,
     "training-profile": training_profile_table,
