@@ -15,7 +15,8 @@
 # OUT (gpu_check_results) receives a log per step, gpu-kernels.json, roofline.png, and summary.json: what each step's exit
 # status and seconds were, written after every step. A failing step does not stop the others; the exit status is 1 if any
 # failed. PYTHON (python3) is the interpreter; STEPS ("machine wheels build tests benchmarks roofline sanitizer") chooses
-# what is done; "wheels training" measures, once built, whole training steps (training-profile-gpu.json). Where the sources are no git checkout, SEMISEG_COMMIT names their commit.
+# what is done; "wheels training" measures, once built, whole training steps (training-profile-gpu.json). Where the sources
+# are no git checkout, SEMISEG_COMMIT names their commit.
 set -uo pipefail
 
 WHEELS=$(realpath -m "${1:-wheels}")

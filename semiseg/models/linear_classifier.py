@@ -7,13 +7,18 @@ from semiseg_kernels import linear_classifier
 
 
 class ChannelDropout(nn.Module):
-    """Dropout of whole channels of an image, drawn apart from what it is applied to."""
+    """Dropout of whole channels of an image, drawn apart from what it is applied to.
+
+    Raises ValueError for a probability outside 0 to below 1.
+    """
 
     def __init__(
         self,
         probability: float,  # that a channel is dropped, 0 to below 1
     ) -> None:
         super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"dropout is {probability}, accepted are probabilities from 0 to below 1")
         self.probability = probability
 
     def scale(

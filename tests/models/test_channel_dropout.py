@@ -35,3 +35,9 @@ def test_nothing_is_dropped_in_evaluation_or_at_0():
     x = torch.randn(2, 8, 4)
     for channels in (ChannelDropout(0.4).eval(), ChannelDropout(0.0)):
         assert channels.scale(x) is None and channels(x) is x
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_wrong_probability_is_refused(probability):
+    with pytest.raises(ValueError, match="accepted are probabilities from 0 to below 1"):
+        ChannelDropout(probability)
