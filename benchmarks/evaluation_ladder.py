@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder import climb, prepare
+from ladder import climb, kernels_of, prepare
 from scipy import ndimage
 
 from semiseg.config import Config
@@ -26,7 +26,6 @@ from semiseg.evaluation.sliding_window import window_starts
 from semiseg.methods import METHODS, Method
 from semiseg.models.folding import fold_batch_norm
 from semiseg.models.two_branches import TwoDecoders
-from semiseg_kernels import use_backend
 
 CPU = torch.device("cpu")
 PART = (
@@ -38,7 +37,7 @@ SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
 
 # From the plain evaluation to the full one; the last belongs to evaluations during training.
 LEVERS = ("kept heap", "batched windows of decoder A", "fused classifier", "channels last",
-          "folded batch normalisation", "bfloat16", "distances between surfaces", "half overlap")  # fmt: skip
+          "Winograd's convolutions", "folded batch normalisation", "bfloat16", "distances between surfaces", "half overlap")  # fmt: skip
 WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
 
 
@@ -97,7 +96,7 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         network = fold_batch_norm(method) if "folded batch normalisation" in levers else method
         predict_case(network, image, config, CPU)
 
-    with use_backend("auto" if "fused classifier" in levers else "reference"):
+    with kernels_of(levers):
         predict(image[tuple(slice(side) for side in config.training.patch_size)])  # warms up on a single window
         started = time.perf_counter()
         predict(image)

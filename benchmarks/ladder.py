@@ -5,18 +5,30 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from memory import keep_heap
 from results_file import write_results
 
 from semiseg.config import Config, load_config
+from semiseg_kernels import backends
 
 Measure = Callable[
     [str, Sequence[str]], dict[str, Any]
 ]  # workload, levers -> what was measured, with "seconds"
+
+# The levers that are kernels, and their operations.
+KERNELS = {
+    "fused losses": ("dice_ce", "prototype_head", "cluster_mean", "masked_class_mean", "prompt_mix"),
+    "components in C++": ("largest_components",),
+    "fused batch normalisation": ("batch_norm_relu",),
+    "fused classifier": ("linear_classifier",),
+    "Winograd's convolutions": ("convolution",),
+}
 
 
 def climb(description: str, workloads: Sequence[str], levers: Sequence[str], measure: Measure) -> None:
@@ -56,6 +68,22 @@ def prepare(name: str, overrides: Sequence[str], levers: Sequence[str]) -> Confi
     return load_config(
         name, [*overrides, f"training.channels_last={channels_last}", f"training.precision={precision}"]
     )
+
+
+@contextmanager
+def kernels_of(levers: Sequence[str]) -> Iterator[None]:
+    """The operations of these levers on their kernels, all others on their reference."""
+    fused = {operation for lever in levers for operation in KERNELS.get(lever, ())}
+    select = backends.select
+
+    def choose(operation: str, *arguments: Any) -> str:
+        return select(operation, *arguments) if operation in fused else "reference"
+
+    with (
+        mock.patch.object(backends, "select", choose),
+        mock.patch.object(backends, "reference_is_requested", lambda: "fused losses" not in levers),
+    ):
+        yield
 
 
 def _in_own_process(workload: str, levers: Sequence[str]) -> dict[str, Any]:

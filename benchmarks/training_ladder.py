@@ -11,16 +11,14 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import h5py
 import torch
-from ladder import climb, prepare
+from ladder import climb, kernels_of, prepare
 from memory import page_faults
 from torch import Tensor
 
@@ -32,42 +30,19 @@ from semiseg.engine.trainer import build_method, build_optimiser, open_configure
 from semiseg.engine.training_step import TrainingStep
 from semiseg.methods import METHODS
 from semiseg.methods.method import Batch
-from semiseg_kernels import backends
 
 CPU = torch.device("cpu")
 WARM_UP, MEASURED = 2, 3  # steps
 
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
-          "fused classifier", "channels last", "bfloat16")  # fmt: skip
-KERNELS = {
-    "fused losses": ("dice_ce", "prototype_head", "cluster_mean", "masked_class_mean", "prompt_mix"),
-    "components in C++": ("largest_components",),
-    "fused batch normalisation": ("batch_norm_relu",),
-    "fused classifier": ("linear_classifier",),
-}
+          "fused classifier", "channels last", "Winograd's convolutions", "bfloat16")  # fmt: skip
 WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
     "la_mper": (),
     "la_vclipseg": ("method.text=random",),
     "acdc_mper": (),
     "acdc_vclipseg_small": ("training.patch_size=[256, 256]", "training.labelled_batch=12", "training.unlabelled_batch=12"),
 }  # fmt: skip
-
-
-@contextmanager
-def kernels_of(levers: Sequence[str]) -> Iterator[None]:
-    """The operations of these levers on their kernels, all others on their reference."""
-    fused = {operation for lever in levers for operation in KERNELS.get(lever, ())}
-    select = backends.select
-
-    def choose(operation: str, *arguments: Any) -> str:
-        return select(operation, *arguments) if operation in fused else "reference"
-
-    with (
-        mock.patch.object(backends, "select", choose),
-        mock.patch.object(backends, "reference_is_requested", lambda: "fused losses" not in levers),
-    ):
-        yield
 
 
 class CasesOnDisk(Sequence[tuple[Tensor, ...]]):

@@ -4,6 +4,7 @@
 
 #include "batch_norm_relu.h"
 #include "cluster_mean.h"
+#include "convolution.h"
 #include "dice_ce.h"
 #include "largest_components.h"
 #include "linear_classifier.h"
@@ -127,6 +128,38 @@ void arguments(PromptMix& a, Direction direction, const Visit& visit) {
   visit(forward ? "prompt" : "grad_prompt", a.prompt);
   if (!forward) visit("grad_logits", a.grad_logits);
   if (!forward) visit("grad_text", a.grad_text);
+}
+
+template <class Visit>
+void common_arguments(Convolution& a, const Visit& visit) {
+  visit("B", a.B);
+  visit("D", a.D);
+  visit("H", a.H);
+  visit("W", a.W);
+  visit("volume", a.volume);
+  visit("I", a.I);
+  visit("O", a.O);
+  visit("out_stride", a.out_stride);
+  visit("in_stride", a.in_stride);
+  visit("tap_stride", a.tap_stride);
+}
+
+template <class Visit>
+void arguments(ConvolutionForward& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("x", a.x);
+  visit("weight", a.weight);
+  visit("mirrored", a.mirrored);
+  visit("bias", a.bias);
+  visit("y", a.y);
+}
+
+template <class Visit>
+void arguments(ConvolutionWeight& a, Direction, const Visit& visit) {
+  common_arguments(a, visit);
+  visit("x", a.x);
+  visit("grad_y", a.grad_y);
+  visit("grad_weight", a.grad_weight);
 }
 
 template <class Visit>

@@ -117,6 +117,8 @@ PYBIND11_MODULE(_C, module) {
                                nothing);
   bind_kernel<MaskedClassMean>(module, "masked_class_mean_backward", backward, &Kernels::masked_class_mean_backward,
                                nothing);
+  bind_kernel<ConvolutionForward>(module, "convolution_forward", forward, &Kernels::convolution_forward, nothing);
+  bind_kernel<ConvolutionWeight>(module, "convolution_weight", backward, &Kernels::convolution_weight, nothing);
   bind_kernel<LinearClassifier>(module, "linear_classifier_forward", forward, &Kernels::linear_classifier_forward,
                                 nothing);
   bind_kernel<LinearClassifier>(module, "linear_classifier_backward", backward, &Kernels::linear_classifier_backward,

@@ -3,6 +3,7 @@
 
 #include "batch_norm_relu.h"
 #include "cluster_mean.h"
+#include "convolution.h"
 #include "dice_ce.h"
 #include "largest_components.h"
 #include "linear_classifier.h"
@@ -34,6 +35,8 @@ struct Kernels {
   void (*prompt_mix_backward)(const PromptMix&);
   void (*masked_class_mean_forward)(const MaskedClassMean&);
   void (*masked_class_mean_backward)(const MaskedClassMean&);
+  void (*convolution_forward)(const ConvolutionForward&);
+  void (*convolution_weight)(const ConvolutionWeight&);
   void (*linear_classifier_forward)(const LinearClassifier&);
   void (*linear_classifier_backward)(const LinearClassifier&);
   void (*largest_components)(const LargestComponents&);
@@ -59,6 +62,8 @@ struct Kernels {
   void prompt_mix_backward(const PromptMix&);                                          \
   void masked_class_mean_forward(const MaskedClassMean&);                              \
   void masked_class_mean_backward(const MaskedClassMean&);                             \
+  void convolution_forward(const ConvolutionForward&);                                 \
+  void convolution_weight(const ConvolutionWeight&);                                   \
   void linear_classifier_forward(const LinearClassifier&);                             \
   void linear_classifier_backward(const LinearClassifier&);                            \
   void largest_components(const LargestComponents&);                                   \
@@ -72,6 +77,7 @@ struct Kernels {
       dice_ce_forward,              dice_ce_backward,                                  \
       prompt_mix_forward,           prompt_mix_backward,                               \
       masked_class_mean_forward,    masked_class_mean_backward,                        \
+      convolution_forward,          convolution_weight,                                \
       linear_classifier_forward,    linear_classifier_backward,                        \
       largest_components,                                                              \
   };                                                                                   \

@@ -12,14 +12,16 @@ namespace semiseg::SEMISEG_LEVEL {
 
 constexpr int64_t STEP = 2 * WIDTH;  // rows are padded to a multiple of it
 
-// Zeroed memory aligned to a cache line.
+enum class Fill { zeros, nothing };
+
+// Memory aligned to a cache line, zeroed unless told otherwise.
 template <class T>
 struct Buffer {
   T* data;
-  explicit Buffer(int64_t n) {
+  explicit Buffer(int64_t n, Fill fill = Fill::zeros) {
     const int64_t bytes = round_up(maximum(n, int64_t(1)) * int64_t(sizeof(T)), 64);
     data = static_cast<T*>(aligned_alloc(64, bytes));
-    memset(data, 0, bytes);
+    if (fill == Fill::zeros) memset(data, 0, bytes);
   }
   ~Buffer() { free(data); }
   Buffer(const Buffer&) = delete;

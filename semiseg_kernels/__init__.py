@@ -3,6 +3,7 @@
 from .backends import available_backends, use_backend
 from .batch_norm_relu import batch_norm_relu
 from .cluster_mean import cluster_mean
+from .convolution import convolution
 from .dice_ce import DiceCE, dice_ce
 from .largest_components import largest_components
 from .linear_classifier import linear_classifier
@@ -21,6 +22,7 @@ __all__ = [
     "available_backends",
     "batch_norm_relu",
     "cluster_mean",
+    "convolution",
     "dice_ce",
     "largest_components",
     "linear_classifier",

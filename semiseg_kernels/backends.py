@@ -27,7 +27,7 @@ OPERATIONS = {
     backend: frozenset(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)]))
     for backend, package in PACKAGES.items()
 }
-OPERATIONS["cuda"] -= {"linear_classifier"}  # only the C++ backend has it
+OPERATIONS["cuda"] -= {"convolution", "linear_classifier"}  # only the C++ backend has them
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)
@@ -60,6 +60,11 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _requested = previous
+
+
+def is_automatic() -> bool:
+    """Whether no backend is asked for by name."""
+    return _requested == "auto"
 
 
 def reference_is_requested() -> bool:

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
 from .reference.common import accumulation_dtype, bmm
-from .reference.prompt_conv import convolution
+from .reference.prompt_conv import convolve
 
 
 def prompt_conv(
@@ -49,8 +49,8 @@ def prompt_conv(
     softmax = logits.to(accumulation_dtype(logits)).softmax(dim=1).to(features.dtype)
     # Two convolutions: one would copy the features, and leave the vectors of its channels partly empty. The large one
     # last, as its backward then comes first, before the gradients of the other take memory.
-    prompt = convolution(softmax, folded, None, padding)
-    return convolution(features, of_features, bias, padding).add_(prompt)
+    prompt = convolve(softmax, folded, None, padding)
+    return convolve(features, of_features, bias, padding).add_(prompt)
 
 
 class _FoldedWeight(torch.autograd.Function):

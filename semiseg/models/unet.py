@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
+from semiseg.models.convolution import Convolution2d
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
 from semiseg.models.vnet import check_upsampling
@@ -14,10 +15,10 @@ from semiseg.models.vnet import check_upsampling
 def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
     # A bias ahead of batch normalisation has no effect.
     return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+        Convolution2d(in_channels, channels, bias=False),
         BatchNormReLU(channels, NEGATIVE_SLOPE),
         nn.Dropout(dropout),
-        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        Convolution2d(channels, channels, bias=False),
         BatchNormReLU(channels, NEGATIVE_SLOPE),
     )
 
@@ -73,7 +74,7 @@ class UNetDecoder(nn.Module):
             if upsampling == "transposed"
             else nn.Sequential(
                 nn.Upsample(scale_factor=2, mode="bilinear"),
-                nn.Conv2d(below, width, kernel_size=3, padding=1),
+                Convolution2d(below, width),
             )
             for below, width in zip(filters[:0:-1], filters[-2::-1], strict=True)
         )

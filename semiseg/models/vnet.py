@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from semiseg.models.batch_norm import BatchNormReLU
+from semiseg.models.convolution import Convolution3d
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
 
@@ -19,7 +20,7 @@ def _stage(convolutions: int, in_channels: int, channels: int, normalization: bo
     layers = []
     for width in (in_channels, *[channels] * (convolutions - 1)):
         # A bias ahead of batch normalisation has no effect.
-        convolution = nn.Conv3d(width, channels, kernel_size=3, padding=1, bias=not normalization)
+        convolution = Convolution3d(width, channels, bias=not normalization)
         layers += _activated(convolution, channels, normalization)
     return nn.Sequential(*layers)
 
@@ -32,7 +33,7 @@ def _resample(
 
 
 def _interpolate(in_channels: int, channels: int, normalization: bool) -> nn.Sequential:
-    convolution = nn.Conv3d(in_channels, channels, kernel_size=3, padding=1, bias=not normalization)
+    convolution = Convolution3d(in_channels, channels, bias=not normalization)
     upsample = nn.Upsample(scale_factor=2, mode="trilinear")
     return nn.Sequential(upsample, *_activated(convolution, channels, normalization))
 

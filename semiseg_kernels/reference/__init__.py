@@ -2,6 +2,7 @@
 
 from .batch_norm_relu import batch_norm_relu
 from .cluster_mean import cluster_mean
+from .convolution import convolution
 from .dice_ce import DiceCE, dice_ce
 from .largest_components import largest_components
 from .linear_classifier import linear_classifier
@@ -18,6 +19,7 @@ __all__ = [
     "PrototypeHead",
     "batch_norm_relu",
     "cluster_mean",
+    "convolution",
     "dice_ce",
     "largest_components",
     "linear_classifier",

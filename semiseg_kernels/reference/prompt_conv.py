@@ -20,15 +20,15 @@ def prompt_conv(
 ) -> Tensor:  # [B, O, *S']
     prompt = prompt_mix(logits, text)
     joined = torch.cat([features, prompt.to(features.dtype)], dim=1)
-    return convolution(joined, weight, bias, padding)
+    return convolve(joined, weight, bias, padding)
 
 
-def convolution(
+def convolve(
     x: Tensor,  # [B, I, *S]
     weight: Tensor,  # [O, I, *k]
     bias: Tensor | None,  # [O]
     padding: int | Sequence[int] | str,
 ) -> Tensor:  # [B, O, *S']
     """PyTorch's convolution with as many axes as x has, in the dtype of x."""
-    convolve = (conv1d, conv2d, conv3d)[x.dim() - 3]
-    return convolve(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+    convolution = (conv1d, conv2d, conv3d)[x.dim() - 3]
+    return convolution(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)

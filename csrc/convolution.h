@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+namespace semiseg {
+
+// Images and volumes as rows of channels, and a weight [O, I, *3] of any strides, in elements.
+struct Convolution {
+  int64_t B, D, H, W;  // D is 1 for images
+  bool volume;         // three axes, else two
+  int64_t I, O;        // channels read and written, multiples of 16
+  int64_t out_stride, in_stride, tap_stride;
+  int threads;
+};
+
+struct ConvolutionForward : Convolution {
+  const float* x;       // [B, *S, I]
+  const float* weight;  // [O, I, *3]
+  bool mirrored;        // taps in reverse: with channels exchanged, the gradient of the input
+  const float* bias;    // [O], may be absent
+  float* y;             // [B, *S, O]
+};
+
+struct ConvolutionWeight : Convolution {
+  const float* x;      // [B, *S, I]
+  const float* grad_y;  // [B, *S, O]
+  float* grad_weight;  // [O, I, *3]
+};
+
+}  // namespace semiseg

@@ -1,0 +1,100 @@
+"""The convolution of side 3 that keeps an image's sides, with fewer multiplications."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import backends, checks, reference
+
+CHANNEL_MULTIPLE = 16  # other numbers of channels are padded
+FEWEST_TILES = 256  # for fewer, transforming the weight takes longer than what it spares
+
+
+def convolution(
+    x: Tensor,  # [B, I, *S], *S 2 or 3 axes
+    weight: Tensor,  # [O, I, *3]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:  # [B, O, *S]
+    """Convolution with a kernel of side 3, stride 1 and padding 1, as `torch.nn.functional.conv3d` and `conv2d`.
+
+        y[b, o, s] = bias[o] + sum_i sum_t weight[o, i, t] x[b, i, s + t],  t in {-1, 0, 1}^axes, x = 0 outside
+
+    x: float32, bfloat16 or float16 (float64 runs on the reference).
+    weight, bias: x's dtype, or any under autocast.
+
+    The C++ kernel computes in float32 by Winograd's F(2, 3) along every axis: 64 multiplications a pair of channels where
+    the sum has 216 (16 for 36 in two axes). Rounding stays that of float32; a NaN or an infinity in x makes all results of
+    its tile of 2 x 2 x 2 voxels NaN. Unless it is asked for by name it runs where it is faster: on the CPU, in float32
+    without autocast, for channels-last x, channels in multiples of 16 and at least 256 tiles; else PyTorch convolves.
+    Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes.
+    Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
+    """
+    checks.check_voxels("x", x)
+    if x.dim() == 3:
+        raise ValueError(f"x has shape {list(x.shape)}, accepted is [B, I, *S], *S 2 or 3 axes")
+    checks.check_convolution(weight, bias, 1, x, x.shape[1])
+    if weight.shape[2:] != (3,) * (x.dim() - 2):
+        raise ValueError(f"weight has shape {list(weight.shape)}, accepted are kernels of side 3")
+    if x.device.type != "cpu" or (backends.is_automatic() and not _pays(x, weight)):
+        return reference.convolution(x, weight, bias)
+    backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
+    if backend == "reference":
+        return reference.convolution(x, weight, bias)
+    return _Convolution.apply(x, weight, bias, backend)
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel is faster than PyTorch's convolution, which other dtypes and autocast leave to bfloat16 units."""
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    tiles = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
+    multiples = all(channels % CHANNEL_MULTIPLE == 0 for channels in weight.shape[:2])
+    return multiples and tiles >= FEWEST_TILES and x.movedim(1, -1).is_contiguous()
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.backend = backend
+        return torch.ops.semiseg_kernels.convolution_forward(x, weight, bias, backend)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        operations = torch.ops.semiseg_kernels
+        grad_x = operations.convolution_backward(grad_y, weight, ctx.backend) if needs_x else None
+        grad_weight = operations.convolution_weight(grad_y, x, weight, ctx.backend) if needs_weight else None
+        grad_bias = grad_y.sum((0, *range(2, grad_y.dim()))) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def channels_last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+
+
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x))
+
+
+def _fake_backward(grad_y: Tensor, weight: Tensor, backend: str) -> Tensor:
+    shape = (grad_y.shape[0], weight.shape[1], *grad_y.shape[2:])
+    return torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=channels_last(grad_y))
+
+
+def _fake_weight(grad_y: Tensor, x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(weight)
+
+
+backends.register(
+    "convolution_forward(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor", _fake_forward
+)
+backends.register("convolution_backward(Tensor grad_y, Tensor weight, str backend) -> Tensor", _fake_backward)
+backends.register(
+    "convolution_weight(Tensor grad_y, Tensor x, Tensor weight, str backend) -> Tensor", _fake_weight
+)
