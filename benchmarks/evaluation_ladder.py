@@ -37,7 +37,7 @@ SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
 
 # From the plain evaluation to the full one; the last belongs to evaluations during training.
 LEVERS = ("kept heap", "batched windows of decoder A", "fused classifier", "channels last",
-          "Winograd's convolutions", "folded batch normalisation", "bfloat16", "distances between surfaces", "half overlap")  # fmt: skip
+          "own convolutions", "folded batch normalisation", "bfloat16", "distances between surfaces", "half overlap")  # fmt: skip
 WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
 
 

@@ -27,7 +27,7 @@ KERNELS = {
     "components in C++": ("largest_components",),
     "fused batch normalisation": ("batch_norm_relu",),
     "fused classifier": ("linear_classifier",),
-    "Winograd's convolutions": ("convolution",),
+    "own convolutions": ("convolution", "strided_convolution"),
 }
 
 

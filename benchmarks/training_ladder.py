@@ -36,7 +36,7 @@ WARM_UP, MEASURED = 2, 3  # steps
 
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
-          "fused classifier", "channels last", "Winograd's convolutions", "bfloat16")  # fmt: skip
+          "fused classifier", "channels last", "own convolutions", "bfloat16")  # fmt: skip
 WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
     "la_mper": (),
     "la_vclipseg": ("method.text=random",),

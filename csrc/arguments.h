@@ -14,6 +14,7 @@
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
 #include "prototype_similarity.h"
+#include "strided_convolution.h"
 
 namespace semiseg {
 
@@ -130,8 +131,9 @@ void arguments(PromptMix& a, Direction direction, const Visit& visit) {
   if (!forward) visit("grad_text", a.grad_text);
 }
 
-template <class Visit>
-void common_arguments(Convolution& a, const Visit& visit) {
+// Of both kinds of convolution.
+template <class Operation, class Visit>
+void convolution_arguments(Operation& a, const Visit& visit) {
   visit("B", a.B);
   visit("D", a.D);
   visit("H", a.H);
@@ -146,7 +148,7 @@ void common_arguments(Convolution& a, const Visit& visit) {
 
 template <class Visit>
 void arguments(ConvolutionForward& a, Direction, const Visit& visit) {
-  common_arguments(a, visit);
+  convolution_arguments(a, visit);
   visit("x", a.x);
   visit("weight", a.weight);
   visit("mirrored", a.mirrored);
@@ -156,9 +158,26 @@ void arguments(ConvolutionForward& a, Direction, const Visit& visit) {
 
 template <class Visit>
 void arguments(ConvolutionWeight& a, Direction, const Visit& visit) {
-  common_arguments(a, visit);
+  convolution_arguments(a, visit);
   visit("x", a.x);
   visit("grad_y", a.grad_y);
+  visit("grad_weight", a.grad_weight);
+}
+
+template <class Visit>
+void arguments(StridedConvolutionForward& a, Direction, const Visit& visit) {
+  convolution_arguments(a, visit);
+  visit("x", a.x);
+  visit("weight", a.weight);
+  visit("bias", a.bias);
+  visit("y", a.y);
+}
+
+template <class Visit>
+void arguments(StridedConvolutionWeight& a, Direction, const Visit& visit) {
+  convolution_arguments(a, visit);
+  visit("fine", a.fine);
+  visit("coarse", a.coarse);
   visit("grad_weight", a.grad_weight);
 }
 

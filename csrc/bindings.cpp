@@ -119,6 +119,12 @@ PYBIND11_MODULE(_C, module) {
                                nothing);
   bind_kernel<ConvolutionForward>(module, "convolution_forward", forward, &Kernels::convolution_forward, nothing);
   bind_kernel<ConvolutionWeight>(module, "convolution_weight", backward, &Kernels::convolution_weight, nothing);
+  bind_kernel<StridedConvolutionForward>(module, "strided_convolution_forward", forward,
+                                         &Kernels::strided_convolution_forward, nothing);
+  bind_kernel<StridedConvolutionForward>(module, "strided_convolution_transposed", forward,
+                                         &Kernels::strided_convolution_transposed, nothing);
+  bind_kernel<StridedConvolutionWeight>(module, "strided_convolution_weight", backward,
+                                        &Kernels::strided_convolution_weight, nothing);
   bind_kernel<LinearClassifier>(module, "linear_classifier_forward", forward, &Kernels::linear_classifier_forward,
                                 nothing);
   bind_kernel<LinearClassifier>(module, "linear_classifier_backward", backward, &Kernels::linear_classifier_backward,

@@ -10,21 +10,15 @@
 // A volume's points are computed slice by slice, 4 x 4 of them: each has to do with two planes of x, and one or two of y.
 // Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 #include "kernels.h"
+#include "matrix_blocks.h"
 #include "tile.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-constexpr int POINTS = 16;    // of a slice, 4 x 4
-constexpr int64_t LINE = 16;  // floats of a cache line: the channels that are transformed together
-constexpr int LINE_VECTORS = LINE / WIDTH;
-// A block of a matrix product, ROWS x COLUMNS, stays in registers.
-constexpr int COLUMN_VECTORS = WIDTH == 4 ? 2 : LINE_VECTORS;
-constexpr int64_t COLUMNS = COLUMN_VECTORS * WIDTH;
-constexpr int ROWS = WIDTH == 16 ? 12 : 6;        // tiles
-constexpr int WEIGHT_ROWS = WIDTH == 16 ? 8 : 4;  // channels read, in the weight's gradient
-constexpr int64_t SUMMED = 16;                    // tiles that the weight's gradient sums in a row
+constexpr int POINTS = 16;                       // of a slice, 4 x 4
+constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
 constexpr int64_t SCRATCH_BYTES = 192 << 10;      // of a thread, for most numbers of channels
 constexpr int64_t FEWEST = 24, MOST = 96;         // tiles of a chunk, multiples of ROWS
 constexpr int64_t SUM_TILES = 1024;               // of the chunks that are summed in float32
@@ -55,7 +49,7 @@ struct Tiles {
   }
 
   // Points a power of two apart would share few cache sets.
-  int64_t pitch(int64_t channels) const { return chunk * channels + LINE; }
+  int64_t pitch(int64_t channels) const { return chunk * channels + CHANNELS; }
 
   struct Row {               // tiles that follow each other along the last axis
     int64_t image, z, y, x;  // the first voxel of the first tile
@@ -136,7 +130,7 @@ void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const f
       near_lines[y] = find_line(VOLUME ? row.z - 1 + NEAR[slice] : row.z, row.y - 1 + y);
       far_lines[y] = VOLUME ? find_line(row.z - 1 + FAR[slice], row.y - 1 + y) : nullptr;
     }
-    for (int64_t i = 0; i < I; i += LINE) {
+    for (int64_t i = 0; i < I; i += CHANNELS) {
       vfloat columns[4][LINE_VECTORS][4];  // transformed along all axes but the last, which tiles share
       const auto load_column = [&](int64_t at, vfloat(&column)[LINE_VECTORS][4]) {
         if (at < 0 || at >= tiles.W) {
@@ -262,53 +256,6 @@ void gather_gradient(const Tiles<VOLUME>& tiles, int slice, const float* grad_y,
   });
 }
 
-// out[r, c] = sum_k a[r, k] b[k, c]
-INLINE void multiply(const float* a, const float* b, int64_t K, float* out, int64_t out_stride) {
-  vfloat sums[ROWS][COLUMN_VECTORS] = {};
-  for (int64_t k = 0; k < K; ++k) {
-    vfloat columns[COLUMN_VECTORS];
-#pragma GCC unroll 2
-    for (int v = 0; v < COLUMN_VECTORS; ++v) columns[v] = load(b + k * COLUMNS + v * WIDTH);
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < COLUMN_VECTORS; ++v) sums[r][v] += a[r * K + k] * columns[v];
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < COLUMN_VECTORS; ++v) store(out + r * out_stride + v * WIDTH, sums[r][v]);
-}
-
-// sums[i, o] += sum over the n tiles of a[tile, i] b[tile, o], for WEIGHT_ROWS i and COLUMNS o
-INLINE void add_products(const float* a, int64_t I, const float* b, int64_t O, int64_t n, float* sums) {
-  vfloat total[WEIGHT_ROWS][COLUMN_VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < WEIGHT_ROWS; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < COLUMN_VECTORS; ++v) total[r][v] = load(sums + r * O + v * WIDTH);
-  for (int64_t first = 0; first < n; first += SUMMED) {
-    vfloat few[WEIGHT_ROWS][COLUMN_VECTORS] = {};
-    for (int64_t tile = first; tile < minimum(n, first + SUMMED); ++tile) {
-      vfloat columns[COLUMN_VECTORS];
-#pragma GCC unroll 2
-      for (int v = 0; v < COLUMN_VECTORS; ++v) columns[v] = load(b + tile * O + v * WIDTH);
-#pragma GCC unroll 8
-      for (int r = 0; r < WEIGHT_ROWS; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < COLUMN_VECTORS; ++v) few[r][v] += a[tile * I + r] * columns[v];
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < WEIGHT_ROWS; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < COLUMN_VECTORS; ++v) total[r][v] += few[r][v];
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < WEIGHT_ROWS; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < COLUMN_VECTORS; ++v) store(sums + r * O + v * WIDTH, total[r][v]);
-}
-
 // Runs transform(p0, p1, p2, p3) on the four points along one axis of [4, 4, 4] or [4, 4], for n of each other axis.
 template <class Transform>
 INLINE void along_z(vfloat* p, const Transform& transform) {
@@ -370,9 +317,11 @@ void forward(const ConvolutionForward& a) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
         for (int p = 0; p < POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
-            for (int64_t t = 0; t < last - first; t += ROWS)
-              multiply(in + p * in_pitch + t * I, matrices + ((slice * POINTS + p) * O + o) * I, I,
-                       out + p * out_pitch + t * O + o, O);
+            for (int64_t t = 0; t < last - first; t += ROWS) {
+              const float* rows = in + p * in_pitch + t * I;
+              multiply<ROWS, 1>(&rows, I, matrices + ((slice * POINTS + p) * O + o) * I, 0, I, nullptr,
+                                out + p * out_pitch + t * O + o, O);
+            }
         scatter_result(tiles, slice, out, O, first, last, a.bias, a.y);
       }
     }
@@ -400,8 +349,9 @@ void weight_gradient(const ConvolutionWeight& a) {
         gather_gradient(tiles, slice, a.grad_y, O, first, last, out);
         for (int p = 0; p < POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
-            for (int64_t i = 0; i < I; i += WEIGHT_ROWS)
-              add_products(in + p * in_pitch + i, I, out + p * out_pitch + o, O, last - first, sums + (p * I + i) * O + o);
+            for (int64_t i = 0; i < I; i += SUM_ROWS)
+              add_products(in + p * in_pitch + i, I, out + p * out_pitch + o, O, last - first, sums + (p * I + i) * O + o,
+                           O);
       }
       // In the order of the tasks, so that any number of threads gives the same result.
 #pragma omp ordered

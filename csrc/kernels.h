@@ -13,6 +13,7 @@
 #include "prototype_head.h"
 #include "prototype_info_nce.h"
 #include "prototype_similarity.h"
+#include "strided_convolution.h"
 
 namespace semiseg {
 
@@ -37,6 +38,9 @@ struct Kernels {
   void (*masked_class_mean_backward)(const MaskedClassMean&);
   void (*convolution_forward)(const ConvolutionForward&);
   void (*convolution_weight)(const ConvolutionWeight&);
+  void (*strided_convolution_forward)(const StridedConvolutionForward&);
+  void (*strided_convolution_transposed)(const StridedConvolutionForward&);
+  void (*strided_convolution_weight)(const StridedConvolutionWeight&);
   void (*linear_classifier_forward)(const LinearClassifier&);
   void (*linear_classifier_backward)(const LinearClassifier&);
   void (*largest_components)(const LargestComponents&);
@@ -64,6 +68,9 @@ struct Kernels {
   void masked_class_mean_backward(const MaskedClassMean&);                             \
   void convolution_forward(const ConvolutionForward&);                                 \
   void convolution_weight(const ConvolutionWeight&);                                   \
+  void strided_convolution_forward(const StridedConvolutionForward&);                  \
+  void strided_convolution_transposed(const StridedConvolutionForward&);               \
+  void strided_convolution_weight(const StridedConvolutionWeight&);                    \
   void linear_classifier_forward(const LinearClassifier&);                             \
   void linear_classifier_backward(const LinearClassifier&);                            \
   void largest_components(const LargestComponents&);                                   \
@@ -78,6 +85,8 @@ struct Kernels {
       prompt_mix_forward,           prompt_mix_backward,                               \
       masked_class_mean_forward,    masked_class_mean_backward,                        \
       convolution_forward,          convolution_weight,                                \
+      strided_convolution_forward,  strided_convolution_transposed,                    \
+      strided_convolution_weight,                                                      \
       linear_classifier_forward,    linear_classifier_backward,                        \
       largest_components,                                                              \
   };                                                                                   \

@@ -15,6 +15,7 @@ from .prompt_mix import prompt_mix
 from .prototype_head import PrototypeHead, prototype_head
 from .prototype_info_nce import prototype_info_nce
 from .prototype_similarity import prototype_similarity
+from .strided_convolution import strided_convolution, transposed_convolution
 
 __all__ = [
     "DiceCE",
@@ -33,7 +34,9 @@ __all__ = [
     "prototype_head",
     "prototype_info_nce",
     "prototype_similarity",
+    "strided_convolution",
     "sum_over_processes",
+    "transposed_convolution",
     "use_backend",
     "use_process_group",
 ]

@@ -27,7 +27,11 @@ OPERATIONS = {
     backend: frozenset(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)]))
     for backend, package in PACKAGES.items()
 }
-OPERATIONS["cuda"] -= {"convolution", "linear_classifier"}  # only the C++ backend has them
+OPERATIONS["cuda"] -= {
+    "convolution",
+    "linear_classifier",
+    "strided_convolution",
+}  # only the C++ backend has them
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)

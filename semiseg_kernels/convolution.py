@@ -1,5 +1,6 @@
 """The convolution of side 3 that keeps an image's sides, with fewer multiplications."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,12 +33,12 @@ def convolution(
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
     checks.check_voxels("x", x)
-    if x.dim() == 3:
-        raise ValueError(f"x has shape {list(x.shape)}, accepted is [B, I, *S], *S 2 or 3 axes")
+    check_side(x, weight, 3)
     checks.check_convolution(weight, bias, 1, x, x.shape[1])
-    if weight.shape[2:] != (3,) * (x.dim() - 2):
-        raise ValueError(f"weight has shape {list(weight.shape)}, accepted are kernels of side 3")
-    if x.device.type != "cpu" or (backends.is_automatic() and not _pays(x, weight)):
+    tiles = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
+    if x.device.type != "cpu" or (
+        backends.is_automatic() and not kernel_pays(x, weight, tiles >= FEWEST_TILES)
+    ):
         return reference.convolution(x, weight, bias)
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
     if backend == "reference":
@@ -45,13 +46,23 @@ def convolution(
     return _Convolution.apply(x, weight, bias, backend)
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel is faster than PyTorch's convolution, which other dtypes and autocast leave to bfloat16 units."""
-    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+def check_side(x: Tensor, weight: Tensor, side: int) -> None:
+    if x.dim() == 3:
+        raise ValueError(f"x has shape {list(x.shape)}, accepted are 2 or 3 axes of voxels")
+    if weight.dim() == x.dim() and weight.shape[2:] != (side,) * (x.dim() - 2):
+        raise ValueError(f"weight has shape {list(weight.shape)}, accepted are kernels of side {side}")
+
+
+def kernel_pays(
+    x: Tensor,  # [B, *, *S]
+    weight: Tensor,  # [*, *, *k]
+    enough: bool,  # voxels, for what is done with the weight first
+) -> bool:
+    """Whether the kernel is faster than PyTorch's convolution, which has units for bfloat16 where the kernel has none."""
+    if not enough or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    tiles = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
     multiples = all(channels % CHANNEL_MULTIPLE == 0 for channels in weight.shape[:2])
-    return multiples and tiles >= FEWEST_TILES and x.movedim(1, -1).is_contiguous()
+    return multiples and x.movedim(1, -1).is_contiguous()
 
 
 class _Convolution(torch.autograd.Function):
@@ -65,26 +76,41 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         operations = torch.ops.semiseg_kernels
-        grad_x = operations.convolution_backward(grad_y, weight, ctx.backend) if needs_x else None
-        grad_weight = operations.convolution_weight(grad_y, x, weight, ctx.backend) if needs_weight else None
-        grad_bias = grad_y.sum((0, *range(2, grad_y.dim()))) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        return gradients(
+            ctx,
+            grad_y,
+            lambda: operations.convolution_backward(grad_y, weight, ctx.backend),
+            lambda: operations.convolution_weight(grad_y, x, weight, ctx.backend),
+        )
 
 
-def channels_last(x: Tensor) -> torch.memory_format:
-    return torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+def gradients(
+    ctx: Any,
+    grad_y: Tensor,
+    of_x: Callable[[], Tensor],
+    of_weight: Callable[[], Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Those that are needed, of the arguments x, weight, bias and backend."""
+    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    of_bias = grad_y.sum((0, *range(2, grad_y.dim()))) if needs_bias else None
+    return of_x() if needs_x else None, of_weight() if needs_weight else None, of_bias, None
+
+
+def channels_last(dimensions: int) -> torch.memory_format:
+    return torch.channels_last_3d if dimensions == 5 else torch.channels_last
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x.dim()))
 
 
 def _fake_backward(grad_y: Tensor, weight: Tensor, backend: str) -> Tensor:
     shape = (grad_y.shape[0], weight.shape[1], *grad_y.shape[2:])
-    return torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=channels_last(grad_y))
+    return torch.empty(
+        shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=channels_last(grad_y.dim())
+    )
 
 
 def _fake_weight(grad_y: Tensor, x: Tensor, weight: Tensor, backend: str) -> Tensor:

@@ -1,9 +1,9 @@
-"""The convolution that most layers of a network are: of side 3, keeping the sides of the image."""
+"""The convolutions of the networks: of side 3, and those that halve and double the sides of an image."""
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from semiseg_kernels import convolution
+from semiseg_kernels import convolution, strided_convolution, transposed_convolution
 
 
 class _Convolution(_ConvNd):
@@ -24,3 +24,36 @@ class Convolution2d(_Convolution, nn.Conv2d):
 class Convolution3d(_Convolution, nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+
+
+class StridedConvolution3d(nn.Conv3d):
+    """A convolution of side 2 and stride 2 that `strided_convolution` computes."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, *2S]
+    ) -> Tensor:  # [B, out_channels, *S]
+        return strided_convolution(x, self.weight, self.bias)
+
+
+class _TransposedConvolution(_ConvNd):
+    """A transposed convolution of side 2 and stride 2 that `transposed_convolution` computes."""
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, *S]
+    ) -> Tensor:  # [B, out_channels, *2S]
+        return transposed_convolution(x, self.weight, self.bias)
+
+
+class TransposedConvolution2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=bias)
+
+
+class TransposedConvolution3d(_TransposedConvolution, nn.ConvTranspose3d):  # type: ignore[misc]  # no output_size
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=bias)

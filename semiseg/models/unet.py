@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
-from semiseg.models.convolution import Convolution2d
+from semiseg.models.convolution import Convolution2d, TransposedConvolution2d
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
 from semiseg.models.vnet import check_upsampling
@@ -70,7 +70,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         check_upsampling(upsampling)
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(below, width, kernel_size=2, stride=2)
+            TransposedConvolution2d(below, width)
             if upsampling == "transposed"
             else nn.Sequential(
                 nn.Upsample(scale_factor=2, mode="bilinear"),

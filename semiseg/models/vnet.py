@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from semiseg.models.batch_norm import BatchNormReLU
-from semiseg.models.convolution import Convolution3d
+from semiseg.models.convolution import Convolution3d, StridedConvolution3d, TransposedConvolution3d
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
 
@@ -26,9 +26,12 @@ def _stage(convolutions: int, in_channels: int, channels: int, normalization: bo
 
 
 def _resample(
-    convolution: type[nn.Module], in_channels: int, channels: int, normalization: bool
+    convolution: type[StridedConvolution3d | TransposedConvolution3d],
+    in_channels: int,
+    channels: int,
+    normalization: bool,
 ) -> nn.Sequential:
-    layer = convolution(in_channels, channels, kernel_size=2, stride=2, bias=not normalization)
+    layer = convolution(in_channels, channels, bias=not normalization)
     return nn.Sequential(*_activated(layer, channels, normalization))
 
 
@@ -60,7 +63,7 @@ class VNetEncoder(nn.Module):
             for stage, (convolutions, width) in enumerate(zip(CONVOLUTIONS, widths, strict=True))
         )
         self.down = nn.ModuleList(
-            _resample(nn.Conv3d, width, 2 * width, normalization) for width in widths[:-1]
+            _resample(StridedConvolution3d, width, 2 * width, normalization) for width in widths[:-1]
         )
         self.dropout = ChannelDropout(dropout)
 
@@ -91,7 +94,7 @@ class VNetDecoder(nn.Module):
         check_upsampling(upsampling)
         widths = [filters * 2**stage for stage in reversed(range(len(CONVOLUTIONS) - 1))]
         self.up = nn.ModuleList(
-            _resample(nn.ConvTranspose3d, 2 * width, width, normalization)
+            _resample(TransposedConvolution3d, 2 * width, width, normalization)
             if upsampling == "transposed"
             else _interpolate(2 * width, width, normalization)
             for width in widths

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,7 @@ def forward(
     weight: Tensor,  # [O, I, *3]
     bias: Tensor | None,  # [O]
 ) -> Tensor:  # [B, O, *S]
-    offset = None if bias is None else _padded(bias.float(), 0)
-    return _convolve(backend, x, weight, weight.shape[0], 0, bias=address(offset), mirrored=False)
+    return _convolve(backend, x, weight, bias, out_axis=0)
 
 
 def backward(
@@ -22,7 +22,7 @@ def backward(
     grad_y: Tensor,  # [B, O, *S]
     weight: Tensor,  # [O, I, *3]
 ) -> Tensor:  # [B, I, *S]
-    return _convolve(backend, grad_y, weight, weight.shape[1], 1, bias=0, mirrored=True)
+    return _convolve(backend, grad_y, weight, None, out_axis=1)
 
 
 def weight(
@@ -31,76 +31,90 @@ def weight(
     x: Tensor,  # [B, I, *S]
     weight: Tensor,  # [O, I, *3], for its strides
 ) -> Tensor:  # [O, I, *3]
-    rows, upstream = _rows(x), _rows(grad_y)
-    O, I = (side + -side % CHANNEL_MULTIPLE for side in weight.shape[:2])
-    gradient = torch.empty(O, I, *weight.shape[2:])
+    read, upstream = rows(x), rows(grad_y)
+    gradient = empty_taps(weight)
     launch(
         backend,
         "convolution_weight",
         x.device,
-        **_geometry(rows, gradient, out_axis=0),
-        x=rows.data_ptr(),
+        **geometry(x.shape[0], x.shape[2:], gradient, out_axis=0),
+        x=read.data_ptr(),
         grad_y=upstream.data_ptr(),
         grad_weight=gradient.data_ptr(),
     )
-    return torch.empty_like(weight).copy_(gradient[: weight.shape[0], : weight.shape[1]])
+    return laid_out_as_weight(weight, gradient)
 
 
 def _convolve(
     backend: str,
     x: Tensor,  # [B, channels read, *S]
     weight: Tensor,  # [O, I, *3]
-    channels: int,  # written
+    bias: Tensor | None,  # [channels written]
     out_axis: int,  # of the weight
-    bias: int,  # address
-    mirrored: bool,
-) -> Tensor:  # [B, channels, *S]
-    rows = _rows(x)
-    taps = _padded(_padded(weight.float(), 0), 1)
-    if not _has_one_tap_stride(taps):
-        taps = taps.contiguous()
-    shape = (rows.shape[0], taps.shape[out_axis], *rows.shape[2:])
-    y = torch.empty(shape, memory_format=channels_last(x))
+) -> Tensor:  # [B, channels written, *S]
+    read, matrix, offset = rows(x), taps(weight), padded_bias(bias)
+    y = empty_rows((x.shape[0], matrix.shape[out_axis], *x.shape[2:]))
     launch(
         backend,
         "convolution_forward",
         x.device,
-        **_geometry(rows, taps, out_axis),
-        x=rows.data_ptr(),
-        weight=taps.data_ptr(),
-        mirrored=mirrored,
-        bias=bias,
+        **geometry(x.shape[0], x.shape[2:], matrix, out_axis),
+        x=read.data_ptr(),
+        weight=matrix.data_ptr(),
+        mirrored=out_axis == 1,
+        bias=address(offset),
         y=y.data_ptr(),
     )
-    return y[:, :channels].to(x.dtype).contiguous(memory_format=channels_last(x))
+    return finish_rows(y, weight.shape[out_axis], x.dtype)
 
 
-def _rows(
+# What all kernels of convolutions read and write: float32, channels last, and padded to multiples of CHANNEL_MULTIPLE.
+
+
+def rows(
     x: Tensor,  # [B, channels, *S]
 ) -> Tensor:
-    """float32 and channels-last, the channels padded with zeros."""
-    return _padded(x.float(), 1).contiguous(memory_format=channels_last(x))
+    return _padded(x.float(), 1).contiguous(memory_format=channels_last(x.dim()))
 
 
-def _padded(x: Tensor, axis: int) -> Tensor:
-    missing = -x.shape[axis] % CHANNEL_MULTIPLE
-    if missing == 0:
-        return x
-    zeros = x.new_zeros([missing if other == axis else side for other, side in enumerate(x.shape)])
-    return torch.cat([x, zeros], dim=axis)
+def empty_rows(shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, memory_format=channels_last(len(shape)))
 
 
-def _has_one_tap_stride(weight: Tensor) -> bool:  # [O, I, *3]
-    """As both memory formats have."""
-    return all(weight.stride(axis) == 3 * weight.stride(axis + 1) for axis in range(2, weight.dim() - 1))
+def finish_rows(y: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    return y[:, :channels].to(dtype).contiguous(memory_format=channels_last(y.dim()))
 
 
-def _geometry(
-    x: Tensor,  # [B, channels, *S]
-    taps: Tensor,  # [O, I, *3]
+def taps(
+    weight: Tensor,  # [O, I, *k]
+) -> Tensor:
+    """With one stride from tap to tap, as both memory formats have."""
+    matrix = _padded(_padded(weight.float(), 0), 1)
+    axes = range(2, weight.dim() - 1)
+    if all(matrix.stride(axis) == matrix.shape[axis + 1] * matrix.stride(axis + 1) for axis in axes):
+        return matrix
+    return matrix.contiguous()
+
+
+def empty_taps(weight: Tensor) -> Tensor:
+    out_channels, in_channels = (side + -side % CHANNEL_MULTIPLE for side in weight.shape[:2])
+    return torch.empty(out_channels, in_channels, *weight.shape[2:])
+
+
+def laid_out_as_weight(weight: Tensor, gradient: Tensor) -> Tensor:
+    return torch.empty_like(weight).copy_(gradient[: weight.shape[0], : weight.shape[1]])
+
+
+def padded_bias(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else _padded(bias.float(), 0).contiguous()
+
+
+def geometry(
+    batch: int,
+    sides: Sequence[int],
+    matrix: Tensor,  # [O, I, *k]
     out_axis: int,
 ) -> dict[str, Any]:
-    batch, _, *sides = x.shape
     volume = len(sides) == 3
     depth, height, width = sides if volume else (1, *sides)
     return {
@@ -109,9 +123,17 @@ def _geometry(
         "H": height,
         "W": width,
         "volume": volume,
-        "I": taps.shape[1 - out_axis],
-        "O": taps.shape[out_axis],
-        "out_stride": taps.stride(out_axis),
-        "in_stride": taps.stride(1 - out_axis),
-        "tap_stride": taps.stride(-1),
+        "I": matrix.shape[1 - out_axis],
+        "O": matrix.shape[out_axis],
+        "out_stride": matrix.stride(out_axis),
+        "in_stride": matrix.stride(1 - out_axis),
+        "tap_stride": matrix.stride(-1),
     }
+
+
+def _padded(x: Tensor, axis: int) -> Tensor:
+    missing = -x.shape[axis] % CHANNEL_MULTIPLE
+    if missing == 0:
+        return x
+    zeros = x.new_zeros([missing if other == axis else side for other, side in enumerate(x.shape)])
+    return torch.cat([x, zeros], dim=axis)

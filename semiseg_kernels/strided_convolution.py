@@ -1,0 +1,139 @@
+"""The convolutions between two resolutions: to half the side, and back to twice the side."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import backends, checks, reference
+from .convolution import channels_last, check_side, gradients, kernel_pays
+
+FEWEST_VOXELS = 1024  # coarse; for fewer, rearranging the weight takes longer than what it spares
+
+
+def strided_convolution(
+    x: Tensor,  # [B, I, *2S], *S 2 or 3 axes
+    weight: Tensor,  # [O, I, *2]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:  # [B, O, *S]
+    """Convolution with a kernel of side 2 and stride 2, as `torch.nn.functional.conv3d` and `conv2d`.
+
+        y[b, o, s] = bias[o] + sum_i sum_t weight[o, i, t] x[b, i, 2 s + t],  t in {0, 1}^axes
+
+    x: float32, bfloat16 or float16 (float64 runs on the reference).
+    weight, bias: x's dtype, or any under autocast.
+
+    The C++ kernel computes in float32 and needs even sides. Unless it is asked for by name it runs where it is faster, on
+    the terms of `convolution` but from 1024 coarse voxels on; else PyTorch convolves. Differentiable in x, weight and bias. Raises ValueError on wrong
+    shapes or dtypes.
+    """
+    _check(x, weight, bias)
+    even = all(side % 2 == 0 for side in x.shape[2:])
+    coarse = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
+    backend = _select(x, weight, even and coarse >= FEWEST_VOXELS)
+    if backend == "reference":
+        return reference.strided_convolution(x, weight, bias)
+    if not even:
+        raise ValueError(f"x has sides {list(x.shape[2:])}, accepted by the kernel are even ones")
+    return _StridedConvolution.apply(x, weight, bias, backend)
+
+
+def transposed_convolution(
+    x: Tensor,  # [B, I, *S], *S 2 or 3 axes
+    weight: Tensor,  # [I, O, *2]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:  # [B, O, *2S]
+    """The transposed `strided_convolution`, as `torch.nn.functional.conv_transpose3d` and `conv_transpose2d`.
+
+        y[b, o, 2 s + t] = bias[o] + sum_i weight[i, o, t] x[b, i, s],  t in {0, 1}^axes
+
+    Dtypes, the kernel's terms, gradients and errors are those of `strided_convolution`.
+    """
+    _check(x, weight.transpose(0, 1) if weight.dim() > 1 else weight, bias)
+    backend = _select(x, weight, x.shape[0] * x.shape[2:].numel() >= FEWEST_VOXELS)
+    if backend == "reference":
+        return reference.transposed_convolution(x, weight, bias)
+    return _TransposedConvolution.apply(x, weight, bias, backend)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    checks.check_voxels("x", x)
+    check_side(x, weight, 2)
+    checks.check_convolution(weight, bias, 0, x, x.shape[1])
+
+
+def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
+    if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough)):
+        return "reference"
+    return backends.select("strided_convolution", x, 1, 1, max(weight.shape[:2]))
+
+
+class _StridedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.backend = backend
+        return torch.ops.semiseg_kernels.strided_convolution_forward(x, weight, bias, backend)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        operations = torch.ops.semiseg_kernels
+        return gradients(
+            ctx,
+            grad_y,
+            lambda: operations.strided_convolution_transposed(grad_y, weight, None, ctx.backend),
+            lambda: operations.strided_convolution_weight(x, grad_y, weight, ctx.backend),
+        )
+
+
+class _TransposedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.backend = backend
+        return torch.ops.semiseg_kernels.strided_convolution_transposed(x, weight, bias, backend)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        operations = torch.ops.semiseg_kernels
+        return gradients(
+            ctx,
+            grad_y,
+            lambda: operations.strided_convolution_forward(grad_y, weight, None, ctx.backend),
+            lambda: operations.strided_convolution_weight(grad_y, x, weight, ctx.backend),
+        )
+
+
+def _fake(x: Tensor, channels: int, sides: list[Any]) -> Tensor:
+    shape = (x.shape[0], channels, *sides)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x.dim()))
+
+
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    return _fake(x, weight.shape[0], [side // 2 for side in x.shape[2:]])
+
+
+def _fake_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    return _fake(x, weight.shape[1], [2 * side for side in x.shape[2:]])
+
+
+def _fake_weight(fine: Tensor, coarse: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(weight)
+
+
+backends.register(
+    "strided_convolution_forward(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor", _fake_forward
+)
+backends.register(
+    "strided_convolution_transposed(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor",
+    _fake_transposed,
+)
+backends.register(
+    "strided_convolution_weight(Tensor fine, Tensor coarse, Tensor weight, str backend) -> Tensor",
+    _fake_weight,
+)
