@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import backends, checks, process_group, reference
+from .recomputation import offer_recomputation
 from .reference.batch_norm_relu import move_running_statistics
 
 
@@ -49,8 +50,14 @@ def batch_norm_relu(
         return reference.batch_norm_relu(
             x, weight, bias, running_mean, running_variance, momentum, epsilon, negative_slope
         )
-    y, mean, variance, count = _BatchNormReLU.apply(
+    y, mean, variance, count, parameters = _BatchNormReLU.apply(
         x, weight, bias, float(epsilon), float(negative_slope), backend
+    )
+    offer_recomputation(
+        y,
+        lambda: torch.ops.semiseg_kernels.batch_norm_relu_forward(
+            x.detach(), parameters, float(negative_slope), backend
+        ),
     )
     move_running_statistics(running_mean, running_variance, mean, variance, count, momentum)
     return y
@@ -60,7 +67,7 @@ class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, negative_slope: float, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         operations = torch.ops.semiseg_kernels
         mean, variance = operations.batch_norm_relu_statistics(x, backend)
         # torch.tensor would copy from the host, which waits for a GPU.
@@ -79,8 +86,8 @@ class _BatchNormReLU(torch.autograd.Function):
         ctx.dtypes = weight.dtype, bias.dtype
         ctx.negative_slope, ctx.backend = negative_slope, backend
         y = operations.batch_norm_relu_forward(x, parameters, negative_slope, backend)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return y, mean, variance, count
+        ctx.mark_non_differentiable(mean, variance, count, parameters)
+        return y, mean, variance, count, parameters
 
     @staticmethod
     @once_differentiable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 import torch
@@ -13,7 +13,8 @@ from semiseg.engine.cuda_graph import CudaGraph
 from semiseg.engine.distributed import Processes, gradients
 from semiseg.engine.precision import autocast
 from semiseg.methods import Method, Stage
-from semiseg.methods.method import Batch
+from semiseg.methods.method import Batch, add_losses
+from semiseg_kernels import recomputed_results
 
 
 def check_cuda_graph(config: Config, device: torch.device, processes: Processes) -> None:
@@ -54,12 +55,19 @@ class TrainingStep:
 
     def _run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch = Batch(**{field.name: given[field.name] for field in fields(Batch)})
-        with autocast(self.config, self.device):
-            losses = self.stage.losses(batch, given)
         self.optimiser.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        values = {name: loss.detach() for name, loss in losses.items()}
+        values = add_losses(self._minimised_parts(batch, given))
         self.processes.average([*gradients(self.method), *values.values()])
         self.optimiser.step()
         self.stage.update()
         return values
+
+    def _minimised_parts(self, batch: Batch, given: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        parts = self.stage.parts(batch, given)
+        while True:
+            with autocast(self.config, self.device), recomputed_results():
+                losses = next(parts, None)
+            if losses is None:
+                return
+            losses["total"].backward()
+            yield {name: loss.detach() for name, loss in losses.items()}

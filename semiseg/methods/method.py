@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,6 +49,13 @@ class Stage:
         """Scalars of one step from its batch and `inputs`; the one called `total` is minimised, the others are logged."""
         raise NotImplementedError
 
+    def parts(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The losses as summands that share nothing but the network, each with its `total`.
+
+        Each is minimised before the next is computed, so that only one of them keeps its activations in memory.
+        """
+        yield self.losses(batch, inputs)
+
     def update(self) -> None:
         """Called after every optimiser step."""
 
@@ -57,6 +64,15 @@ class Stage:
         return (
             base if self.learning_rate_step is None else base * 0.1 ** (iteration // self.learning_rate_step)
         )
+
+
+def add_losses(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sums of losses of the same name; one that a part lacks counts as 0 there."""
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        for name, loss in part.items():
+            sums[name] = sums[name] + loss if name in sums else loss
+    return sums
 
 
 class Method(nn.Module):

@@ -10,7 +10,7 @@ each other, and the student learns from a linear and a prototype classifier (eq.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.data import Case, copy_paste, region_map, zero_box_mask
-from semiseg.methods.method import Batch, Method, Stage
+from semiseg.methods.method import Batch, Method, Stage, add_losses
 from semiseg.methods.prototype_initialisation import cluster_embeddings
 from semiseg.models import PrototypeClassifier, embedding_width
 from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
@@ -200,7 +200,7 @@ class SelfTraining(CopyPasteStage):
         super().__init__(method, generator)
         self.iterations = method.config.iterations
         self.learning_rate_step = method.config.learning_rate_step
-        self.cluster_updates: list[tuple[Tensor, Tensor]] = []  # (sum, count) of each prototype step to come
+        self.cluster_updates: list[tuple[Tensor, Tensor]] = []  # (sum, count) of the parts of this step
 
     def prepare(self, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> None:
         method = self.method
@@ -224,38 +224,51 @@ class SelfTraining(CopyPasteStage):
         return {**super().inputs(batch, iteration), "ramp_up": batch.labelled_image.new_full((), ramp_up)}
 
     def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        config = self.method.config
-        mixes = self.mix(batch, inputs["mask"])
-        if config.join_mixes:
-            both = self.method.network(torch.cat([mix.image for mix in mixes]))
-            outputs = list(zip(*(output.chunk(2) for output in both), strict=True))
-        else:
-            outputs = [self.method.network(mix.image) for mix in mixes]
+        return add_losses(self.parts(batch, inputs))
 
-        weights = self.method.region_weights
-        linear, prototype, contrast = [], [], []
+    def parts(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        mixes, ramp_up = self.mix(batch, inputs["mask"]), inputs["ramp_up"]
+        network = self.method.network
         self.cluster_updates = []
-        for mix, (logits, embedding) in zip(mixes, outputs, strict=True):
-            losses = dice_ce(logits, mix.label, regions=mix.region, num_regions=2)
-            linear.append(region_weighted_loss(losses, weights))
-            head = self.method.classifier(embedding, mix.label, mix.region, mix.reliable, num_regions=2)
-            prototype.append(region_weighted_loss(head, weights))
-            contrast.append(head.info_nce)
-            self.cluster_updates += self.prototype_steps(mix, embedding, head)
-        if config.prototype_steps == "one":
-            sums, counts = zip(*self.cluster_updates, strict=True)
-            self.cluster_updates = [(sum(sums), sum(counts))]
+        logged = {"ramp_up": ramp_up}
+        if self.method.config.join_mixes:
+            logits, embedding = (
+                output.chunk(2) for output in network(torch.cat([mix.image for mix in mixes]))
+            )
+            both = [
+                self.mix_losses(*arguments, ramp_up)
+                for arguments in zip(mixes, logits, embedding, strict=True)
+            ]
+            yield {**add_losses(both), **logged}
+            return
+        for mix in mixes:
+            logits, embedding = network(mix.image)
+            losses = self.mix_losses(mix, logits, embedding, ramp_up)
+            del logits, embedding  # they must not outlive the backward pass
+            yield {**losses, **logged}
+            logged = {}
 
-        ramp_up = inputs["ramp_up"]
-        consistency_linear, consistency_prototype = sum(linear), sum(prototype)
-        contrastive = sum(contrast) / (len(contrast) if config.contrast_reduction == "mean" else 1)
-        total = consistency_linear + ramp_up * (consistency_prototype + config.contrast_weight * contrastive)
+    def mix_losses(
+        self,
+        mix: Mix,
+        logits: Tensor,  # [B, C, *P]
+        embedding: Tensor,  # [B, d, *P]
+        ramp_up: Tensor,  # scalar, λ(t)
+    ) -> dict[str, Tensor]:
+        """What one of the two mixes adds to the losses; its cluster sums wait for `update`."""
+        config, weights = self.method.config, self.method.region_weights
+        linear = dice_ce(logits, mix.label, regions=mix.region, num_regions=2)
+        head = self.method.classifier(embedding, mix.label, mix.region, mix.reliable, num_regions=2)
+        self.cluster_updates += self.prototype_steps(mix, embedding, head)
+        consistency_linear = region_weighted_loss(linear, weights)
+        consistency_prototype = region_weighted_loss(head, weights)
+        contrastive = head.info_nce / (2 if config.contrast_reduction == "mean" else 1)
         return {
-            "total": total,
+            "total": consistency_linear
+            + ramp_up * (consistency_prototype + config.contrast_weight * contrastive),
             "consistency_linear": consistency_linear,
             "consistency_prototype": consistency_prototype,
             "contrastive": contrastive,
-            "ramp_up": ramp_up,
         }
 
     @torch.no_grad()
@@ -309,7 +322,10 @@ class SelfTraining(CopyPasteStage):
     def update(self) -> None:
         """The prototypes' momentum step (eq. 2), then the teacher's exponential moving average."""
         config, method = self.method.config, self.method
-        for cluster_sum, cluster_count in self.cluster_updates:
+        updates = self.cluster_updates
+        if config.prototype_steps == "one":
+            updates = [(sum(sums), sum(counts)) for sums, counts in [zip(*updates, strict=True)]]
+        for cluster_sum, cluster_count in updates:
             method.classifier.update_(
                 cluster_sum,
                 cluster_count,

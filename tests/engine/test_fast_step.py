@@ -16,6 +16,7 @@ SMALL = ("training.patch_size=[32, 16, 16]", "method.zero_box=[20, 10, 10]", "ne
 # Dropout of single values draws its random numbers in the order of memory, so another format drops others.
 METHODS_AND_SIZES = {
     "supervised": ("phantom_supervised", SMALL[0], SMALL[2]),
+    "supervised with own convolutions": ("phantom_supervised", SMALL[0], "network.filters=[16]"),
     "mper": ("phantom_mper", *SMALL, "method.ramp_up_iterations=0"),
     "vclipseg": ("phantom_vclipseg", SMALL[0], SMALL[2], "method.ramp_up_iterations=0"),
     "mper on slices": (
@@ -77,7 +78,8 @@ def errors(result, exact):  # of every tensor, relative to its size
 def test_a_step_of_the_fast_path_is_one_of_the_plain_path(name):
     """Over all losses, parameters and buffers, the error is at most twice that of PyTorch's own operations in float32."""
     exact = step_of(name, "reference", channels_last=False, dtype=torch.float64)
-    plain = errors(step_of(name, "reference", channels_last=False), exact)
+    # Their error differs from one memory format to the other, as other features fall on the other side of a ReLU's zero.
+    plain = [errors(step_of(name, "reference", channels_last), exact) for channels_last in (False, True)]
     fast = errors(step_of(name, "auto", channels_last=True), exact)
-    assert fast.square().mean().sqrt() <= 2 * plain.square().mean().sqrt()
-    assert fast.max() <= 2 * plain.max()
+    assert fast.square().mean().sqrt() <= 2 * max(of_format.square().mean().sqrt() for of_format in plain)
+    assert fast.max() <= 2 * max(of_format.max() for of_format in plain)

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import conv3d
+
+from semiseg_kernels import batch_norm_relu, convolution, recomputed_results, use_backend
+
+
+def layers(x, weights, consumer):
+    """Two layers of batch normalisation and convolution; the results, and references to what batch normalisation gave."""
+    kept = []
+    for weight in weights:
+        x = batch_norm_relu(x, *(torch.ones(16), torch.zeros(16)), *(torch.zeros(16), torch.ones(16)))
+        kept.append(StorageWeakRef(x.untyped_storage()))
+        x = consumer(x, weight)
+    return x, kept
+
+
+@pytest.fixture
+def inputs():
+    x = torch.randn(2, 16, 6, 5, 4)
+    return x.requires_grad_(), [torch.randn(16, 16, 3, 3, 3).requires_grad_() for _ in range(2)]
+
+
+CONSUMERS = {
+    "PyTorch's": lambda x, weight: conv3d(x, weight, padding=1),
+    "own": convolution,
+    "changed in place": lambda x, weight: conv3d(x.add_(1.0), weight, padding=1),
+    "a part": lambda x, weight: conv3d(x[:, :8], weight[:, :8], padding=1),
+}
+FREED = ("PyTorch's", "own")
+
+
+def skip_without_convolution(kernel, consumer):
+    if consumer == "own" and kernel != "cpu":
+        pytest.skip(f"{kernel} does not have convolution")
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_the_same_gradients_to_the_bit(kernel, inputs, consumer):
+    skip_without_convolution(kernel, consumer)
+    x, weights = inputs
+    with use_backend(kernel):
+        y, _ = layers(x, weights, CONSUMERS[consumer])
+        expected = torch.autograd.grad(y.square().mean(), (x, *weights))
+        with recomputed_results():
+            y, _ = layers(x, weights, CONSUMERS[consumer])
+        actual = torch.autograd.grad(y.square().mean(), (x, *weights))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_results_are_not_kept(kernel, inputs, consumer):
+    skip_without_convolution(kernel, consumer)
+    with use_backend(kernel):
+        with recomputed_results():
+            y, kept = layers(*inputs, CONSUMERS[consumer])
+        assert kept[0].expired() == (
+            consumer in FREED
+        )  # Triton's interpreter holds on to what it was called with last
+        y, kept = layers(*inputs, CONSUMERS[consumer])
+        assert not any(reference.expired() for reference in kept)
+    assert y.requires_grad  # the graph was there all along
+
+
+def test_the_reference_offers_nothing(inputs):
+    with use_backend("reference"), recomputed_results():
+        y, kept = layers(*inputs, CONSUMERS["PyTorch's"])
+    assert y.requires_grad and not any(reference.expired() for reference in kept)
