@@ -15,8 +15,7 @@ CPU = torch.device("cpu")
 SMALL = ("training.patch_size=[32, 16, 16]", "method.zero_box=[20, 10, 10]", "network.filters=[4]")
 # Dropout of single values draws its random numbers in the order of memory, so another format drops others.
 METHODS_AND_SIZES = {
-    "supervised": ("phantom_supervised", SMALL[0], SMALL[2]),
-    "supervised with own convolutions": ("phantom_supervised", SMALL[0], "network.filters=[16]"),
+    "supervised": ("phantom_supervised", SMALL[0], "network.filters=[16]"),  # so many have convolutions of their own
     "mper": ("phantom_mper", *SMALL, "method.ramp_up_iterations=0"),
     "vclipseg": ("phantom_vclipseg", SMALL[0], SMALL[2], "method.ramp_up_iterations=0"),
     "mper on slices": (
