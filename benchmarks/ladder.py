@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 from memory import keep_heap
 from results_file import write_results
 
 from semiseg.config import Config, load_config
+from semiseg.engine.precision import has_bfloat16
 from semiseg_kernels import backends
 
 Measure = Callable[
@@ -32,7 +34,7 @@ KERNELS = {
 
 
 def climb(description: str, workloads: Sequence[str], levers: Sequence[str], measure: Measure) -> None:
-    """The command line of a ladder: every workload from no lever to all of them, and the results file.
+    """The command line of a ladder: every workload from no lever to all that this processor has, and the results file.
 
     A rung is `measure(workload, its levers)`, to which the peak memory of its process is added.
     """
@@ -43,6 +45,8 @@ def climb(description: str, workloads: Sequence[str], levers: Sequence[str], mea
         "--rung", type=int, metavar="LEVERS", help="measure one rung here and print it as JSON"
     )
     options = parser.parse_args()
+    if not has_bfloat16(torch.device("cpu")):
+        levers = [lever for lever in levers if lever != "bfloat16"]
     for workload in options.workloads:
         if workload not in workloads:
             parser.error(f"the workload is {workload!r}, accepted are {', '.join(workloads)}")

@@ -29,14 +29,15 @@ from semiseg.engine.distributed import Processes
 from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset
 from semiseg.engine.training_step import TrainingStep
 from semiseg.methods import METHODS
-from semiseg.methods.method import Batch
+from semiseg.methods.method import Batch, add_losses
 
 CPU = torch.device("cpu")
 WARM_UP, MEASURED = 2, 3  # steps
 
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
-          "fused classifier", "channels last", "own convolutions", "bfloat16")  # fmt: skip
+          "fused classifier", "channels last", "own convolutions",
+          "losses in parts", "bfloat16")  # fmt: skip
 WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
     "la_mper": (),
     "la_vclipseg": ("method.text=random",),
@@ -101,6 +102,9 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         training.unlabelled_batch,
         seed=config.seed,
     )
+    if "losses in parts" not in levers:
+        parts = stage.parts
+        stage.parts = lambda *arguments: iter([add_losses(parts(*arguments))])  # type: ignore[method-assign]
     take_step = TrainingStep(config, method, stage, build_optimiser(config, method), CPU, Processes())
     method.network.train()
     rows = []

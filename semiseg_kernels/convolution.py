@@ -49,6 +49,8 @@ def convolution(
 def check_side(x: Tensor, weight: Tensor, side: int) -> None:
     if x.dim() == 3:
         raise ValueError(f"x has shape {list(x.shape)}, accepted are 2 or 3 axes of voxels")
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x has shape {list(x.shape)}, accepted are sides of at least 1")
     if weight.dim() == x.dim() and weight.shape[2:] != (side,) * (x.dim() - 2):
         raise ValueError(f"weight has shape {list(weight.shape)}, accepted are kernels of side {side}")
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from semiseg_kernels import convolution, strided_convolution, transposed_convolution
+from semiseg_kernels.convolution import channels_last
 
 
 class _Convolution(_ConvNd):
@@ -13,7 +14,11 @@ class _Convolution(_ConvNd):
         self,
         x: Tensor,  # [B, in_channels, *S]
     ) -> Tensor:  # [B, out_channels, *S]
-        return convolution(x, self.weight, self.bias)
+        y = convolution(x, self.weight, self.bias)
+        if self.weight.stride(1) != 1:
+            return y
+        # A single image of one channel has no memory format of its own, and comes out of PyTorch contiguous.
+        return y.contiguous(memory_format=channels_last(y.dim()))
 
 
 class Convolution2d(_Convolution, nn.Conv2d):

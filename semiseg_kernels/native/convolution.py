@@ -82,7 +82,9 @@ def empty_rows(shape: Sequence[int]) -> Tensor:
 
 
 def finish_rows(y: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    return y[:, :channels].to(dtype).contiguous(memory_format=channels_last(y.dim()))
+    if y.shape[1] != channels:
+        y = y[:, :channels].clone(memory_format=channels_last(y.dim()))  # a view could not be changed in place
+    return y.to(dtype)
 
 
 def taps(

@@ -74,6 +74,17 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["baseline", "v3", "v4"])
+def level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each x86-64 level of the CPU kernels that can run here."""
+    module = pytest.importorskip("semiseg_kernels._C")
+    if request.param not in module.levels():
+        pytest.skip(f"level {request.param} cannot run here")
+    module.use_level(request.param)
+    yield
+    module.use_level(module.levels()[-1])
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend, forced; skips those that cannot run here."""
@@ -88,13 +99,13 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def _forced(name: str, operation: str | None) -> Iterator[str]:
     """Force a backend that has the operation, and create tensors where it computes."""
+    if operation is not None and operation not in backends.OPERATIONS.get(name, {operation}):
+        pytest.skip(f"backend {name!r} does not have {operation}")
     if name == "cuda" and not torch.cuda.is_available() and missing_tools() is None:
         emulated_cuda_module()
     reason = backends.missing(name)
     if reason is not None:
         pytest.skip(f"backend {name!r} cannot run here: {reason}")
-    if operation is not None and operation not in backends.OPERATIONS.get(name, {operation}):
-        pytest.skip(f"backend {name!r} does not have {operation}")
     device = "cpu" if name == "reference" else backends.device_type(name)
     # A default device stands in the way of torch.compile, which the CPU can be spared.
     with use_backend(name), nullcontext() if device == "cpu" else torch.device(device):

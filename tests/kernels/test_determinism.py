@@ -151,8 +151,10 @@ def test_saved_for_backward_is_small(kernel):
 def test_every_operation_of_a_backend_is_tested():
     # In the tests of the operation.
     elsewhere = {
+        "convolution",
         "largest_components",
         "linear_classifier",
         "momentum_update",
+        "strided_convolution",
     }
     assert backends.OPERATIONS["cpu"] - {"extension"} - elsewhere <= OPERATIONS.keys()

@@ -51,17 +51,6 @@ def blobs(shape: tuple[int, ...], num_classes: int) -> torch.Tensor:
     return torch.from_numpy(np.digitize(height, edges).astype(np.uint8))
 
 
-@pytest.fixture(params=["baseline", "v3", "v4"])
-def level(request):
-    """Each x86-64 level of the CPU kernel that can run here."""
-    module = pytest.importorskip("semiseg_kernels._C")
-    if request.param not in module.levels():
-        pytest.skip(f"level {request.param} cannot run here")
-    module.use_level(request.param)
-    yield
-    module.use_level(module.levels()[-1])
-
-
 @pytest.mark.parametrize("shape", [(40,), (14, 13), (9, 8, 7)])
 @pytest.mark.parametrize("background", [0.5, 0.8, 0.95])
 def test_against_flood_fill(backend, shape, background):

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from semiseg_kernels import (
     backends,
     cluster_mean,
+    convolution,
     dice_ce,
     largest_components,
     linear_classifier,
@@ -97,7 +99,8 @@ def _double(value: Any) -> Any:
 
 
 def _sliced(x: Tensor) -> Tensor:
-    around = torch.full([2 * size + 1 for size in x.shape], _poison(x.dtype), dtype=x.dtype)
+    shape = [2 * size + 1 for size in x.shape]
+    around = torch.full(shape, _poison(x.dtype), dtype=x.dtype, device=x.device)
     view = around[tuple(slice(1, None, 2) for _ in x.shape)]
     return view.copy_(x)
 
@@ -109,7 +112,8 @@ def _poison(dtype: torch.dtype) -> float | int:
 
 
 def _transposed(x: Tensor) -> Tensor:
-    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+    reverse = tuple(reversed(range(x.dim())))
+    return x.permute(reverse).contiguous().permute(reverse)
 
 
 def _expanded(x: Tensor) -> Tensor:
@@ -324,8 +328,20 @@ def prompt_conv_call(draw: Draw) -> Call:
     return Call(prompt_conv, arguments, ("features", "logits", "text", "weight", "bias"), 10.0)
 
 
+def convolution_call(draw: Draw) -> Call:
+    in_channels, channels = draw(widths), draw(widths)
+    spatial = tuple(draw(st.lists(st.integers(1, 5), min_size=2, max_size=3)))
+    x = random_voxels(draw, draw(batches), in_channels, spatial)
+    weight = torch.randn(channels, in_channels, *[3] * len(spatial))
+    arguments = {"x": x, "weight": lay_out(draw, (weight / weight[0].numel() ** 0.5).to(x.dtype))}
+    if draw(st.booleans()):
+        arguments["bias"] = lay_out(draw, torch.randn(channels).to(x.dtype))
+    return Call(convolution, arguments, tuple(arguments), _largest(x))
+
+
 CALLS = {
     "cluster_mean": cluster_mean_call,
+    "convolution": convolution_call,
     "dice_ce": dice_ce_call,
     "largest_components": largest_components_call,
     "linear_classifier": linear_classifier_call,
@@ -345,6 +361,13 @@ def use_some_level(draw: Draw) -> None:
     if backends.missing("cpu") is None:
         cpu = extension("cpu")
         cpu.use_level(draw(st.sampled_from(list(reversed(cpu.levels())))))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels_wherever_they_can_run() -> Iterator[None]:
+    """Also where an operation leaves its input to PyTorch because that is faster."""
+    with mock.patch.object(backends, "is_automatic", lambda: False):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,0 +1,361 @@
+import itertools
+
+import pytest
+import torch
+from comparison import DTYPES, LAYOUTS, assert_close_enough, in_layout, same_strides
+from test_determinism import launched
+from torch.nn.functional import pad
+
+import semiseg_kernels.native.convolution as native
+from semiseg_kernels import available_backends, convolution, reference, use_backend
+
+OPERATION = "convolution"  # that not every backend has
+
+# B, *S, I, O: odd and even sides, sides shorter than a tile's reach, channels that are padded
+CASES = {
+    "3d": (2, (5, 7, 9), 16, 32),
+    "2d": (3, (17, 19), 32, 16),
+    "no batch": (0, (4, 4), 16, 16),
+    "one voxel": (1, (1, 1, 1), 3, 1),
+    "two by three": (2, (2, 3), 1, 16),
+    "thin": (1, (3, 1, 2), 17, 5),
+    "even sides": (1, (4, 6, 2), 48, 33),
+    "a plane": (2, (1, 9, 8), 16, 48),
+    "many channels": (1, (5, 6), 96, 160),
+    "several sums": (2, (13, 20, 34), 16, 16),  # more tiles than are summed in float32
+}
+LARGE = ("3d", "2d", "several sums")
+NAMES = ("result", "gradient of x", "gradient of weight", "gradient of bias")
+
+
+def make_inputs(case, dtype=torch.float32, layout="contiguous"):
+    batch, spatial, I, O = CASES[case]
+    taps = 3 ** len(spatial)
+    x = in_layout(torch.randn(batch, I, *spatial), layout).to(dtype)
+    weight = in_layout(torch.randn(O, I, *[3] * len(spatial)), layout) / (taps * I) ** 0.5
+    cotangent = torch.randint(-64, 65, (batch, O, *spatial)) / 64  # rounded in no dtype
+    return x, weight, torch.randn(O), cotangent
+
+
+def everything(kernel, x, weight, bias, cotangent):
+    """Result and gradients, of two tensors where the bias is None."""
+    with use_backend(kernel):
+        given = [value.detach().requires_grad_() for value in (x, weight, bias) if value is not None]
+        y = convolution(*given)
+        gradients = torch.autograd.grad(y, given, cotangent.to(y.dtype))
+    return dict(zip(NAMES, (y.detach(), *gradients), strict=False))
+
+
+def compared(kernel, x, weight, bias, cotangent):
+    """Of the kernel, of PyTorch in the same dtypes, and in float64."""
+    wide = [None if value is None else value.double() for value in (x, weight, bias)]
+    return [everything(kernel, x, weight, bias, cotangent), everything("reference", x, weight, bias, cotangent),
+            everything("reference", *wide, cotangent)]  # fmt: skip
+
+
+def assert_accurate(kernel, x, weight, bias, cotangent):
+    # Winograd's sums round more often than they have products: on images of a few voxels the weight's gradient, and
+    # all else too where PyTorch sums few products, errs up to 4 times as much as PyTorch (a single voxel's up to 60
+    # times, as other taps cancel). That is within the four roundings of the largest value that every kernel is allowed.
+    actual, plain, exact = compared(kernel, x, weight, bias, cotangent)
+    for name, value in actual.items():
+        assert value.dtype == plain[name].dtype and value.shape == plain[name].shape, name
+        assert_close_enough(name, value.double(), plain[name].double(), exact[name],
+                            resolution=torch.finfo(value.dtype).eps)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_accuracy(kernel, case, dtype, layout):
+    x, weight, bias, cotangent = make_inputs(case, dtype, layout)
+    for given in (bias, None):
+        assert_accurate(kernel, x, weight, given, cotangent)
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_accuracy_of_every_level(level, case):
+    assert_accurate("cpu", *make_inputs(case, layout="channels_last"))
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_errors_are_as_small_as_pytorchs(kernel, case):
+    """With no allowance, over all values: measured are 0.5 to 0.8 times PyTorch's, of the weight's gradient 0.4 to 1.6."""
+    actual, plain, exact = compared(kernel, *make_inputs(case, layout="channels_last"))
+    for name, factor in zip(NAMES, (1.5, 1.5, 3.0), strict=False):
+        error, of_pytorch = (
+            (results[name] - exact[name]).square().mean().sqrt() for results in (actual, plain)
+        )
+        assert error <= factor * of_pytorch, name
+
+
+def every_second(x):
+    """Neither contiguous nor channels-last, and NaN wherever it must not be read."""
+    around = torch.full([2 * side for side in x.shape], torch.nan)
+    return around[tuple(slice(None, None, 2) for _ in x.shape)].copy_(x)
+
+
+FORMS = {layout: lambda x, layout=layout: in_layout(x, layout) for layout in LAYOUTS} | {
+    "every second": every_second,
+    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+}
+
+
+@pytest.mark.parametrize("case", ["3d", "2d", "thin"])
+def test_same_bits_of_every_layout(kernel, case):
+    """Of x, weight and upstream gradient."""
+    x, weight, bias, cotangent = make_inputs(case)
+    expected = everything(kernel, x, weight, bias, cotangent)
+    for of_x, of_weight, of_cotangent in itertools.product(FORMS.values(), repeat=3):
+        laid_out = of_weight(weight)
+        actual = everything(kernel, of_x(x), laid_out, bias, of_cotangent(cotangent))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        assert same_strides(actual["gradient of weight"], torch.empty_like(laid_out))
+        for name in ("result", "gradient of x"):
+            assert same_strides(actual[name], in_layout(actual[name], "channels_last")), name
+
+
+@pytest.mark.parametrize(
+    "bias", [torch.randn(32)[::2], torch.randn(1).expand(16)], ids=["strided", "expanded"]
+)
+def test_bias_of_other_strides(kernel, bias):
+    x, weight, _, cotangent = make_inputs("2d")
+    expected = everything(kernel, x, weight, bias.contiguous(), cotangent)
+    torch.testing.assert_close(everything(kernel, x, weight, bias, cotangent), expected, rtol=0, atol=0)
+
+
+def test_worked_by_hand(backend):
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], requires_grad=True)
+    weight = torch.arange(1.0, 10.0).view(1, 1, 3, 3).requires_grad_()
+    bias = torch.tensor([10.0], requires_grad=True)
+    y = convolution(x, weight, bias)
+    expected = [[5 + 12 + 24 + 36, 4 + 10 + 21 + 32], [2 + 6 + 15 + 24, 1 + 4 + 12 + 20]]
+    assert torch.equal(y, torch.tensor([[expected]]) + 10.0)
+    cotangent = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
+    by_x, by_weight, by_bias = torch.autograd.grad(y, (x, weight, bias), cotangent)
+    assert by_x.flatten().tolist() == [5 + 2 * 1, 6 + 2 * 2, 8 + 2 * 4, 9 + 2 * 5]
+    assert by_weight.flatten().tolist() == [2 * 1, 2 * 2, 0, 2 * 3, 1 + 2 * 4, 2, 0, 3, 4]
+    assert by_bias.tolist() == [3]
+
+
+@pytest.mark.parametrize("spatial", [(5, 4, 3), (6, 7)])
+def test_every_tap_shifts_the_image(backend, spatial):
+    """With whole numbers, of which none is rounded; gradients shift back."""
+    taps = list(itertools.product(range(3), repeat=len(spatial)))
+    weight = torch.eye(len(taps)).view(len(taps), 1, *[3] * len(spatial))
+    x, cotangent = (torch.randint(-9, 10, (2, channels, *spatial)).float() for channels in (1, len(taps)))
+
+    def shifted(x, tap):
+        window = (slice(first, first + side) for first, side in zip(tap, spatial, strict=True))
+        return pad(x, [1] * 2 * len(spatial))[(..., *window)]
+
+    actual = everything(backend, x, weight, None, cotangent)
+    back = [tuple(2 - place for place in tap) for tap in taps]
+    parts = [shifted(cotangent[:, number], tap) for number, tap in enumerate(back)]
+    assert torch.equal(actual["result"], torch.cat([shifted(x, tap) for tap in taps], dim=1))
+    assert torch.equal(actual["gradient of x"], sum(parts).unsqueeze(1))
+    correlations = torch.einsum("bo...,bt...->ot", cotangent, actual["result"])
+    assert torch.equal(actual["gradient of weight"].flatten(1), correlations)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("voxel", [(4, 5, 7), (0, 8, 3)])
+def test_nan_and_inf_stay_within_reach_of_their_tiles(backend, voxel, value):
+    """All that reads them is not finite; of the rest, only what shares a tile with it may be so too."""
+    x, weight, cotangent = (
+        torch.randn(2, 16, 9, 9, 10),
+        torch.randn(17, 16, 3, 3, 3),
+        torch.randn(2, 17, 9, 9, 10),
+    )
+    voxels = torch.stack(torch.meshgrid([torch.arange(side) for side in x.shape[2:]], indexing="ij"), dim=-1)
+    distance = (voxels - torch.tensor(voxel)).abs().amax(dim=-1)
+
+    def with_value(y):
+        y = y.clone()
+        y[(1, 3, *voxel)] = value
+        return y
+
+    def assert_stays(finite):
+        assert finite[0].all()
+        assert not finite[1, :, distance <= 1].any() and finite[1, :, distance > 2].all()
+
+    actual = everything(backend, with_value(x), weight, None, cotangent)
+    assert_stays(actual["result"].isfinite())
+    finite = actual["gradient of weight"].isfinite()
+    assert not finite[:, 3, 1, 1, 1].any() and finite[:, torch.arange(16) != 3].all()
+
+    actual = everything(backend, x, weight, None, with_value(cotangent))
+    assert_stays(actual["gradient of x"].isfinite())
+    finite = actual["gradient of weight"].isfinite()
+    assert not finite[3, :, 1, 1, 1].any() and finite[torch.arange(17) != 3].all()
+
+
+@pytest.mark.parametrize("case", ["2d", "thin", "several sums"])
+def test_same_bits_from_any_number_of_threads(kernel, case, threads):
+    inputs = make_inputs(case, layout="channels_last")
+    runs = []
+    for number in (1, 2, 3, 2):
+        threads(number)
+        runs.append(everything(kernel, *inputs))
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", ["2d", "one voxel"])
+def test_result_may_be_changed_in_place(kernel, case):
+    """As activations behind it do."""
+    x, weight, bias, cotangent = make_inputs(case)
+    given = [value.requires_grad_() for value in (x, weight, bias)]
+    actual = torch.autograd.grad(convolution(*given).relu_(), given, cotangent)
+    expected = torch.autograd.grad(reference.convolution(*given).relu(), given, cotangent)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_last_is_never_copied(kernel, monkeypatch):
+    x, weight, bias, cotangent = make_inputs("several sums", layout="channels_last")
+    sizes = {}
+    for direction in ("forward", "backward", "weight"):
+        launched(kernel, OPERATION, direction, monkeypatch, sizes)
+    everything(kernel, x, weight, bias, in_layout(cotangent, "channels_last"))
+    large = {direction: [size for size in sizes[direction] if size >= x.nbytes // 2] for direction in sizes}
+    assert large == {"forward": [x.nbytes], "backward": [x.nbytes], "weight": []}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["2d", "thin"])
+def test_opcheck(kernel, case, dtype):
+    x, weight, bias, cotangent = make_inputs(case, dtype)
+    operations = torch.ops.semiseg_kernels
+    for given in (bias, None):
+        torch.library.opcheck(operations.convolution_forward, (x, weight, given, kernel))
+    torch.library.opcheck(operations.convolution_backward, (cotangent.to(dtype), weight, kernel))
+    torch.library.opcheck(operations.convolution_weight, (cotangent.to(dtype), x, weight, kernel))
+
+
+@pytest.mark.slow
+def test_one_graph_for_every_number_of_voxels(kernel):
+    torch._dynamo.reset()
+    compiled = torch.compile(convolution, fullgraph=True, dynamic=True, backend="aot_eager")
+    for spatial in ((5, 6, 7), (3, 9, 4), (11, 2, 13)):
+        given = [torch.randn(2, 16, *spatial), torch.randn(17, 16, 3, 3, 3), torch.randn(17)]
+        given = [value.requires_grad_() for value in given]
+        results = []
+        for run in (compiled, convolution):
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                result = run(*given)
+            results.append((result, torch.autograd.grad(result.square().mean(), given)))
+        torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the compiled functions that are called."""
+    if "cpu" not in available_backends():
+        pytest.skip("backend 'cpu' is not available here")
+    names, launch = [], native.launch
+
+    def recorded(backend, name, *arguments, **options):
+        names.append(name)
+        return launch(backend, name, *arguments, **options)
+
+    monkeypatch.setattr(native, "launch", recorded)
+    return names
+
+
+# Shape of x, O, layout, dtype
+AUTOMATIC = {
+    "256 tiles of a volume": ((1, 32, 16, 16, 8), 16, "channels_last", torch.float32),
+    "256 tiles of images": ((4, 16, 16, 16), 48, "channels_last", torch.float32),
+}
+PYTORCHS = {
+    "255 tiles of a volume": ((1, 32, 15, 17, 8), 16, "channels_last", torch.float32),
+    "255 tiles of images": ((3, 16, 17, 20), 48, "channels_last", torch.float32),
+    "contiguous": ((1, 32, 16, 16, 8), 16, "contiguous", torch.float32),
+    "bfloat16": ((1, 32, 16, 16, 8), 16, "channels_last", torch.bfloat16),
+    "float64": ((1, 32, 16, 16, 8), 16, "channels_last", torch.float64),
+    "17 channels": ((1, 17, 16, 16, 8), 16, "channels_last", torch.float32),
+    "17 results": ((1, 32, 16, 16, 8), 17, "channels_last", torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", [*AUTOMATIC, *PYTORCHS])
+def test_automatic_choice(launches, name):
+    shape, O, layout, dtype = (AUTOMATIC | PYTORCHS)[name]
+    x, weight = (
+        in_layout(torch.randn(shape), layout).to(dtype),
+        torch.randn(O, shape[1], *[3] * (len(shape) - 2)),
+    )
+    cotangent = torch.randn(shape[0], O, *shape[2:])
+    actual = everything("auto", x, weight, torch.randn(O), cotangent)
+    chosen = ["convolution_forward", "convolution_forward", "convolution_weight"]
+    assert launches == (chosen if name in AUTOMATIC else [])
+    assert actual["result"].dtype == dtype
+
+
+def test_autocast_is_pytorchs(launches):
+    shape, O, layout, _ = AUTOMATIC["256 tiles of a volume"]
+    x, weight, bias = in_layout(torch.randn(shape), layout), torch.randn(O, 32, 3, 3, 3), torch.randn(O)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = convolution(x, weight, bias)
+        expected = reference.convolution(x, weight, bias)
+    assert actual.dtype == torch.bfloat16 and torch.equal(actual, expected) and launches == []
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"),
+    [((0,), ["forward"]), ((1,), ["weight"]), ((2,), []), ((0, 1, 2), ["forward", "weight"])],
+    ids=["x", "weight", "bias", "all"],
+)
+def test_only_needed_gradients_are_computed(launches, needed, expected):
+    *given, cotangent = make_inputs("2d")
+    with use_backend("cpu"):
+        y = convolution(*(value.requires_grad_(place in needed) for place, value in enumerate(given)))
+    launches.clear()
+    y.backward(cotangent)
+    assert launches == [f"convolution_{name}" for name in expected]
+    assert [place for place, value in enumerate(given) if value.grad is not None] == list(needed)
+
+
+def test_gradients_of_gradients_are_refused(kernel):
+    x, weight, _, _ = make_inputs("2d")
+    (gradient,) = torch.autograd.grad(
+        convolution(x.requires_grad_(), weight).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_wrong_arguments(backend):
+    x, weight, bias, _ = make_inputs("2d")
+    with pytest.raises(ValueError, match=r"x has shape \[3, 32, 17\], accepted are 2 or 3 axes of voxels"):
+        convolution(x[..., 0], weight[..., 0], bias)
+    with pytest.raises(
+        ValueError, match=r"weight has shape \[16, 31, 3, 3\], accepted is \[O, 32, k, k\] with O, k"
+    ):
+        convolution(x, weight[:, :31], bias)
+    with pytest.raises(
+        ValueError, match=r"weight has shape \[16, 32, 3, 1\], accepted are kernels of side 3"
+    ):
+        convolution(x, weight[..., :1], bias)
+    with pytest.raises(ValueError, match=r"bias has shape \[15\], accepted is \[16\]"):
+        convolution(x, weight, bias[:15])
+    with pytest.raises(ValueError, match="bias has dtype float64, accepted are float32"):
+        convolution(x, weight, bias.double())
+    with pytest.raises(ValueError, match="weight has dtype int64, accepted are float32"):
+        convolution(x, weight.long(), bias)
+    with pytest.raises(ValueError, match="x has dtype int64"):
+        convolution(x.long(), weight, bias)
+    with pytest.raises(ValueError, match="weight is on meta, accepted is cpu"):
+        convolution(x, weight.to("meta"), bias)
+
+
+def test_what_the_kernel_cannot_run(kernel):
+    x, weight, bias, _ = make_inputs("2d")
+    with pytest.raises(
+        ValueError, match="cannot run convolution: it computes in float32, the input is torch.float64"
+    ):
+        convolution(x.double(), weight, bias)
+    with pytest.raises(
+        ValueError, match="cannot run convolution: it takes at most 4096 channels, the input has 4097"
+    ):
+        convolution(x[:1, :1, :1, :1], torch.randn(4097, 1, 3, 3))
