@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from memory import keep_heap
-from tables import gpu_table, kernel_table, prompt_conv_table
+from tables import convolutions_table, gpu_table, kernel_table, prompt_conv_table
 from workloads import SIZES
 
 from semiseg.engine.atomic import write_json
@@ -81,12 +81,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not config.stash[RECORD]:
         return
     all_results = results(config)
-    for kind, title, table in (
-        ("cpu", "C++ kernels against the reference", kernel_table),
-        ("gpu", "Triton and CUDA kernels against the reference", gpu_table),
-        ("prompt_conv", "The prompt convolution, folded against concatenated", prompt_conv_table),
+    convolutions = "convolution", "strided_convolution", "transposed_convolution"
+    for kinds, title, table in (
+        (("cpu",), "C++ kernels against the reference", kernel_table),
+        (("gpu",), "Triton and CUDA kernels against the reference", gpu_table),
+        (("prompt_conv",), "The prompt convolution, folded against concatenated", prompt_conv_table),
+        (convolutions, "Convolutions against PyTorch's", convolutions_table),
     ):
-        rows = [row for row in all_results["rows"] if row.get("device", row["operation"]) == kind]
+        rows = [row for row in all_results["rows"] if row.get("device", row["operation"]) in kinds]
         if rows:
             terminalreporter.section(title)
             terminalreporter.write_line(table(all_results | {"rows": rows}))

@@ -188,26 +188,57 @@ def prompt_conv_title(row: Row) -> str:
 
 
 def prompt_conv_cells(row: Row) -> list[str]:
-    folded, concatenated = (row["contestants"][name] for name in ("folded", "concatenated"))
     return [
         "×".join(map(str, row["spatial"])),
         str(row["num_classes"]),
         row["part"],
-        *(f"{form['median_ms']:.1f}" for form in (folded, concatenated)),
-        f"{concatenated['median_ms'] / folded['median_ms']:.2f}",
-        *(f"{form['extra_peak_mb']:.1f}" for form in (folded, concatenated)),
+        *form_cells(row, "folded", "concatenated"),
     ]
 
 
 def prompt_conv_notes(results: Results) -> str:
+    return forms_notes(results, "features, logits, text, weight and bias")
+
+
+def forms_notes(results: Results, differentiated: str) -> str:
     where = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
         f"Median milliseconds of {results['rows'][0]['rounds']} rounds in which the two forms took turns; a step is "
-        "both passes, with the gradients of features, logits, text, weight and bias. MB: extra peak memory, result "
+        f"both passes, with the gradients of {differentiated}. MB: extra peak memory, result "
         f"and gradients included. {where['cpu']}, {where['cores']} cores, {where['threads']} threads; {versions}; "
         f"commit {where['commit']}; `{results['command']}`."
     )
+
+
+def convolutions_table(results: Results) -> str:
+    """Medians in ms and extra peak memory of the own convolutions and PyTorch's, forward and a step, per size."""
+    lines = [
+        [
+            row["operation"],
+            " → ".join(map(str, row["channels"])),
+            f"{row['batch']} of " + "×".join(map(str, row["spatial"])),
+            row["part"],
+            *form_cells(row, "own", "PyTorch"),
+        ]
+        for row in results["rows"]
+    ]
+    return f"{markdown_table([CONVOLUTIONS_HEADING, *lines])}\n\n{forms_notes(results, 'x and weight')}"
+
+
+CONVOLUTIONS_HEADING = (
+    "operation", "channels", "voxels of x", "part", "own", "PyTorch", "PyTorch / own", "MB own", "MB PyTorch",
+)  # fmt: skip
+
+
+def form_cells(row: Row, name: str, rival: str) -> list[str]:
+    """Milliseconds of both, their ratio, megabytes of both."""
+    forms = [row["contestants"][form] for form in (name, rival)]
+    return [
+        *(f"{form['median_ms']:.1f}" for form in forms),
+        f"{forms[1]['median_ms'] / forms[0]['median_ms']:.2f}",
+        *(f"{form['extra_peak_mb']:.1f}" for form in forms),
+    ]
 
 
 def prediction_memory_table(results: Results) -> str:
@@ -316,12 +347,16 @@ TABLES: dict[str, Callable[..., str]] = {
     "cpu-kernels-default-allocator": kernel_table,
     "gpu-kernels": gpu_table,
     "prompt-conv": prompt_conv_table,
+    "convolutions": convolutions_table,
     "prediction-memory": prediction_memory_table,
     "training-ladder": ladder_table,
     "evaluation-ladder": ladder_table,
     "training-ladder-amx": ladder_table,
+    "training-ladder-avx2-mper": ladder_table,
+    "training-ladder-avx2-vclipseg": ladder_table,
     "training-ladder-acdc": ladder_table,
     "evaluation-ladder-amx": ladder_table,
+    "evaluation-ladder-avx2": ladder_table,
     "gradient-rounding": gradient_rounding_table,
     "training-profile": training_profile_table,
     "training-profile-gpu": training_profile_table,

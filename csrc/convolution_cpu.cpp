@@ -17,12 +17,12 @@ namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-constexpr int POINTS = 16;                       // of a slice, 4 x 4
-constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
-constexpr int64_t SCRATCH_BYTES = 192 << 10;      // of a thread, for most numbers of channels
-constexpr int64_t FEWEST = 24, MOST = 96;         // tiles of a chunk, multiples of ROWS
-constexpr int64_t SUM_TILES = 1024;               // of the chunks that are summed in float32
-constexpr int64_t PREFETCHED = 4;                 // voxels ahead
+constexpr int POINTS = 16;                      // of a slice, 4 x 4
+constexpr int LINE_VECTORS = CHANNELS / WIDTH;  // of the channels that are transformed together
+constexpr int64_t SCRATCH_BYTES = 192 << 10;    // of a thread, for most numbers of channels
+constexpr int64_t FEWEST = 24, MOST = 96;       // tiles of a chunk, multiples of ROWS
+constexpr int64_t SUM_TILES = 1024;             // that the weight's gradient sums in float32
+constexpr int64_t PREFETCHED = 4;               // voxels ahead
 
 // The transforms along the first axis, for each of its points.
 constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
