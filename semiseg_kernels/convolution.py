@@ -1,7 +1,7 @@
 """The convolution of side 3 that keeps an image's sides, with fewer multiplications."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def convolution(
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
     if backend == "reference":
         return reference.convolution(x, weight, bias)
-    return _Convolution.apply(x, weight, bias, backend)
+    return KernelConvolution.apply(x, weight, bias, backend, "convolution")
 
 
 def check_side(x: Tensor, weight: Tensor, side: int) -> None:
@@ -67,36 +67,55 @@ def kernel_pays(
     return multiples and x.movedim(1, -1).is_contiguous()
 
 
-class _Convolution(torch.autograd.Function):
+class RawOperations(NamedTuple):
+    """What a convolution computes with on its kernel."""
+
+    forward: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]  # x, weight, bias, backend
+    backward: Callable[[Tensor, Tensor, str], Tensor]  # gradient of the result, weight, backend
+    weight: Callable[[Tensor, Tensor, Tensor, str], Tensor]  # gradient of the result, x, weight, backend
+
+
+_raw = torch.ops.semiseg_kernels
+RAW_OPERATIONS = {
+    "convolution": RawOperations(
+        lambda x, weight, bias, backend: _raw.convolution_forward(x, weight, bias, backend),
+        lambda grad_y, weight, backend: _raw.convolution_backward(grad_y, weight, backend),
+        lambda grad_y, x, weight, backend: _raw.convolution_weight(grad_y, x, weight, backend),
+    ),
+    "strided_convolution": RawOperations(
+        lambda x, weight, bias, backend: _raw.strided_convolution_forward(x, weight, bias, backend),
+        lambda grad_y, weight, backend: _raw.strided_convolution_transposed(grad_y, weight, None, backend),
+        lambda grad_y, x, weight, backend: _raw.strided_convolution_weight(x, grad_y, weight, backend),
+    ),
+    "transposed_convolution": RawOperations(
+        lambda x, weight, bias, backend: _raw.strided_convolution_transposed(x, weight, bias, backend),
+        lambda grad_y, weight, backend: _raw.strided_convolution_forward(grad_y, weight, None, backend),
+        lambda grad_y, x, weight, backend: _raw.strided_convolution_weight(grad_y, x, weight, backend),
+    ),
+}
+
+
+class KernelConvolution(torch.autograd.Function):
+    """A convolution by the raw operations of that name, with the gradients that are needed."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, operation: str
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.backend = backend
-        return torch.ops.semiseg_kernels.convolution_forward(x, weight, bias, backend)
+        ctx.backend, ctx.operation = backend, operation
+        return RAW_OPERATIONS[operation].forward(x, weight, bias, backend)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        operations = torch.ops.semiseg_kernels
-        return gradients(
-            ctx,
-            grad_y,
-            lambda: operations.convolution_backward(grad_y, weight, ctx.backend),
-            lambda: operations.convolution_weight(grad_y, x, weight, ctx.backend),
-        )
-
-
-def gradients(
-    ctx: Any,
-    grad_y: Tensor,
-    of_x: Callable[[], Tensor],
-    of_weight: Callable[[], Tensor],
-) -> tuple[Tensor | None, ...]:
-    """Those that are needed, of the arguments x, weight, bias and backend."""
-    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-    of_bias = grad_y.sum((0, *range(2, grad_y.dim()))) if needs_bias else None
-    return of_x() if needs_x else None, of_weight() if needs_weight else None, of_bias, None
+        raw = RAW_OPERATIONS[ctx.operation]
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_x = raw.backward(grad_y, weight, ctx.backend) if needs_x else None
+        grad_weight = raw.weight(grad_y, x, weight, ctx.backend) if needs_weight else None
+        grad_bias = grad_y.sum((0, *range(2, grad_y.dim()))) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def channels_last(dimensions: int) -> torch.memory_format:

@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
-from .convolution import channels_last, check_side, gradients, kernel_pays
+from .convolution import KernelConvolution, channels_last, check_side, kernel_pays
 
 FEWEST_VOXELS = 1024  # coarse; for fewer, rearranging the weight takes longer than what it spares
 
@@ -36,7 +35,7 @@ def strided_convolution(
         return reference.strided_convolution(x, weight, bias)
     if not even:
         raise ValueError(f"x has sides {list(x.shape[2:])}, accepted by the kernel are even ones")
-    return _StridedConvolution.apply(x, weight, bias, backend)
+    return KernelConvolution.apply(x, weight, bias, backend, "strided_convolution")
 
 
 def transposed_convolution(
@@ -54,7 +53,7 @@ def transposed_convolution(
     backend = _select(x, weight, x.shape[0] * x.shape[2:].numel() >= FEWEST_VOXELS)
     if backend == "reference":
         return reference.transposed_convolution(x, weight, bias)
-    return _TransposedConvolution.apply(x, weight, bias, backend)
+    return KernelConvolution.apply(x, weight, bias, backend, "transposed_convolution")
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -67,46 +66,6 @@ def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
     if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough)):
         return "reference"
     return backends.select("strided_convolution", x, 1, 1, max(weight.shape[:2]))
-
-
-class _StridedConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.backend = backend
-        return torch.ops.semiseg_kernels.strided_convolution_forward(x, weight, bias, backend)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        operations = torch.ops.semiseg_kernels
-        return gradients(
-            ctx,
-            grad_y,
-            lambda: operations.strided_convolution_transposed(grad_y, weight, None, ctx.backend),
-            lambda: operations.strided_convolution_weight(x, grad_y, weight, ctx.backend),
-        )
-
-
-class _TransposedConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.backend = backend
-        return torch.ops.semiseg_kernels.strided_convolution_transposed(x, weight, bias, backend)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        operations = torch.ops.semiseg_kernels
-        return gradients(
-            ctx,
-            grad_y,
-            lambda: operations.strided_convolution_forward(grad_y, weight, None, ctx.backend),
-            lambda: operations.strided_convolution_weight(grad_y, x, weight, ctx.backend),
-        )
 
 
 def _fake(x: Tensor, channels: int, sides: list[Any]) -> Tensor:
