@@ -64,7 +64,7 @@ def test_gradient_of_every_layout(kernel, layout, upstream):
     cotangent = in_layout(torch.randn(3, 33, 17, 19), upstream)
     actual = torch.autograd.grad(prompt_mix(logits, text), (logits, text), cotangent)
     expected = torch.autograd.grad(reference.prompt_mix(logits, text), (logits, text), cotangent)
-    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)  # text's: sums of a thousand products
     assert same_strides(actual[0], logits)
 
 
