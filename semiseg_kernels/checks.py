@@ -76,21 +76,24 @@ def check_text(
 
 
 def check_convolution(
-    weight: Tensor,  # [O, channels, *k]
+    weight: Tensor,  # [O, channels, *k], transposed [channels, O, *k]
     bias: Tensor | None,  # [O]
     padding: int | Sequence[int] | str,
     x: Tensor,  # [B, *, *S]
     channels: int,
+    transposed: bool = False,
 ) -> None:
     check_dtype("weight", weight, (*KERNEL_DTYPES, x.dtype))
     axes = x.dim() - 2
-    if weight.dim() != x.dim() or weight.shape[1] != channels or weight.numel() == 0:
-        accepted = ", ".join(["O", str(channels), *["k"] * axes])
+    read, written = (0, 1) if transposed else (1, 0)
+    if weight.dim() != x.dim() or weight.shape[read] != channels or weight.numel() == 0:
+        sides = [str(channels), "O"] if transposed else ["O", str(channels)]
+        accepted = ", ".join([*sides, *["k"] * axes])
         raise ValueError(f"weight has shape {list(weight.shape)}, accepted is [{accepted}] with O, k >= 1")
     check_device("weight", weight, x)
     if bias is not None:
         check_dtype("bias", bias, (*KERNEL_DTYPES, x.dtype))
-        check_shape("bias", bias, (weight.shape[0],))
+        check_shape("bias", bias, (weight.shape[written],))
         check_device("bias", bias, x)
     sizes = [padding] * axes if isinstance(padding, int) else padding
     if sizes not in ("same", "valid") and (len(sizes) != axes or not all(_is_size(size) for size in sizes)):

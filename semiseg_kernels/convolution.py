@@ -1,6 +1,6 @@
 """The convolution of side 3 that keeps an image's sides, with fewer multiplications."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -122,16 +122,17 @@ def channels_last(dimensions: int) -> torch.memory_format:
     return torch.channels_last_3d if dimensions == 5 else torch.channels_last
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+def fake_result(x: Tensor, channels: int, sides: Sequence[int | torch.SymInt]) -> Tensor:
+    shape = (x.shape[0], channels, *sides)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x.dim()))
 
 
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    return fake_result(x, weight.shape[0], x.shape[2:])
+
+
 def _fake_backward(grad_y: Tensor, weight: Tensor, backend: str) -> Tensor:
-    shape = (grad_y.shape[0], weight.shape[1], *grad_y.shape[2:])
-    return torch.empty(
-        shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=channels_last(grad_y.dim())
-    )
+    return fake_result(grad_y, weight.shape[1], grad_y.shape[2:])
 
 
 def _fake_weight(grad_y: Tensor, x: Tensor, weight: Tensor, backend: str) -> Tensor:

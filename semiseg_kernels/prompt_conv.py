@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
-from .reference.common import accumulation_dtype, bmm
-from .reference.prompt_conv import convolve
+from .reference.common import accumulation_dtype, bmm, convolve
 
 
 def prompt_conv(

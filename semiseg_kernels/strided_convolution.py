@@ -1,12 +1,10 @@
 """The convolutions between two resolutions: to half the side, and back to twice the side."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from . import backends, checks, reference
-from .convolution import KernelConvolution, channels_last, check_side, kernel_pays
+from .convolution import KernelConvolution, check_side, fake_result, kernel_pays
 
 FEWEST_VOXELS = 1024  # coarse; for fewer, rearranging the weight takes longer than what it spares
 
@@ -24,10 +22,10 @@ def strided_convolution(
     weight, bias: x's dtype, or any under autocast.
 
     The C++ kernel computes in float32 and needs even sides. Unless it is asked for by name it runs where it is faster, on
-    the terms of `convolution` but from 1024 coarse voxels on; else PyTorch convolves. Differentiable in x, weight and bias. Raises ValueError on wrong
-    shapes or dtypes.
+    the terms of `convolution` but from 1024 coarse voxels on; else PyTorch convolves. Differentiable in x, weight and
+    bias. Raises ValueError on wrong shapes or dtypes.
     """
-    _check(x, weight, bias)
+    _check(x, weight, bias, transposed=False)
     even = all(side % 2 == 0 for side in x.shape[2:])
     coarse = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
     backend = _select(x, weight, even and coarse >= FEWEST_VOXELS)
@@ -49,17 +47,17 @@ def transposed_convolution(
 
     Dtypes, the kernel's terms, gradients and errors are those of `strided_convolution`.
     """
-    _check(x, weight.transpose(0, 1) if weight.dim() > 1 else weight, bias)
+    _check(x, weight, bias, transposed=True)
     backend = _select(x, weight, x.shape[0] * x.shape[2:].numel() >= FEWEST_VOXELS)
     if backend == "reference":
         return reference.transposed_convolution(x, weight, bias)
     return KernelConvolution.apply(x, weight, bias, backend, "transposed_convolution")
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
     checks.check_voxels("x", x)
     check_side(x, weight, 2)
-    checks.check_convolution(weight, bias, 0, x, x.shape[1])
+    checks.check_convolution(weight, bias, 0, x, x.shape[1], transposed)
 
 
 def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
@@ -68,17 +66,12 @@ def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
     return backends.select("strided_convolution", x, 1, 1, max(weight.shape[:2]))
 
 
-def _fake(x: Tensor, channels: int, sides: list[Any]) -> Tensor:
-    shape = (x.shape[0], channels, *sides)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x.dim()))
-
-
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    return _fake(x, weight.shape[0], [side // 2 for side in x.shape[2:]])
+    return fake_result(x, weight.shape[0], [side // 2 for side in x.shape[2:]])
 
 
 def _fake_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    return _fake(x, weight.shape[1], [2 * side for side in x.shape[2:]])
+    return fake_result(x, weight.shape[1], [2 * side for side in x.shape[2:]])
 
 
 def _fake_weight(fine: Tensor, coarse: Tensor, weight: Tensor, backend: str) -> Tensor:

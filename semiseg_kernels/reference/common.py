@@ -1,7 +1,10 @@
-"""What the reference operations share: accumulation dtype, norms, cosines, and the reading of labels."""
+"""What the reference operations share: accumulation dtype, norms, cosines, convolutions, and the reading of labels."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv1d, conv2d, conv3d
 
 EPSILON = 1e-6  # norms are clamped here, so a zero vector has cosine 0 with everything
 
@@ -94,3 +97,16 @@ def region_indices(
 def _values_can_be_read(x: Tensor) -> bool:
     # Elsewhere the check would synchronise, or break the graph.
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def convolve(
+    x: Tensor,  # [B, I, *S]
+    weight: Tensor,  # [O, I, *k]
+    bias: Tensor | None,  # [O]
+    padding: int | Sequence[int] | str = 0,
+    stride: int = 1,
+) -> Tensor:  # [B, O, *S']
+    """PyTorch's convolution with as many axes as x has, in the dtype of x."""
+    convolution = (conv1d, conv2d, conv3d)[x.dim() - 3]
+    offset = None if bias is None else bias.to(x.dtype)
+    return convolution(x, weight.to(x.dtype), offset, stride=stride, padding=padding)

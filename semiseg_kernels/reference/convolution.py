@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .prompt_conv import convolve
+from .common import convolve
 
 
 def convolution(

@@ -1,7 +1,9 @@
 """References of the strided convolution and its transposed: PyTorch's own."""
 
 from torch import Tensor
-from torch.nn.functional import conv2d, conv3d, conv_transpose2d, conv_transpose3d
+from torch.nn.functional import conv_transpose2d, conv_transpose3d
+
+from .common import convolve
 
 
 def strided_convolution(
@@ -9,7 +11,7 @@ def strided_convolution(
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None = None,  # [O]
 ) -> Tensor:  # [B, O, *S]
-    return (conv3d if x.dim() == 5 else conv2d)(x, weight, bias, stride=2)
+    return convolve(x, weight, bias, stride=2)
 
 
 def transposed_convolution(
@@ -17,4 +19,5 @@ def transposed_convolution(
     weight: Tensor,  # [I, O, *2]
     bias: Tensor | None = None,  # [O]
 ) -> Tensor:  # [B, O, *2S]
-    return (conv_transpose3d if x.dim() == 5 else conv_transpose2d)(x, weight, bias, stride=2)
+    transposed = conv_transpose3d if x.dim() == 5 else conv_transpose2d
+    return transposed(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), stride=2)

@@ -55,9 +55,8 @@ def test_results_are_not_kept(kernel, inputs, consumer):
     with use_backend(kernel):
         with recomputed_results():
             y, kept = layers(*inputs, CONSUMERS[consumer])
-        assert kept[0].expired() == (
-            consumer in FREED
-        )  # Triton's interpreter holds on to what it was called with last
+        # The first one's, as Triton's interpreter holds on to what it was called with last.
+        assert kept[0].expired() == (consumer in FREED)
         y, kept = layers(*inputs, CONSUMERS[consumer])
         assert not any(reference.expired() for reference in kept)
     assert y.requires_grad  # the graph was there all along

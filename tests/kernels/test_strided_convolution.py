@@ -160,6 +160,8 @@ def test_wrong_arguments(backend):
         strided_convolution(x, weight[:, :, :1], bias)
     with pytest.raises(ValueError, match=r"bias has shape \[15\], accepted is \[16\]"):
         strided_convolution(x, weight, bias[:15])
+    with pytest.raises(ValueError, match=r"weight has shape \[16, 32, 2, 2\], accepted is \[32, O, k, k\]"):
+        transposed_convolution(x, weight, bias)
     with pytest.raises(ValueError, match="accepted are 2 or 3 axes of voxels"):
         transposed_convolution(x[0], weight[0], bias)
     with pytest.raises(ValueError, match="x has dtype int64"):
