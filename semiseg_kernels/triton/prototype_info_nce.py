@@ -147,7 +147,7 @@ def _backward(
     gradient_stride = stride_of(gradient_stride, ALIGNED)
     gradient_batch_stride = stride_of(gradient_batch_stride, ALIGNED)
     tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True, num_stages=1):
         image, first, inside = locate(tile, batch, N, BLOCK)
         x = start(z, image, first, batch_stride, stride, CHANNELS_LAST)
         target = start(gradient, image, first, gradient_batch_stride, gradient_stride, CHANNELS_LAST)
