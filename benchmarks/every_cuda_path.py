@@ -8,7 +8,7 @@ from contestants import Contestant
 from torch import Tensor
 from workloads import OPERATIONS, Workload, make_operation
 
-from semiseg_kernels import momentum_update_, use_backend
+from semiseg_kernels import backends, momentum_update_, use_backend
 
 WORKLOADS = (
     Workload(2, (3, 5, 11), 2),
@@ -26,7 +26,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def run_everything() -> None:
-    for workload, dtype, name in itertools.product(WORKLOADS, (torch.float32, torch.bfloat16), OPERATIONS):
+    operations = [name for name in OPERATIONS if name in backends.OPERATIONS["cuda"]]
+    for workload, dtype, name in itertools.product(WORKLOADS, (torch.float32, torch.bfloat16), operations):
         contiguous = make_operation(name, workload, dtype, "cuda")
         for operation in (contiguous, dataclasses.replace(contiguous, x=channels_last(contiguous.x))):
             Contestant(operation, "cuda").forward_and_backward()

@@ -205,6 +205,7 @@ def _fake_forward(
     voxels = (z.shape[0], num_classes, *z.shape[2:]) if return_similarity else (0,)
     has_labels = labels is not None
     regions_shape = (num_regions,) if has_labels else (0,)
+    statistics = statistics_size(num_regions, num_classes) if has_labels else 0
     return (
         z.new_empty(voxels),
         z.new_empty(voxels, dtype=index_dtype(per_class)),
@@ -213,7 +214,7 @@ def _fake_forward(
         z.new_empty((), dtype=torch.float32),
         z.new_empty(prototypes.shape if has_labels else (0,), dtype=torch.float32),
         z.new_empty(prototypes.shape[:2] if has_labels else (0,), dtype=torch.float64),
-        z.new_empty((1 + has_labels * statistics_size(num_regions, num_classes),), dtype=torch.float64),
+        z.new_empty((1 + statistics,), dtype=torch.float64),
     )
 
 

@@ -45,10 +45,15 @@ def bmm(
 ) -> Tensor:  # [B, m, n]
     """Batched product in the dtype of its factors, also under autocast."""
     device = a.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not _has_autocast(device):
         return torch.bmm(a, b)
     with torch.autocast(device, enabled=False):
         return torch.bmm(a, b)
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def cosine(

@@ -16,7 +16,7 @@ from semiseg_kernels.triton.sums import add_rows
 from semiseg_kernels.triton.tiles import locate, offsets, start, stride_of
 
 CLUSTERS, CHANNELS, BLOCK = 64, 32, 32  # of a program of the product
-PROGRAMS = 512  # of the product, to keep any GPU busy
+PROGRAMS = 384  # of the product, to keep any GPU busy
 CHANNELS_AT_ONCE = tl.constexpr(4)
 
 

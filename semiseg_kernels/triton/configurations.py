@@ -85,7 +85,8 @@ def fits_tiles(operation: str, num_classes: int, per_class: int) -> bool:
 def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: bool) -> PrototypeTiles:
     classes, clusters_of_class = power_of_two(num_classes), power_of_two(per_class)
     clusters = classes * clusters_of_class
-    if not channels_last and d <= REGISTER_CHANNELS and clusters <= REGISTER_CLUSTERS:
+    # A single channel is in both formats; its gradient is 0, which products of parts on tensor cores would not find.
+    if (not channels_last or d == 1) and d <= REGISTER_CHANNELS and clusters <= REGISTER_CLUSTERS:
         # A thread's voxels lie side by side, for wide loads; with more than 32 cosines it would spill.
         block, chunk, num_warps = (512 if clusters <= 8 else 128), 1, 4
     else:

@@ -17,7 +17,6 @@ from semiseg_kernels.triton.tiles import offsets
 
 EPSILON = tl.constexpr(1e-6)
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Products of float32 on tensor cores: six products of bfloat16 parts are as exact as float32 arithmetic,
 # three leave a relative error of 2^-16. The interpreter knows neither.
@@ -133,7 +132,8 @@ def class_maxima(cosine, flat, CLASSES: tl.constexpr, PER_CLASS: tl.constexpr):
 
 @triton.jit
 def restore_nan(best):
-    return tl.where(best == INFINITY, NAN, best)
+    # Not a global constant: Triton would find that NaN has changed, as it is not equal to itself.
+    return tl.where(best == INFINITY, float("nan"), best)
 
 
 @triton.jit

@@ -48,10 +48,14 @@ OPERATIONS = {
         masked_class_mean(z, weight.unsqueeze(1).expand(-1, p.shape[0], -1)),
     ),
     "prompt_mix": lambda z, p, labels, regions, weight: (prompt_mix(z, p.flatten(0, 1).T),),
-    "batch_norm_relu": lambda z, p, labels, regions, weight: (
-        batch_norm_relu(z, p[0, 0], p[1, 0], p[0, 1].clone(), p[1, 1].clone(), negative_slope=0.1),
-    ),
+    "batch_norm_relu": lambda z, p, labels, regions, weight: (normalise(z, p),),
 }
+
+
+def normalise(z, prototypes):
+    parameters = prototypes[:2, :2].flatten(0, 1).to(torch.promote_types(z.dtype, torch.float32), copy=True)
+    weight, mean, bias, variance = parameters
+    return batch_norm_relu(z, weight, bias, mean, variance, negative_slope=0.1)
 
 
 def everything(operation, inputs):
