@@ -60,23 +60,28 @@ __device__ __forceinline__ float cross_entropy(const Tile& tile, const Voxel& x,
   return x.sum(sum);
 }
 
-// The sums of narrow tiles, whose class count is known: two regions at most, every thread its voxels.
+// The sums of narrow tiles, whose class count is known: two regions at most, every thread its voxels, those of a few
+// tiles in float32.
 constexpr int MOST_NARROW_REGIONS = 2;
 
 template <class Tile>
 struct NarrowClassSums {
   static constexpr int MOST_REGIONS = MOST_NARROW_REGIONS, C = Tile::C, STATISTICS = 1 + 3 * C;
 
-  int regions;
+  int regions, tiles;
   ColumnSums columns;
   float recent[MOST_REGIONS][STATISTICS], ce[MOST_REGIONS];
 
   __host__ __device__ __forceinline__ NarrowClassSums(Arena& shared, const Tile&, int regions)
       : regions(regions), columns(shared, int(class_sums(regions, C))) {}
 
-  __device__ __forceinline__ void start(const Partials&, int64_t) const { columns.start(); }
+  __device__ __forceinline__ void start(const Partials&, int64_t) {
+    columns.start();
+    clear();
+  }
 
-  __device__ __forceinline__ void start_tile() {
+  __device__ __forceinline__ void clear() {
+    tiles = 0;
 #pragma unroll
     for (int r = 0; r < MOST_REGIONS; ++r) {
       ce[r] = 0;
@@ -106,7 +111,11 @@ struct NarrowClassSums {
   }
 
   template <class TargetOf>
-  __device__ __forceinline__ void finish_tile(const TargetOf&) const {
+  __device__ __forceinline__ void finish_tile(const TargetOf&) {
+    if (++tiles == FLOAT_TILES) widen();
+  }
+
+  __device__ __forceinline__ void widen() {
 #pragma unroll
     for (int r = 0; r < MOST_REGIONS; ++r) {
       if (r >= regions) continue;
@@ -114,9 +123,13 @@ struct NarrowClassSums {
       for (int i = 0; i < STATISTICS; ++i) columns.add(r * STATISTICS + i, recent[r][i]);
       columns.add(regions * STATISTICS + r, ce[r]);
     }
+    clear();
   }
 
-  __device__ void finish(const Partials& partials, int64_t first) const { columns.finish(partials, first); }
+  __device__ void finish(const Partials& partials, int64_t first) {
+    widen();
+    columns.finish(partials, first);
+  }
 };
 
 // The sums of wide tiles of as many voxels as a warp has lanes: the probabilities replace the first rows of the tile,
@@ -147,8 +160,6 @@ struct WideClassSums {
     for (int64_t i = threadIdx.x; i < count; i += THREADS) sums[i * stride] = 0;
     __syncthreads();
   }
-
-  __device__ void start_tile() const {}
 
   template <class Voxel, class Logits, class Target>
   __device__ __forceinline__ void add(const Tile& tile, const Voxel& x, const ClassSoftmax& softmax,

@@ -16,7 +16,7 @@ struct Memory {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+__global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
     forward(ClusterMean a, Prototypes prototypes, Tiling tiling, Assignments assignments, Partials partials) {
   Arena shared{dynamic_shared<char>()};
   Memory<Tile> memory(shared, prototypes, a.z);

@@ -1,7 +1,7 @@
 // Per cluster the weighted sum of the embeddings, and of the weights, of the voxels assigned to it: each voxel to the
 // nearest prototype of its label's class. Partial sums: [C * K, d] of the embeddings, then [C * K] of the weights.
 //
-// A sum belongs to one thread, which walks over the voxels: no atomics, and always the same order.
+// A sum belongs to one warp or thread, which walks over the voxels: no atomics, and always the same order.
 #pragma once
 
 #include "prototype_losses.cuh"
@@ -34,86 +34,117 @@ struct Assignments {
       : cluster(workspace.take<int16_t>(voxels)), factor(workspace.take<float>(voxels)) {}
 };
 
-// Of narrow tiles: the embeddings go through shared memory to the thread of their channel and slice of voxels.
+// Of narrow tiles: every warp multiplies its voxels' shares in the clusters with their embeddings, both from shared memory
+// of its own. A lane has two channels of every fourth group of four voxels, and takes sums of a few tiles in float32.
 template <class Tile>
 struct NarrowClusterSums {
-  static constexpr int D = Tile::D, SLICES = THREADS / D, SLICE = Tile::VOXELS / SLICES;
-  static constexpr int PITCH = Tile::VOXELS + 4;  // threads of neighbouring channels read from different banks
-  static_assert(Tile::COUNT <= D && SLICE % 4 == 0);
+  static constexpr int D = Tile::D, COUNT = Tile::COUNT, SLOTS = Tile::SLOTS, VOXELS = WARP * SLOTS;
+  static constexpr int PITCH = VOXELS + 4;  // lanes of neighbouring channels read from different banks
+  static constexpr int LANES = D / 2, GROUPS = WARP / LANES;
+  static_assert(VOXELS % (4 * GROUPS) == 0);
 
-  float* z;        // shared, [D, PITCH]
-  int* cluster;    // shared, [VOXELS]
-  float* factor;   // shared, [VOXELS]
-  float* weight;   // shared, [VOXELS]
-  double* sums;    // shared, [SLICES, COUNT, D]
-  double* counts;  // shared, [SLICES, D], of the cluster of each thread's channel number
+  // In shared memory, of each warp:
+  float* z;        // [D, PITCH]
+  float* share;    // [COUNT, PITCH]: a voxel's factor in its cluster, 0 in the others
+  double* sums;    // [COUNT, D]
+  double* counts;  // [COUNT]
+  int tiles;
+  float recent[COUNT][2], recent_count[COUNT];
 
   __host__ __device__ __forceinline__ explicit NarrowClusterSums(Arena& shared)
-      : z(shared.take<float>(D * PITCH)), cluster(shared.take<int>(Tile::VOXELS)),
-        factor(shared.take<float>(Tile::VOXELS)), weight(shared.take<float>(Tile::VOXELS)),
-        sums(shared.take<double>(SLICES * Tile::COUNT * D)), counts(shared.take<double>(THREADS)) {}
+      : z(shared.take<float>(WARPS * D * PITCH)), share(shared.take<float>(WARPS * COUNT * PITCH)),
+        sums(shared.take<double>(WARPS * COUNT * D)), counts(shared.take<double>(WARPS * COUNT)) {}
 
-  __device__ __forceinline__ void start() const {
-    for (int i = threadIdx.x; i < SLICES * Tile::COUNT * D; i += THREADS) sums[i] = 0;
-    counts[threadIdx.x] = 0;
+  static __device__ __forceinline__ int lane() { return threadIdx.x % WARP; }
+  static __device__ __forceinline__ int warp() { return threadIdx.x / WARP; }
+
+  __device__ __forceinline__ void start() {
+    z += warp() * D * PITCH;
+    share += warp() * COUNT * PITCH;
+    for (int i = threadIdx.x; i < WARPS * COUNT * D; i += THREADS) sums[i] = 0;
+    for (int i = threadIdx.x; i < WARPS * COUNT; i += THREADS) counts[i] = 0;
+    __syncthreads();
+    clear();
+  }
+
+  __device__ __forceinline__ void clear() {
+    tiles = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) recent[i][0] = recent[i][1] = recent_count[i] = 0;
   }
 
   // The tile's embeddings are needed once more when its voxels are assigned.
   __device__ __forceinline__ void start_tile(const Tile& tile) const {
+    __syncwarp();
 #pragma unroll
     for (int j = 0; j < D; ++j) {
-      float* row = z + j * PITCH;
-      if (tile.mine.adjacent) {
-        using Slots = Vector<Tile::SLOTS * sizeof(float)>;
-        Slots vector;
-        memcpy(&vector, tile.z[j], sizeof vector);
-        *reinterpret_cast<Slots*>(row + tile.offset(0)) = vector;
-      } else {
-#pragma unroll
-        for (int slot = 0; slot < Tile::SLOTS; ++slot) row[tile.offset(slot)] = tile.z[j][slot];
-      }
+      using Slots = Vector<SLOTS * sizeof(float)>;
+      Slots vector;
+      memcpy(&vector, tile.z[j], sizeof vector);
+      *reinterpret_cast<Slots*>(z + j * PITCH + lane() * SLOTS) = vector;
     }
   }
 
   template <class Voxel>
   __device__ __forceinline__ void add(const Assignments&, const Voxels&, const Span&, const Voxel& x,
-                                      const Assignment& a) const {
-    cluster[x.offset] = a.cluster;
-    factor[x.offset] = a.factor;
-    weight[x.offset] = a.weight;
+                                      const Assignment& a) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      const bool assigned = a.cluster == i;
+      share[i * PITCH + lane() * SLOTS + x.slot] = assigned ? a.factor : 0.f;
+      if (assigned) recent_count[i] += a.weight;
+    }
   }
 
-  __device__ __forceinline__ void finish_tile() const {
-    __syncthreads();
-    const int j = threadIdx.x % D, slice = threadIdx.x / D;
-    double* mine = sums + slice * Tile::COUNT * D + j;
-    float count = 0;
-    for (int first = slice * SLICE; first < (slice + 1) * SLICE; first += 4) {
-      const float4 values = *reinterpret_cast<const float4*>(z + j * PITCH + first);
-      const float x[4] = {values.x, values.y, values.z, values.w};
+  __device__ __forceinline__ void finish_tile() {
+    __syncwarp();
+    const int j = lane() % LANES;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int c = cluster[first + i];
-        if (c >= 0) mine[c * D] += double(factor[first + i] * x[i]);
-        if (c == j) count += weight[first + i];
+    for (int v = lane() / LANES * 4; v < VOXELS; v += 4 * GROUPS) {
+      const float4 low = *reinterpret_cast<const float4*>(z + j * PITCH + v);
+      const float4 high = *reinterpret_cast<const float4*>(z + (j + LANES) * PITCH + v);
+#pragma unroll
+      for (int i = 0; i < COUNT; ++i) {
+        const float4 factor = *reinterpret_cast<const float4*>(share + i * PITCH + v);
+        recent[i][0] = dot(factor, low, recent[i][0]);
+        recent[i][1] = dot(factor, high, recent[i][1]);
       }
     }
-    counts[threadIdx.x] += count;
-    __syncthreads();
+    if (++tiles == FLOAT_TILES) widen();
   }
 
-  __device__ void finish(const Partials& partials) const {
+  static __device__ __forceinline__ float dot(const float4& a, const float4& b, float sum) {
+    return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+  }
+
+  __device__ __forceinline__ void widen() {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      const int cluster = warp() * COUNT + i;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float sum = recent[i][half];
+        for (int step = LANES; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+        if (lane() < LANES) sums[cluster * D + half * LANES + lane()] += sum;
+      }
+      const float count = warp_sum(recent_count[i]);
+      if (lane() == 0) counts[cluster] += count;
+    }
+    clear();
+  }
+
+  __device__ void finish(const Partials& partials) {
+    widen();
     __syncthreads();
-    for (int i = threadIdx.x; i < Tile::COUNT * D; i += THREADS) {
-      double sum = 0;
-      for (int slice = 0; slice < SLICES; ++slice) sum += sums[slice * Tile::COUNT * D + i];
-      partials.mine(i) = sum;
-    }
-    for (int i = threadIdx.x; i < Tile::COUNT; i += THREADS) {
-      double sum = 0;
-      for (int slice = 0; slice < SLICES; ++slice) sum += counts[slice * D + i];
-      partials.mine(Tile::COUNT * D + i) = sum;
-    }
+    for (int i = threadIdx.x; i < COUNT * D; i += THREADS) partials.mine(i) = of_all_warps(sums + i, COUNT * D);
+    for (int i = threadIdx.x; i < COUNT; i += THREADS)
+      partials.mine(COUNT * D + i) = of_all_warps(counts + i, COUNT);
+  }
+
+  static __device__ __forceinline__ double of_all_warps(const double* of_first, int stride) {
+    double sum = 0;
+    for (int w = 0; w < WARPS; ++w) sum += of_first[w * stride];
+    return sum;
   }
 };
 

@@ -68,6 +68,8 @@ struct Partials {
   __device__ __forceinline__ double& mine(int64_t i) const { return data[i * blocks + blockIdx.x]; }
 };
 
+constexpr int FLOAT_TILES = 16;  // whose sums a thread takes in float32
+
 // Running sums of a block in shared memory, [count, THREADS]: a column for every thread, so that nobody waits.
 struct ColumnSums {
   double* columns;

@@ -169,7 +169,6 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   memory.classes.start(partials, 0);
   for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
     const Span span = tiling.span(t);
-    memory.classes.start_tile();
     for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
       memory.classes.add(tile, x, softmax, x, target, region);
     });

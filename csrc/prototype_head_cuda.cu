@@ -32,7 +32,7 @@ struct ForwardMemory {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+__global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
     forward(PrototypeHeadForward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce, Partials losses,
             Assignments assignments, Partials cluster_partials) {
   const bool labelled = a.labels.present, with_similarity = a.similarity.present;
@@ -52,10 +52,7 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     load_labels(tile, a.regions, span, int(a.num_regions), region);
     load_weights(tile, a.weight, span, weight);
     tile.read(a.z, span);
-    if (labelled) {
-      memory.classes.start_tile();
-      memory.clusters.start_tile(tile);
-    }
+    if (labelled) memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = label[x.slot];
       const Nearest nearest = find_nearest(tile, x, own_label, [&](int c, const Winner& best) {

@@ -34,7 +34,7 @@ struct ForwardMemory {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+__global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
     forward(PrototypeInfoNCE a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce, Partials partials) {
   Arena shared{dynamic_shared<char>()};
   ForwardMemory<Tile> memory(shared, prototypes, a.z);

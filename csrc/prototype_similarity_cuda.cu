@@ -8,7 +8,7 @@ namespace semiseg::cuda {
 namespace {
 
 template <class Tile>
-__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+__global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
     forward(PrototypeSimilarity a, Prototypes prototypes, Tiling tiling) {
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, prototypes, a.z);

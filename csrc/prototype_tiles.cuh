@@ -66,7 +66,7 @@ template <int CLASSES, int PER_CLASS, int VOXELS_PER_THREAD>
 struct NarrowTile {
   static constexpr int C = CLASSES, K = PER_CLASS, COUNT = C * K, D = 16;
   static constexpr int SLOTS = VOXELS_PER_THREAD, LANES = 1, VOXELS = ThreadVoxels<SLOTS>::LENGTH;
-  static constexpr int BACKWARD_BLOCKS = 4;
+  static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = 3, BACKWARD_BLOCKS = 4;
 
   struct Voxel : OneLane {
     int slot, offset;
@@ -202,7 +202,8 @@ struct NarrowTile {
 };
 
 struct WideTile {
-  static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES, BACKWARD_BLOCKS = 3;
+  static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES;
+  static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = 3, BACKWARD_BLOCKS = 3;
   static constexpr int PITCH = VOXELS + 4;         // of the rows in shared memory; keeps vectors aligned
   static constexpr int ROWS = 64, DEPTH = 16;      // one product: [ROWS, DEPTH] x [DEPTH, VOXELS]
   static constexpr int ROW_PITCH = ROWS + 4;
