@@ -54,7 +54,7 @@ int64_t cluster_mean(const ClusterMean& a, const Device& device) {
   Arena workspace{static_cast<char*>(device.workspace)};
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   const int64_t sums = cluster_sums(prototypes.count(), prototypes.d);
-  with_tile<SUMS_SLOTS>(prototypes, true, [&](auto chosen) {
+  with_tile<CLUSTERS_SLOTS>(prototypes, true, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.z, Tile::VOXELS);
     const int64_t shared = shared_bytes<Memory<Tile>>(prototypes, a.z);

@@ -157,7 +157,7 @@ int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& devi
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   const int64_t regions = labelled_regions(a), losses = loss_sums(regions, a.C);
   const int64_t clusters = a.labels.present ? cluster_sums(prototypes.count(), prototypes.d) : 0;
-  with_tile<SUMS_SLOTS>(prototypes, regions <= MOST_NARROW_REGIONS, [&](auto chosen) {
+  with_tile<HEAD_SLOTS>(prototypes, regions <= MOST_NARROW_REGIONS, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.z, Tile::VOXELS);
     const int64_t shared = shared_bytes<ForwardMemory<Tile>>(prototypes, a.z, int(regions));

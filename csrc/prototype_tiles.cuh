@@ -66,7 +66,11 @@ template <int CLASSES, int PER_CLASS, int VOXELS_PER_THREAD>
 struct NarrowTile {
   static constexpr int C = CLASSES, K = PER_CLASS, COUNT = C * K, D = 16;
   static constexpr int SLOTS = VOXELS_PER_THREAD, LANES = 1, VOXELS = ThreadVoxels<SLOTS>::LENGTH;
-  static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = 3, BACKWARD_BLOCKS = 4;
+  // As many as registers allow without spills: their warps hide each other's waiting.
+  static constexpr bool FEW = COUNT <= 8;
+  static constexpr int FORWARD_BLOCKS = FEW ? 5 : 4;
+  static constexpr int SUMS_BLOCKS = FEW && SLOTS == 1 ? 4 : SPARES_REGISTERS || SLOTS > 1 ? 3 : 2;
+  static constexpr int BACKWARD_BLOCKS = (FEW ? 6 : 4) + (SPARES_REGISTERS ? 2 : 0);
 
   struct Voxel : OneLane {
     int slot, offset;
@@ -362,9 +366,8 @@ struct WideTile {
   }
 };
 
-constexpr int FORWARD_SLOTS = 4;
-constexpr int SUMS_SLOTS = 2;      // sums of classes and clusters take registers too
-constexpr int BACKWARD_SLOTS = 2;  // the embeddings stay in registers until the gradient is written
+// Measured on an H200: fewer voxels of a thread than vectors could hold leave registers for more warps.
+constexpr int FORWARD_SLOTS = 2, CLUSTERS_SLOTS = 2, HEAD_SLOTS = 1, BACKWARD_SLOTS = 1;
 
 // Runs run(Type<tile>) with the tile that serves this size; a narrow tile's threads have SLOTS voxels each.
 template <int SLOTS, class Run>
