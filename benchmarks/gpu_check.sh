@@ -163,8 +163,8 @@ export -f install_wheels build test_file tests sanitize sanitizer roofline
 step machine 30 bash -c 'nvidia-smi && nvcc --version && "$PYTHON" -c "import torch, triton, sys; print(sys.version, torch.__version__, triton.__version__)"'
 step wheels 60 bash -c install_wheels
 step build 180 bash -c build
-step tests 200 bash -c tests
-step benchmarks 240 "$PYTHON" -m pytest benchmarks/test_gpu_kernels.py --benchmark-only -q -p no:cacheprovider \
+step tests 220 bash -c tests
+step benchmarks 220 "$PYTHON" -m pytest benchmarks/test_gpu_kernels.py --benchmark-only -q -p no:cacheprovider \
     --results "$OUT/gpu-kernels.json"
 step roofline 30 bash -c roofline
 step training 400 "$PYTHON" benchmarks/training_profile.py --results "$OUT/training-profile-gpu.json"

@@ -105,6 +105,32 @@ def gpu_table(results: Results) -> str:
     return "\n\n".join([*tables, gpu_notes(results)])
 
 
+def gpu_summary_table(results: Results) -> str:
+    """What is chosen when no backend is asked for, at the size of the first row, in every dtype."""
+    first = results["rows"][0]
+    rows = [row for row in results["rows"] if row["workload"] == first["workload"] and row["part"] != "step"]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    heading = (
+        "",
+        *(f"{dtype} {figure}" for dtype in dtypes for figure in ("µs", "of a copy", "eager takes")),
+    )
+    lines = []
+    for name, members in groups(rows, key=lambda row: f"{row['operation']} {row['part']}"):
+        of_dtype = {row["dtype"]: gpu_summary_cells(row) for row in members}
+        lines.append([name, *(cell for dtype in dtypes for cell in of_dtype.get(dtype, [NO_FIGURE] * 3))])
+    size = "×".join(map(str, first["spatial"]))
+    return (
+        f"{markdown_table([heading, *lines])}\n\nB = {first['batch']}, {size} voxels, d = {first['d']}, "
+        f"C = {first['num_classes']}, K = {first['per_class']}; {results['environment']['gpu']['name']}"
+    )
+
+
+def gpu_summary_cells(row: Row) -> list[str]:
+    automatic, eager = row["contestants"][row["automatic"]], row["contestants"]["eager"]
+    ratio = eager["median_us"] / automatic["median_us"]
+    return [f"{automatic['median_us']:.0f}", f"{100 * automatic['of_copy']:.0f} %", f"{ratio:.1f}×"]
+
+
 GPU_HEADING = (
     "operation", "auto", "floor", "Triton", "CUDA", "eager", "compiled", "tuned", "GEMM", "% of copy Triton",
     "% of copy CUDA", "eager / auto", "compiled / auto", "MB auto", "MB eager",
@@ -161,8 +187,13 @@ def gpu_notes(results: Results) -> str:
         f"{max(copies):.0f} GB/s. eager, compiled and tuned: the reference as it is, under torch.compile, and under its "
         "max-autotune; GEMM: the embeddings normalised once, one matrix product, reductions. MB: extra peak memory, "
         f"results and gradient included. {NO_FIGURE}: left out ({'; '.join(reasons)}). "
-        f"{where['gpu']['name']}; {versions}; commit {where['commit']}; `{results['command']}`."
+        f"{where['gpu']['name']}; {versions}; commit {where['commit']}; `{results['command']}`.{note(results)}"
     )
+
+
+def note(results: Results) -> str:
+    """What is to be known of a measurement beside where and how it was made."""
+    return f" {results['note']}" if "note" in results else ""
 
 
 def prompt_conv_table(results: Results) -> str:
@@ -243,7 +274,8 @@ def form_cells(row: Row, name: str, rival: str) -> list[str]:
 
 def prediction_memory_table(results: Results) -> str:
     rows = [
-        [row["configuration"], "×".join(map(str, row["shape"])), f"{row['peak_gb']:.2f}"] for row in results["rows"]
+        [row["configuration"], "×".join(map(str, row["shape"])), f"{row['peak_gb']:.2f}"]
+        for row in results["rows"]
     ]
     where = results["environment"]
     table = markdown_table([("network", "scan [voxel]", "peak memory of the process [GB]"), *rows])
@@ -285,13 +317,18 @@ def training_profile_table(results: Results) -> str:
     for row in rows:
         for group, share in row["shares"].items():
             largest[group] = max(share, largest.get(group, 0))
-    groups_shown = [group for group, share in sorted(largest.items(), key=lambda item: -item[1]) if share >= 0.01]
+    groups_shown = [
+        group for group, share in sorted(largest.items(), key=lambda item: -item[1]) if share >= 0.01
+    ]
     lines = [
         [
             row["workload"],
             row["precision"] + (", CUDA graph" if row["cuda_graph"] else ""),
             f"{row['steps_per_second']:.3g}",
-            *(f"{100 * row['shares'].get(group, 0):.1f} %" if row["shares"] else NO_FIGURE for group in groups_shown),
+            *(
+                f"{100 * row['shares'].get(group, 0):.1f} %" if row["shares"] else NO_FIGURE
+                for group in groups_shown
+            ),
         ]
         for row in rows
     ]
@@ -299,7 +336,7 @@ def training_profile_table(results: Results) -> str:
     device = where["gpu"]["name"] if "gpu" in where else f"{where['cpu']}, {where['threads']} threads"
     return (
         f"{markdown_table([('', '', 'steps / s', *groups_shown), *lines])}\n\n{device}; "
-        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`."
+        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`.{note(results)}"
     )
 
 
@@ -338,7 +375,9 @@ def precision_table(float32: Results, bfloat16: Results) -> str:
 PRECISION_HEADING = (
     "configuration", "seeds", "float32", "bfloat16", "difference", "standard error", "worst seed float32", "worst seed bfloat16",
 )  # fmt: skip
-PRECISION_NOTES = "Mean Dice [%] over the seeds trained both ways; difference: mean of the seeds' differences."
+PRECISION_NOTES = (
+    "Mean Dice [%] over the seeds trained both ways; difference: mean of the seeds' differences."
+)
 
 
 TABLES: dict[str, Callable[..., str]] = {
@@ -346,6 +385,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "cpu-kernels-steps": step_table,
     "cpu-kernels-default-allocator": kernel_table,
     "gpu-kernels": gpu_table,
+    "gpu-kernels-summary": gpu_summary_table,
     "prompt-conv": prompt_conv_table,
     "convolutions": convolutions_table,
     "prediction-memory": prediction_memory_table,
@@ -367,7 +407,11 @@ TABLES: dict[str, Callable[..., str]] = {
 }
 
 
-SOURCES = {"cpu-kernels-steps": ("cpu-kernels",), "phantom-precision": ("phantom", "phantom-bfloat16")}
+SOURCES = {
+    "cpu-kernels-steps": ("cpu-kernels",),
+    "gpu-kernels-summary": ("gpu-kernels",),
+    "phantom-precision": ("phantom", "phantom-bfloat16"),
+}
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Results]:

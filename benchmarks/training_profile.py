@@ -111,6 +111,8 @@ def shares(step: Callable[[int], Any], device: torch.device) -> dict[str, float]
         wait(device)
     spent: dict[str, float] = defaultdict(float)
     for event in profile.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            continue  # a kernel, whose time is that of the operation which launched it
         time_total = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         spent[group_of(event.key)] += time_total
     total = sum(spent.values())

@@ -71,7 +71,7 @@ class TrainingConfig:
     weight_decay: float = 1e-4
     precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where the device computes in it
     channels_last: bool = True
-    cuda_graph: bool = False  # capture a step's work on the GPU once and replay it
+    cuda_graph: bool | None = None  # capture a step's work on the GPU once and replay it; none: where one GPU trains
     deterministic: bool = False  # the same numbers on every run on a GPU too, at the cost of speed there
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
     checkpoint_minutes: float = 5.0  # between the states that --resume goes on from; 0: after every iteration

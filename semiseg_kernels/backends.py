@@ -35,8 +35,10 @@ OPERATIONS["cuda"] -= {
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)
-# With fewer prototypes than this, reading z takes longer than arithmetic without tensor cores. Predicted, not measured.
-TENSOR_CORE_CLUSTERS = 32
+# From so many prototypes or classes on, "auto" prefers Triton's tensor cores to CUDA C++. The first two measured on an
+# H200; of the others it is known only that CUDA C++ is quicker with 12 and fewer.
+TRITON_CLUSTERS = {"prompt_mix": 1, "masked_class_mean": 14}
+OTHER_TRITON_CLUSTERS = 32
 
 
 def _check_name(name: str, given_by: str) -> str:
@@ -152,11 +154,12 @@ def can_run(
     return None
 
 
-def preference(device: str, clusters: int) -> tuple[str, ...]:
+def preference(device: str, operation: str, clusters: int) -> tuple[str, ...]:
     """The backends that "auto" tries on a device, in order; the reference comes after them."""
     if device != "cuda":
         return ("cpu",)
-    return ("triton", "cuda") if clusters >= TENSOR_CORE_CLUSTERS else ("cuda", "triton")
+    is_wide = clusters >= TRITON_CLUSTERS.get(operation, OTHER_TRITON_CLUSTERS)
+    return ("triton", "cuda") if is_wide else ("cuda", "triton")
 
 
 def select(
@@ -172,12 +175,12 @@ def select(
         if reason is not None:
             raise ValueError(f"backend {_requested!r} cannot run {operation}: {reason}")
         return _requested
-    for backend in preference(x.device.type, num_classes * per_class):
+    for backend in preference(x.device.type, operation, num_classes * per_class):
         reason = can_run(backend, operation, x, num_classes, per_class, width)
         if reason is None:
             return backend
         _report_fallback(operation, backend, reason)
-    _warn_of_reference(x.device.type)
+    _warn_of_reference(x.device.type, operation)
     return "reference"
 
 
@@ -188,8 +191,8 @@ def _report_fallback(operation: str, backend: str, reason: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _warn_of_reference(device: str) -> None:
-    reasons = [missing(backend) for backend in preference(device, clusters=1)]
+def _warn_of_reference(device: str, operation: str) -> None:
+    reasons = [missing(backend) for backend in preference(device, operation, clusters=1)]
     if None not in reasons:
         _warn_once("; ".join(map(str, reasons)))
 

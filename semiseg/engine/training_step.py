@@ -17,16 +17,18 @@ from semiseg.methods.method import Batch, add_losses
 from semiseg_kernels import recomputed_results
 
 
-def check_cuda_graph(config: Config, device: torch.device, processes: Processes) -> None:
-    """Raise ValueError where a step is to be a CUDA graph and cannot."""
-    if config.training.cuda_graph and (device.type != "cuda" or processes.count > 1):
+def records_cuda_graph(config: Config, device: torch.device, processes: Processes) -> bool:
+    """Whether a step is a CUDA graph; raises ValueError where it is to be one and cannot."""
+    possible = device.type == "cuda" and processes.count == 1
+    if config.training.cuda_graph and not possible:
         raise ValueError(
             f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process on a GPU"
         )
+    return possible if config.training.cuda_graph is None else config.training.cuda_graph
 
 
 class TrainingStep:
-    """The step of a stage; with `training.cuda_graph` its work on the GPU is captured once and replayed."""
+    """The step of a stage; on one GPU its work is captured once and replayed, see `training.cuda_graph`."""
 
     def __init__(
         self,
@@ -39,7 +41,8 @@ class TrainingStep:
     ) -> None:
         self.config, self.method, self.stage = config, method, stage
         self.optimiser, self.device, self.processes = optimiser, device, processes
-        self._graph = CudaGraph(self._run, device) if config.training.cuda_graph else None
+        is_graph = records_cuda_graph(config, device, processes)
+        self._graph = CudaGraph(self._run, device) if is_graph else None
 
     def __call__(
         self,
