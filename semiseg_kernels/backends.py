@@ -29,7 +29,6 @@ OPERATIONS = {
 }
 OPERATIONS["cuda"] -= {
     "convolution",
-    "linear_classifier",
     "strided_convolution",
 }  # only the C++ backend has them
 MAX_CLUSTERS = 512

@@ -23,7 +23,7 @@ from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.precision import check_precision
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
-from semiseg.engine.training_step import TrainingStep, records_cuda_graph
+from semiseg.engine.training_step import TrainingStep, check_cuda_graph
 from semiseg.evaluation.evaluator import evaluate_cases, validation_config
 from semiseg.evaluation.figures import learning_curves
 from semiseg.evaluation.metrics import summarise
@@ -95,7 +95,7 @@ class Training:
         self.processes.check(config)
         self.device = self.processes.own_device(choose_device(config.training.device))
         check_precision(config, self.device)
-        records_cuda_graph(config, self.device, self.processes)
+        check_cuda_graph(config, self.device, self.processes)
         self.state = TrainingState(resume.training_state, config) if resume is not None else None
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)

@@ -17,14 +17,22 @@ from semiseg.methods.method import Batch, add_losses
 from semiseg_kernels import recomputed_results
 
 
-def records_cuda_graph(config: Config, device: torch.device, processes: Processes) -> bool:
-    """Whether a step is a CUDA graph; raises ValueError where it is to be one and cannot."""
-    possible = device.type == "cuda" and processes.count == 1
-    if config.training.cuda_graph and not possible:
+def check_cuda_graph(config: Config, device: torch.device, processes: Processes) -> None:
+    """Raise ValueError where a step is to be a CUDA graph and cannot."""
+    if config.training.cuda_graph and not _can_be_a_graph(device, processes):
         raise ValueError(
             f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process on a GPU"
         )
-    return possible if config.training.cuda_graph is None else config.training.cuda_graph
+
+
+def is_cuda_graph(config: Config, device: torch.device, processes: Processes) -> bool:
+    """Whether a step is a CUDA graph: as asked for, else where it can be."""
+    asked = config.training.cuda_graph
+    return _can_be_a_graph(device, processes) if asked is None else asked
+
+
+def _can_be_a_graph(device: torch.device, processes: Processes) -> bool:
+    return device.type == "cuda" and processes.count == 1
 
 
 class TrainingStep:
@@ -41,7 +49,7 @@ class TrainingStep:
     ) -> None:
         self.config, self.method, self.stage = config, method, stage
         self.optimiser, self.device, self.processes = optimiser, device, processes
-        is_graph = records_cuda_graph(config, device, processes)
+        is_graph = is_cuda_graph(config, device, processes)
         self._graph = CudaGraph(self._run, device) if is_graph else None
 
     def __call__(

@@ -10,7 +10,7 @@ from semiseg.engine.cuda_graph import WARM_UP, CudaGraph
 from semiseg.engine.determinism import algorithms
 from semiseg.engine.distributed import Processes
 from semiseg.engine.trainer import build_method, build_optimiser
-from semiseg.engine.training_step import TrainingStep, records_cuda_graph
+from semiseg.engine.training_step import TrainingStep, check_cuda_graph, is_cuda_graph
 from semiseg.methods import METHODS
 from semiseg.methods.method import Batch
 
@@ -95,16 +95,20 @@ def test_a_capture_that_reads_a_value_is_refused(monkeypatch):
 
 
 def test_a_step_is_a_graph_where_one_process_trains_on_a_gpu(monkeypatch):
-    gpu, configs = torch.device("cuda"), {}
-    for asked in ("null", "true", "false"):
-        configs[asked] = load_config("phantom_supervised", [f"training.cuda_graph={asked}"])
-    found = {asked: records_cuda_graph(config, gpu, Processes()) for asked, config in configs.items()}
-    assert found == {"null": True, "true": True, "false": False}
-    assert not records_cuda_graph(configs["null"], CPU, Processes())
-    with pytest.raises(ValueError, match=r"training\.cuda_graph is true on cpu with 1 processes"):
-        records_cuda_graph(configs["true"], CPU, Processes())
+    gpu, one = torch.device("cuda"), Processes()
+    unasked, asked, refused = (
+        load_config("phantom_supervised", [f"training.cuda_graph={value}"])
+        for value in ("null", "true", "false")
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    two = Processes()
+    assert is_cuda_graph(unasked, gpu, one) and is_cuda_graph(asked, gpu, one)
+    assert not is_cuda_graph(refused, gpu, one)
+    assert not is_cuda_graph(unasked, CPU, one) and not is_cuda_graph(unasked, gpu, two)
+    check_cuda_graph(asked, gpu, one)
+    check_cuda_graph(unasked, CPU, two)
+    with pytest.raises(ValueError, match=r"training\.cuda_graph is true on cpu with 1 processes"):
+        check_cuda_graph(asked, CPU, one)
     with pytest.raises(ValueError, match="on cuda with 2 processes, accepted is one process on a GPU"):
-        records_cuda_graph(configs["true"], gpu, Processes())
-    assert not records_cuda_graph(configs["null"], gpu, Processes())
+        check_cuda_graph(asked, gpu, two)

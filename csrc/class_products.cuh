@@ -1,0 +1,228 @@
+// Products of maps of classes with the channels of voxels: sums over voxels by class, and mixtures of rows by class.
+//
+// A block has CHANNELS of the channels of its tiles. The blocks for the other channels of a tile are its neighbours in
+// the grid: only the first of them waits for the tile's weights to come from memory.
+#pragma once
+
+#include "device_sums.cuh"
+
+namespace semiseg::class_products {
+
+constexpr int CHANNELS = 16, VOXELS = 128;
+constexpr int PITCH = VOXELS + 4;             // of the rows in shared memory; keeps vectors aligned
+constexpr int SLICES = THREADS / CHANNELS;    // of a tile's voxels, which the threads of a channel share in forward
+constexpr int FEW_CLASSES = 4, CLASSES = 16;  // whose weights are at hand at once
+constexpr int MIX_BLOCKS = 4;
+
+// rows[i, v] = x[first + i, v] of a tile, 0 beyond the ends.
+template <int ROWS>
+__device__ __forceinline__ void load_rows(const Voxels& x, const Span& span, int64_t first, float* rows) {
+  const int64_t count = x.channels - first;
+  with_weight_type(x.type, [&](auto zero) {
+    using T = decltype(zero);
+    const T* p = element<const T>(x, span.image, first, span.first);
+    if (has_aligned_rows(x) && span.n == VOXELS) {
+#pragma unroll
+      for (int e = threadIdx.x; e < ROWS * VOXELS / 4; e += THREADS) {
+        const int i = e / (VOXELS / 4), v = e % (VOXELS / 4) * 4;
+        float four[4] = {};
+        if (i < count) load_adjacent(p + i * x.channel_stride + v, four);
+        *reinterpret_cast<float4*>(rows + i * PITCH + v) = make_float4(four[0], four[1], four[2], four[3]);
+      }
+      return;
+    }
+    // Neighbouring threads read neighbouring elements.
+    const bool planar = x.voxel_stride == 1;
+    for (int e = threadIdx.x; e < ROWS * VOXELS; e += THREADS) {
+      const int i = planar ? e / VOXELS : e % ROWS, v = planar ? e % VOXELS : e / ROWS;
+      const bool there = i < count && v < span.n;
+      rows[i * PITCH + v] = there ? to_float(p[i * x.channel_stride + v * x.voxel_stride]) : 0.f;
+    }
+  });
+}
+
+__device__ __forceinline__ float4 four_of(const float* row, int v) {
+  return *reinterpret_cast<const float4*>(row + v);
+}
+
+// In pairs: the rounding of a long sum of equal numbers would go one way.
+__device__ __forceinline__ float dot(const float4& x, const float4& y) {
+  return fmaf(x.x, y.x, x.y * y.y) + fmaf(x.z, y.z, x.w * y.w);
+}
+
+template <int CLASS_ROWS>
+struct ClassSumsMemory {
+  float* z;       // shared, [CHANNELS, PITCH]
+  float* weight;  // shared, [CLASS_ROWS, PITCH]
+
+  __host__ __device__ explicit ClassSumsMemory(Arena& shared)
+      : z(shared.take<float>(CHANNELS * PITCH)), weight(shared.take<float>(CLASS_ROWS * PITCH)) {}
+};
+
+// sum_v weight[c, v] z[v] and sum_v weight[c, v], over all images together or of each. A block for CHANNELS of the channels
+// (x), CLASS_ROWS of the classes (y) and some of the tiles of some image (z). Partial sums, per image: [C, d], then [C] of the
+// weights.
+template <int CLASS_ROWS>
+static __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+    sum_by_class(Voxels z, Voxels weight, Tiling tiling, Partials partials) {
+  static_assert(CLASS_ROWS <= CHANNELS && VOXELS % (8 * SLICES) == 0);
+  Arena shared{dynamic_shared<char>()};
+  const ClassSumsMemory<CLASS_ROWS> memory(shared);
+  const int64_t C = weight.channels, d = z.channels;
+  const int64_t first_channel = int64_t(blockIdx.x) * CHANNELS, first_class = int64_t(blockIdx.y) * CLASS_ROWS;
+  const int64_t image = blockIdx.z / partials.blocks, block = blockIdx.z % partials.blocks;
+  const int channel = threadIdx.x / SLICES, slice = threadIdx.x % SLICES;
+  const float* row = memory.z + channel * PITCH;
+  const float* own = memory.weight + channel * PITCH;  // of the class with the channel's number, if there is one
+  double sum[CLASS_ROWS] = {}, weights = 0;
+  for (int64_t t = block; t < tiling.tiles; t += partials.blocks) {
+    Span span = tiling.span(t);
+    span.image += image;
+    load_rows<CHANNELS>(z, span, first_channel, memory.z);
+    load_rows<CLASS_ROWS>(weight, span, first_class, memory.weight);
+    __syncthreads();
+    float recent[CLASS_ROWS] = {}, recent_weights = 0;
+#pragma unroll
+    for (int v = 4 * slice; v < VOXELS; v += 8 * SLICES) {
+      const int w = v + 4 * SLICES;
+      const float4 here = four_of(row, v), there = four_of(row, w);
+#pragma unroll
+      for (int c = 0; c < CLASS_ROWS; ++c) {
+        const float* of_class = memory.weight + c * PITCH;
+        recent[c] += dot(here, four_of(of_class, v)) + dot(there, four_of(of_class, w));
+      }
+      if (channel < CLASS_ROWS) {
+        const float4 ones = make_float4(1, 1, 1, 1);
+        recent_weights += dot(ones, four_of(own, v)) + dot(ones, four_of(own, w));
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < CLASS_ROWS; ++c) sum[c] += double(recent[c]);
+    weights += double(recent_weights);
+    __syncthreads();
+  }
+  const SeveralLanes<SLICES> lanes{slice};
+  const auto write = [&](int64_t i, double x) {
+    partials.data[(image * C * (d + 1) + i) * partials.blocks + block] = x;
+  };
+#pragma unroll
+  for (int c = 0; c < CLASS_ROWS; ++c) {
+    const double all = lanes.sum(sum[c]);
+    if (slice == 0 && first_class + c < C && first_channel + channel < d)
+      write((first_class + c) * d + first_channel + channel, all);
+  }
+  weights = lanes.sum(weights);
+  if (slice == 0 && blockIdx.x == 0 && channel < CLASS_ROWS && first_class + channel < C)
+    write(C * d + first_class + channel, weights);
+}
+
+// What a thread of mix_by_class computes: four channels of four voxels.
+struct Patch {
+  int channel, voxel;  // the first, of the block's and of the tile's
+  float x[4][4];
+
+  // Neighbouring threads write neighbouring elements.
+  __device__ explicit Patch(const Voxels& target) : x{} {
+    const bool planar = target.voxel_stride == 1;
+    channel = 4 * int(planar ? threadIdx.x / (VOXELS / 4) : threadIdx.x % (CHANNELS / 4));
+    voxel = 4 * int(planar ? threadIdx.x % (VOXELS / 4) : threadIdx.x / (CHANNELS / 4));
+  }
+
+  __device__ __forceinline__ void add(const float4& share, const float4& weight) {
+    const float left[4] = {share.x, share.y, share.z, share.w}, right[4] = {weight.x, weight.y, weight.z, weight.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int v = 0; v < 4; ++v) x[i][v] = fmaf(left[i], right[v], x[i][v]);
+  }
+
+  __device__ __forceinline__ void store(const Voxels& target, const Span& span, int64_t first_channel) const {
+    const int64_t channels = target.channels - first_channel - channel;
+    const int voxels = span.n - voxel;
+    with_float_type(target.type, [&](auto zero) {
+      using T = decltype(zero);
+      T* p = element<T>(target, span.image, first_channel + channel, span.first + voxel);
+      if (has_aligned_rows(target) && voxels >= 4) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (i < channels) store_adjacent(p + i * target.channel_stride, x[i]);
+      } else if (has_aligned_points(target) && channels >= 4) {
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          const float four[4] = {x[0][v], x[1][v], x[2][v], x[3][v]};
+          if (v < voxels) store_adjacent(p + v * target.voxel_stride, four);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int v = 0; v < 4; ++v)
+            if (i < channels && v < voxels)
+              p[i * target.channel_stride + v * target.voxel_stride] = from_float<T>(x[i][v]);
+      }
+    });
+  }
+};
+
+// target[v] = sum_c weight[c, v] share[c], with the same shares for all images or those of each. A block for CHANNELS of the
+// channels (x) and some of the tiles (y).
+static __global__ void __launch_bounds__(THREADS, MIX_BLOCKS) mix_by_class(
+    Voxels weight, Voxels target, Tiling tiling, int64_t width,
+    int64_t image_stride,  // of the shares, 0 or C * width
+    const float* share     // [C, width], 0 from the target's channels on
+) {
+  float* rows = dynamic_shared<float>();  // [CLASSES, PITCH]
+  const int64_t C = weight.channels, first_channel = int64_t(blockIdx.x) * CHANNELS;
+  for (int64_t t = blockIdx.y; t < tiling.tiles; t += gridDim.y) {
+    const Span span = tiling.span(t);
+    Patch patch(target);
+    for (int64_t first = 0; first < C; first += CLASSES) {
+      __syncthreads();
+      load_rows<CLASSES>(weight, span, first, rows);
+      __syncthreads();
+      const float* shares = share + span.image * image_stride + first * width + first_channel + patch.channel;
+      for (int c = 0; c < CLASSES && first + c < C; ++c)
+        patch.add(*reinterpret_cast<const float4*>(shares + c * width), four_of(rows + c * PITCH, patch.voxel));
+    }
+    patch.store(target, span, first_channel);
+  }
+}
+
+inline int64_t groups(int64_t n, int64_t of) { return (n + of - 1) / of; }
+
+// Channels of a row of shares.
+inline int64_t share_width(int64_t channels) { return groups(channels, CHANNELS) * CHANNELS; }
+
+inline void launch_mix_by_class(const Voxels& weight, const Voxels& target, int64_t image_stride, const float* share,
+                                const Device& device) {
+  const Tiling tiling(target, VOXELS);
+  const int64_t width = share_width(target.channels);
+  launch(mix_by_class, dim3(width / CHANNELS, blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
+         CLASSES * PITCH * sizeof(float), device.stream, weight, target, tiling, width, image_stride, share);
+}
+
+// Sums by class over all images (`images` is 1) or of each (their number): [images, C * (d + 1)].
+inline double* launch_sum_by_class(Arena& workspace, const Voxels& z, const Voxels& weight, int64_t images,
+                                   const Device& device) {
+  Voxels of_image = z;
+  of_image.batch = z.batch / images;
+  const int64_t C = weight.channels, d = z.channels, sums = C * (d + 1);  // of an image
+  const Tiling tiling(of_image, VOXELS);
+  double* total = workspace.take<double>(images * sums);
+  const auto launch_with = [&](auto rows) {
+    constexpr int class_rows = decltype(rows)::value;
+    const int64_t shared = shared_bytes<ClassSumsMemory<class_rows>>();
+    const int64_t all = blocks_with_sums(sum_by_class<class_rows>, shared, images * tiling.tiles, sums, device);
+    const int blocks = int(groups(all, images));
+    const Partials partials(workspace, images * sums, blocks);
+    if (device.workspace == nullptr) return;
+    launch(sum_by_class<class_rows>, dim3(groups(d, CHANNELS), groups(C, class_rows), images * blocks), dim3(THREADS),
+           shared, device.stream, z, weight, tiling, partials);
+    launch_add_partials(partials, total, device);
+  };
+  if (C <= FEW_CLASSES) launch_with(std::integral_constant<int, FEW_CLASSES>{});
+  else launch_with(std::integral_constant<int, CLASSES>{});
+  return total;
+}
+
+}  // namespace semiseg::class_products
