@@ -128,7 +128,8 @@ tests() {
         for file in dice_ce prompt_mix masked_class_mean batch_norm_relu compile determinism momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" triton
         done
-        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce prompt_mix linear_classifier \
+        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce prompt_mix \
+            linear_classifier linear_upsampling \
             masked_class_mean batch_norm_relu largest_components compile determinism momentum_update; do
             printf '%s\0' "tests/kernels/test_$file.py" cuda
         done

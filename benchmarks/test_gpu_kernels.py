@@ -66,7 +66,7 @@ def test_operation(
         lambda: measure(operation, contestants, device_timer(), ROUNDS if size == "full" else 2), rounds=1
     )
     per_class = (
-        1 if name in ("dice_ce", "prompt_mix", "masked_class_mean", "batch_norm_relu") else shape.per_class
+        shape.per_class if name.startswith("prototype") or name == "cluster_mean" else 1
     )
     with use_backend("auto"):
         automatic = select(name, operation.x, shape.num_classes, per_class, shape.d)

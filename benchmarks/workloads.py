@@ -12,6 +12,7 @@ from semiseg_kernels import (
     cluster_mean,
     dice_ce,
     linear_classifier,
+    linear_upsampling,
     masked_class_mean,
     prompt_mix,
     prototype_head,
@@ -115,6 +116,10 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
         weight, bias = torch.randn(num_classes, workload.d), torch.randn(num_classes)
         kept = torch.randint(0, 2, (batch, workload.d)) * 2.0
         return Operation(z, lambda z: (linear_classifier(z, weight, bias, kept),), 1)
+    if name == "linear_upsampling":
+        halves = [max(side // 2, 1) for side in spatial]
+        z = torch.randn(batch, 2 * workload.d, *halves).to(dtype)
+        return Operation(z, lambda z: (linear_upsampling(z),), 1, linear=True)
     if name == "batch_norm_relu":
         weight, bias, *running = (torch.rand(workload.d) for _ in range(4))
         return Operation(z, lambda z: (batch_norm_relu(z, weight, bias, *running),), 1, passes=2)
@@ -161,5 +166,5 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
 
 OPERATIONS = (
     "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix",
-    "masked_class_mean", "batch_norm_relu", "linear_classifier",
+    "masked_class_mean", "batch_norm_relu", "linear_classifier", "linear_upsampling",
 )  # fmt: skip

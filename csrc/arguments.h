@@ -8,6 +8,7 @@
 #include "dice_ce.h"
 #include "largest_components.h"
 #include "linear_classifier.h"
+#include "linear_upsampling.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prompt_mix.h"
@@ -179,6 +180,17 @@ void arguments(StridedConvolutionWeight& a, Direction, const Visit& visit) {
   visit("fine", a.fine);
   visit("coarse", a.coarse);
   visit("grad_weight", a.grad_weight);
+}
+
+template <class Visit>
+void arguments(LinearUpsampling& a, Direction direction, const Visit& visit) {
+  const bool forward = direction == Direction::forward;
+  visit(forward ? "x" : "grad_x", a.x);
+  visit(forward ? "y" : "grad_y", a.y);
+  visit("depth", a.depth);
+  visit("height", a.height);
+  visit("width", a.width);
+  visit("volumes", a.volumes);
 }
 
 template <class Visit>

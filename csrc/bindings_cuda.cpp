@@ -83,6 +83,8 @@ PYBIND11_MODULE(_CUDA, module) {
   bind_kernel(module, "masked_class_mean_backward", backward, cuda::masked_class_mean_backward);
   bind_kernel(module, "linear_classifier_forward", forward, cuda::linear_classifier_forward);
   bind_kernel(module, "linear_classifier_backward", backward, cuda::linear_classifier_backward);
+  bind_kernel(module, "linear_upsampling_forward", forward, cuda::linear_upsampling_forward);
+  bind_kernel(module, "linear_upsampling_backward", backward, cuda::linear_upsampling_backward);
   bind_kernel(module, "prompt_mix_forward", forward, cuda::prompt_mix_forward);
   bind_kernel(module, "prompt_mix_backward", backward, cuda::prompt_mix_backward);
   bind_kernel(module, "largest_components", forward, cuda::largest_components);

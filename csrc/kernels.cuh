@@ -7,6 +7,7 @@
 #include "dice_ce.h"
 #include "largest_components.h"
 #include "linear_classifier.h"
+#include "linear_upsampling.h"
 #include "masked_class_mean.h"
 #include "momentum_update.h"
 #include "prompt_mix.h"
@@ -34,6 +35,8 @@ int64_t masked_class_mean_forward(const MaskedClassMean&, const Device&);
 int64_t masked_class_mean_backward(const MaskedClassMean&, const Device&);
 int64_t linear_classifier_forward(const LinearClassifier&, const Device&);
 int64_t linear_classifier_backward(const LinearClassifier&, const Device&);
+int64_t linear_upsampling_forward(const LinearUpsampling&, const Device&);
+int64_t linear_upsampling_backward(const LinearUpsampling&, const Device&);
 int64_t prompt_mix_forward(const PromptMix&, const Device&);
 int64_t prompt_mix_backward(const PromptMix&, const Device&);
 int64_t largest_components(const LargestComponents&, const Device&);

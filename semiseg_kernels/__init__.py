@@ -7,6 +7,7 @@ from .convolution import convolution
 from .dice_ce import DiceCE, dice_ce
 from .largest_components import largest_components
 from .linear_classifier import linear_classifier
+from .linear_upsampling import linear_upsampling
 from .masked_class_mean import masked_class_mean
 from .momentum_update import momentum_update_
 from .process_group import sum_over_processes, use_process_group
@@ -28,6 +29,7 @@ __all__ = [
     "dice_ce",
     "largest_components",
     "linear_classifier",
+    "linear_upsampling",
     "masked_class_mean",
     "momentum_update_",
     "prompt_conv",

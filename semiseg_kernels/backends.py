@@ -27,10 +27,9 @@ OPERATIONS = {
     backend: frozenset(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)]))
     for backend, package in PACKAGES.items()
 }
-OPERATIONS["cuda"] -= {
-    "convolution",
-    "strided_convolution",
-}  # only the C++ backend has them
+# Of the two that share their launches, only one has these.
+OPERATIONS["cuda"] -= {"convolution", "strided_convolution"}
+OPERATIONS["cpu"] -= {"linear_upsampling"}
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)

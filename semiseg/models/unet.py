@@ -9,6 +9,7 @@ from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg.models.convolution import Convolution2d, TransposedConvolution2d
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
+from semiseg.models.upsampling import LinearUpsampling
 from semiseg.models.vnet import check_upsampling
 
 
@@ -72,10 +73,7 @@ class UNetDecoder(nn.Module):
         self.up = nn.ModuleList(
             TransposedConvolution2d(below, width)
             if upsampling == "transposed"
-            else nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="bilinear"),
-                Convolution2d(below, width),
-            )
+            else nn.Sequential(LinearUpsampling(), Convolution2d(below, width))
             for below, width in zip(filters[:0:-1], filters[-2::-1], strict=True)
         )
         self.stages = nn.ModuleList(_stage(2 * width, width, dropout=0.0) for width in filters[-2::-1])

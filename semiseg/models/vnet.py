@@ -6,6 +6,7 @@ from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.convolution import Convolution3d, StridedConvolution3d, TransposedConvolution3d
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
+from semiseg.models.upsampling import LinearUpsampling
 
 UPSAMPLING = ("transposed", "linear")  # convolutions; interpolation and then a convolution
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per stage, from full resolution to the bottleneck
@@ -37,8 +38,7 @@ def _resample(
 
 def _interpolate(in_channels: int, channels: int, normalization: bool) -> nn.Sequential:
     convolution = Convolution3d(in_channels, channels, bias=not normalization)
-    upsample = nn.Upsample(scale_factor=2, mode="trilinear")
-    return nn.Sequential(upsample, *_activated(convolution, channels, normalization))
+    return nn.Sequential(LinearUpsampling(), *_activated(convolution, channels, normalization))
 
 
 def check_upsampling(upsampling: str) -> None:
