@@ -12,7 +12,7 @@ constexpr int CHANNELS = 16, VOXELS = 128;
 constexpr int PITCH = VOXELS + 4;             // of the rows in shared memory; keeps vectors aligned
 constexpr int SLICES = THREADS / CHANNELS;    // of a tile's voxels, which the threads of a channel share in forward
 constexpr int FEW_CLASSES = 4, CLASSES = 16;  // whose weights are at hand at once
-constexpr int MIX_BLOCKS = 4;
+constexpr int SUM_BLOCKS = SPARES_REGISTERS ? FORWARD_BLOCKS : 2, MIX_BLOCKS = 4;
 
 // rows[i, v] = x[first + i, v] of a tile, 0 beyond the ends.
 template <int ROWS>
@@ -63,7 +63,7 @@ struct ClassSumsMemory {
 // (x), CLASS_ROWS of the classes (y) and some of the tiles of some image (z). Partial sums, per image: [C, d], then [C] of the
 // weights.
 template <int CLASS_ROWS>
-static __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
+static __global__ void __launch_bounds__(THREADS, SUM_BLOCKS)
     sum_by_class(Voxels z, Voxels weight, Tiling tiling, Partials partials) {
   static_assert(CLASS_ROWS <= CHANNELS && VOXELS % (8 * SLICES) == 0);
   Arena shared{dynamic_shared<char>()};

@@ -10,6 +10,7 @@ namespace semiseg::cuda {
 namespace {
 
 constexpr float NEAR = 0.75f, FAR = 0.25f;
+constexpr int UPSAMPLING_BLOCKS = 5;
 
 // An axis of x, and where its cells lie: cell q between x[q - 1] and x[q].
 struct Axis {
@@ -97,7 +98,7 @@ struct Place {
 
 // Planes of cells (y of the grid), their rows and columns (x), and channels that are not adjacent (z).
 template <int CHANNELS>
-__global__ void __launch_bounds__(THREADS) forward(LinearUpsampling a, Grid grid, int64_t planes, bool vectors) {
+__global__ void __launch_bounds__(THREADS, UPSAMPLING_BLOCKS) forward(LinearUpsampling a, Grid grid, int64_t planes, bool vectors) {
   const Place<CHANNELS> place(grid.height.cells(), grid.width.cells(), int(a.x.channels));
   if (!place.exists) return;
   for (int64_t plane = blockIdx.y; plane < planes; plane += gridDim.y) {
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(THREADS) forward(LinearUpsampling a, Grid grid
 
 // Planes of x (y of the grid), their rows and columns (x), and channels that are not adjacent (z).
 template <int CHANNELS>
-__global__ void __launch_bounds__(THREADS) backward(LinearUpsampling a, Grid grid, int64_t planes, bool vectors) {
+__global__ void __launch_bounds__(THREADS, UPSAMPLING_BLOCKS) backward(LinearUpsampling a, Grid grid, int64_t planes, bool vectors) {
   const Place<CHANNELS> place(grid.height.side, grid.width.side, int(a.x.channels));
   if (!place.exists) return;
   for (int64_t plane = blockIdx.y; plane < planes; plane += gridDim.y) {
