@@ -14,7 +14,10 @@ from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import BACKENDS
 
 # More voxels, classes or channels than an interpreter or an emulator gets through; a GPU runs them all.
-LARGE = ("many chunks", "four_million", "test_same_bits", "512 classes", "many classes", "many channels")
+LARGE = (
+    "many chunks", "chunks across images", "four_million", "test_same_bits", "saved_for_backward", "512 classes",
+    "many classes", "many channels",
+)  # fmt: skip
 
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=5000)
