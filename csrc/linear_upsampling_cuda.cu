@@ -47,7 +47,8 @@ struct Grid {
       : depth{int(a.depth), a.volumes}, height{int(a.height), true}, width{int(a.width), true} {}
 };
 
-// CHANNELS is 4 where channels are adjacent, else 1; those beyond the last are 0.
+// CHANNELS is 4 where channels are adjacent, else 1; those beyond the last are 0. Neighbouring threads read the same
+// elements, which the multiprocessor's own cache is to have for them.
 template <int CHANNELS>
 __device__ __forceinline__ void load(const Voxels& x, bool vectors, int64_t image, int channel, int64_t voxel,
                                      float (&values)[CHANNELS]) {
@@ -55,7 +56,15 @@ __device__ __forceinline__ void load(const Voxels& x, bool vectors, int64_t imag
     using T = decltype(zero);
     const T* p = element<const T>(x, image, channel, voxel);
     if constexpr (CHANNELS == 4) {
-      if (vectors) return load_adjacent<true>(p, values);
+      if (vectors) {
+        using Four = Vector<4 * sizeof(T)>;
+        const Four bits = *reinterpret_cast<const Four*>(p);
+        T elements[4];
+        memcpy(elements, &bits, sizeof bits);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[i] = to_float(elements[i]);
+        return;
+      }
     }
 #pragma unroll
     for (int i = 0; i < CHANNELS; ++i) values[i] = channel + i < x.channels ? to_float(p[i * x.channel_stride]) : 0.f;
