@@ -71,6 +71,11 @@ def is_automatic() -> bool:
     return _requested == "auto"
 
 
+def cpu_is_requested() -> bool:
+    """For operations that the CPU leaves to PyTorch."""
+    return _requested == "cpu"
+
+
 def reference_is_requested() -> bool:
     """For operations without a kernel, which ask for no other backend."""
     return _requested == "reference"

@@ -3,7 +3,7 @@ import torch
 from comparison import DTYPES, LAYOUTS, assert_accurate, in_layout, same_strides
 from test_determinism import launched
 
-from semiseg_kernels import linear_upsampling
+from semiseg_kernels import linear_upsampling, reference, use_backend
 
 OPERATION = "linear_upsampling"  # that not every backend has
 
@@ -112,6 +112,12 @@ def test_opcheck(kernel, dtype, layout):
     gradient = in_layout(torch.randn(2, 16, 10, 14, 12), layout).to(dtype)
     for channels_last in (False, True):
         torch.library.opcheck(operations.linear_upsampling_backward, (gradient, channels_last, kernel))
+
+
+def test_a_network_on_the_cpu_backend_can_upsample():
+    x = make_input("3d")
+    with use_backend("cpu"):
+        torch.testing.assert_close(linear_upsampling(x), reference.linear_upsampling(x), rtol=0, atol=0)
 
 
 def test_wrong_arguments(backend):
