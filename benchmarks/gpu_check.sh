@@ -125,12 +125,12 @@ tests() {
             done
             printf '%s\0' "tests/kernels/test_$file.py" "triton and not ($shared)"
         done
-        for file in dice_ce prompt_mix masked_class_mean batch_norm_relu compile determinism momentum_update; do
+        local -a others=(dice_ce prompt_mix masked_class_mean batch_norm_relu linear_classifier linear_upsampling
+            largest_components compile determinism momentum_update)
+        for file in "${others[@]}"; do
             printf '%s\0' "tests/kernels/test_$file.py" triton
         done
-        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity dice_ce prompt_mix \
-            linear_classifier linear_upsampling \
-            masked_class_mean batch_norm_relu largest_components compile determinism momentum_update; do
+        for file in prototype_head prototype_info_nce cluster_mean prototype_similarity "${others[@]}"; do
             printf '%s\0' "tests/kernels/test_$file.py" cuda
         done
         for file in engine/test_precision engine/test_deterministic_algorithms engine/test_cuda_graph \

@@ -34,8 +34,8 @@ MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)
 # From so many prototypes or classes on, "auto" prefers Triton's tensor cores to CUDA C++. The first two measured on an
-# H200; of the others it is known only that CUDA C++ is quicker with 12 and fewer.
-TRITON_CLUSTERS = {"prompt_mix": 1, "masked_class_mean": 14}
+# H200; of the others it is known only that CUDA C++ is quicker with 12 and fewer. Components are no product of anything.
+TRITON_CLUSTERS = {"prompt_mix": 1, "masked_class_mean": 14, "largest_components": MAX_CLUSTERS + 1}
 OTHER_TRITON_CLUSTERS = 32
 
 
@@ -113,6 +113,12 @@ def device_type(backend: str) -> str:
     if backend == "triton":
         return "cpu" if _interpret_triton else "cuda"
     return extension(backend).device_type
+
+
+def has_gpu_kernels(device: torch.device) -> bool:
+    """Whether operations on this GPU run kernels, and not the reference, which may wait for the GPU."""
+    usable = (missing(backend) is None and device_type(backend) == "cuda" for backend in ("cuda", "triton"))
+    return not reference_is_requested() and any(usable) and _capability(device.index or 0) >= MIN_CAPABILITY
 
 
 @torch.compiler.assume_constant_result

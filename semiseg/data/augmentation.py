@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semiseg.data.compact_image import CompactImage, expanded
+
+Stored = Tensor | CompactImage
 ROTATION_DEGREES = 20.0
 # Axes that turning by 0, 90, 180 and 270 degrees reverses, where by 90 and 270 it also swaps them, first.
 REVERSED_BY_QUARTERS: tuple[set[int], ...] = (set(), {0}, {0, 1}, {1})
@@ -23,7 +26,7 @@ class Transformation(Protocol):
 
     def __call__(
         self,
-        case: Sequence[Tensor],  # [*S] each: image float32, perhaps label uint8
+        case: Sequence[Stored],  # [*S] each: image float32, perhaps label uint8
         patch: Sequence[Tensor],  # [*P] each, of the same types
     ) -> None:
         """Write the transformed case into the patch; images are interpolated, labels never mixed."""
@@ -89,15 +92,15 @@ class Turn:
         """Shape of what comes out."""
         return (shape[1], shape[0], *shape[2:]) if self.swapped else tuple(shape)
 
-    def swap(self, values: Tensor) -> Tensor:
+    def swap(self, values: Stored) -> Stored:
         """The first half: a view."""
         return values.transpose(0, 1) if self.swapped else values
 
-    def reverse(self, values: Tensor) -> Tensor:
+    def reverse(self, values: Stored) -> Stored:
         """The second half: a copy where anything is reversed."""
         return values.flip(self.reversed_axes) if self.reversed_axes else values
 
-    def __call__(self, case: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, case: Sequence[Stored]) -> list[Stored]:
         return [self.reverse(self.swap(values)) for values in case]
 
 
@@ -116,7 +119,7 @@ class Rotation:
         fraction = 2 * torch.rand((), generator=generator).item() - 1
         return cls(math.radians(ROTATION_DEGREES) * fraction)
 
-    def __call__(self, case: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, case: Sequence[Stored]) -> list[Tensor]:
         (height, width), device = case[0].shape, case[0].device
         cosine, sine = math.cos(self.angle), math.sin(self.angle)
         # grid_sample's coordinates run from -1 to 1 along each side: the rotation must know the sides' ratio.
@@ -129,7 +132,7 @@ class Rotation:
                 "bilinear" if values.is_floating_point() else "nearest",
                 align_corners=False,
             )[0, 0].to(values.dtype)
-            for values in case
+            for values in map(expanded, case)
         ]
 
 
@@ -140,7 +143,7 @@ class Crop:
     turn: Turn
     corner: tuple[int, ...]  # in the turned image, negative in the padding
 
-    def __call__(self, case: Sequence[Tensor], patch: Sequence[Tensor]) -> None:
+    def __call__(self, case: Sequence[Stored], patch: Sequence[Tensor]) -> None:
         sides, sizes = self.turn.shape(case[0].shape), patch[0].shape
         inside, box = [], []
         for axis, (first, size, side) in enumerate(zip(self.corner, sizes, sides, strict=True)):
@@ -153,7 +156,7 @@ class Crop:
             cropped = self.turn.swap(values)[tuple(box)]
             if cropped.shape != out.shape:
                 out.zero_()
-            out[tuple(inside)].copy_(self.turn.reverse(cropped))
+            out[tuple(inside)].copy_(expanded(self.turn.reverse(cropped)))
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,9 @@ class Resize:
 
     turn: Turn | Rotation
 
-    def __call__(self, case: Sequence[Tensor], patch: Sequence[Tensor]) -> None:
+    def __call__(self, case: Sequence[Stored], patch: Sequence[Tensor]) -> None:
         for values, out in zip(self.turn(case), patch, strict=True):
-            out.copy_(resize(values, out.shape))
+            out.copy_(resize(expanded(values), out.shape))
 
 
 def resize(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semiseg.data.augmentation import Augmentation
+from semiseg.data.augmentation import Augmentation, Stored
 from semiseg.data.training_tensors import TrainingTensors
 
 
@@ -64,7 +64,7 @@ class TrainingSampler:
         self._generator.set_state(state["generator"])
 
     def _batch(
-        self, cases: Sequence[tuple[Tensor, ...]], stream: "_Stream", *dtypes: torch.dtype
+        self, cases: Sequence[tuple[Stored, ...]], stream: "_Stream", *dtypes: torch.dtype
     ) -> list[Tensor]:  # [B, *P] each, of a case's tensors
         drawn = [
             (cases[i], self._augmentation.draw(cases[i][0].shape, self._generator))

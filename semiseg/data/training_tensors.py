@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from semiseg.data.case import Case, UnlabelledCase
+from semiseg.data.compact_image import compact
 
 CUDA_SHARE = 0.5  # of the free memory; training needs the rest
 
@@ -13,8 +14,8 @@ class TrainingTensors:
     """All training images and labels, on the device that trains, or on the CPU where they do not fit there.
 
     labelled: (image [*S] float32, label [*S] uint8) of every case. unlabelled: (image [*S] float32,) of every
-    case. device: the one that trains. storage: the one that holds them. On the CPU they share the memory of
-    the cases.
+    case. Images of few values are a CompactImage. device: the one that trains. storage: the one that holds them. On the
+    CPU labels, and images that are not compact, share the memory of the cases.
     """
 
     def __init__(
@@ -24,18 +25,16 @@ class TrainingTensors:
         device: torch.device,
     ) -> None:
         self.device = device
-        images = [case.image for case in (*labelled, *unlabelled)]
-        size = sum(4 * image.size for image in images) + sum(case.label.size for case in labelled)
+        images = [compact(case.image) for case in (*labelled, *unlabelled)]
+        labels = [torch.as_tensor(case.label, dtype=torch.uint8) for case in labelled]
+        size = sum(values.nbytes for values in (*images, *labels))
         self.storage = device if fits(size, device) else torch.device("cpu")
-
-        def load(array: object, dtype: torch.dtype) -> torch.Tensor:
-            return torch.as_tensor(array, dtype=dtype, device=self.storage)
-
         self.labelled = [
-            (load(case.image, torch.float32), load(case.label, torch.uint8)) for case in labelled
+            (image.to(self.storage), label.to(self.storage))
+            for image, label in zip(images, labels, strict=False)
         ]
         # Only the image is kept: the label of an unlabelled case must not reach the trainer.
-        self.unlabelled = [(load(case.image, torch.float32),) for case in unlabelled]
+        self.unlabelled = [(image.to(self.storage),) for image in images[len(labels) :]]
 
 
 def fits(size: int, device: torch.device) -> bool:  # size in bytes

@@ -15,13 +15,15 @@ from semiseg.engine.precision import autocast
 from semiseg.methods import Method, Stage
 from semiseg.methods.method import Batch, add_losses
 from semiseg_kernels import recomputed_results
+from semiseg_kernels.backends import has_gpu_kernels
 
 
 def check_cuda_graph(config: Config, device: torch.device, processes: Processes) -> None:
     """Raise ValueError where a step is to be a CUDA graph and cannot."""
     if config.training.cuda_graph and not _can_be_a_graph(device, processes):
         raise ValueError(
-            f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process on a GPU"
+            f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process on a "
+            "GPU with a cuda or triton backend"
         )
 
 
@@ -32,7 +34,7 @@ def is_cuda_graph(config: Config, device: torch.device, processes: Processes) ->
 
 
 def _can_be_a_graph(device: torch.device, processes: Processes) -> bool:
-    return device.type == "cuda" and processes.count == 1
+    return device.type == "cuda" and processes.count == 1 and has_gpu_kernels(device)
 
 
 class TrainingStep:

@@ -16,6 +16,8 @@ NORM_ELEMENTS = 4096  # of a tile, whatever its shape
 NORM_CHANNELS, NORM_PLANES = 64, 16  # of a tile at most, channels-last and else; rows of 128 bytes or more
 NORM_PROGRAMS = 1024  # enough to keep any GPU busy
 NORM_TILES = 16  # of a program, added in float32
+UPSAMPLING_CELLS = 1024  # of all channels of a tile
+UPSAMPLING_CHANNELS, UPSAMPLING_PLANES = 64, 4  # of a tile at most, channels-last and else
 MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
@@ -44,14 +46,14 @@ class ClassTiles(NamedTuple):
     num_warps: int
 
 
-class MeanTiles(NamedTuple):
-    """How the class mean divides its products of weights and embeddings, and of weights and gradients of means."""
+class ClassProductTiles(NamedTuple):
+    """How products of maps of classes with the channels of voxels are divided."""
 
     classes: int  # multiplied at a time
     channels: int  # of a program
-    forward_block: int  # voxels that are added in float32
-    tiles: int  # of a program of forward
-    backward_block: int
+    sum_block: int  # voxels that are added in float32
+    tiles: int  # of a program that sums
+    mix_block: int
 
 
 class MixTiles(NamedTuple):
@@ -61,6 +63,13 @@ class MixTiles(NamedTuple):
     block: int
     chunk: int  # channels of the prompt at a time; 1: multiply-adds in registers, more: tensor cores
     num_warps: int
+
+
+class UpsamplingTiles(NamedTuple):
+    """How upsampling divides its work."""
+
+    channels: int
+    block: int  # cells or voxels
 
 
 class NormTiles(NamedTuple):
@@ -113,11 +122,11 @@ def class_tiles(num_classes: int) -> ClassTiles:
     return ClassTiles(classes, block, VOXELS_PER_PROGRAM // block, 4 if classes <= 128 else 8)
 
 
-def mean_tiles(d: int, num_classes: int) -> MeanTiles:
+def class_product_tiles(d: int, num_classes: int) -> ClassProductTiles:
     classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 32)
     channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
-    forward_block, backward_block = 32, 64
-    return MeanTiles(classes, channels, forward_block, VOXELS_PER_PROGRAM // forward_block, backward_block)
+    sum_block, mix_block = 32, 64
+    return ClassProductTiles(classes, channels, sum_block, VOXELS_PER_PROGRAM // sum_block, mix_block)
 
 
 def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles:
@@ -143,6 +152,11 @@ def norm_tiles(num_channels: int, channels_last: bool) -> NormTiles:
     else:
         channels = NORM_PLANES if num_channels >= NORM_PLANES else 1  # some numbers between them would spill
     return NormTiles(channels, NORM_ELEMENTS // channels)
+
+
+def upsampling_tiles(num_channels: int, channels_last: bool) -> UpsamplingTiles:
+    channels = min(power_of_two(num_channels), UPSAMPLING_CHANNELS if channels_last else UPSAMPLING_PLANES)
+    return UpsamplingTiles(channels, UPSAMPLING_CELLS // channels)
 
 
 def norm_tiles_per_program(tiles: int) -> int:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from semiseg.data import Augmentation, Case, TrainingSampler, TrainingTensors, UnlabelledCase
+from semiseg.data.compact_image import CompactImage, compact
 from semiseg.data.training_tensors import fits
 
 CPU = torch.device("cpu")
@@ -103,3 +104,52 @@ def test_a_gpu_draws_the_batches_of_the_cpu(augmentation, shape, resident, monke
                 assert (one.cpu() != other).sum() <= 4  # places just between two pixels
             else:
                 torch.testing.assert_close(one.cpu(), other, rtol=0, atol=2e-5)
+
+
+def few_values(shape: tuple[int, ...], count: int, seed: int = 0) -> np.ndarray:
+    """An image of `count` random values, the last of which only one voxel has."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(count).astype(np.float32)
+    image = values[random.integers(0, max(count - 1, 1), shape)]
+    image.flat[random.integers(image.size)] = values[-1]
+    return image
+
+
+@pytest.mark.parametrize("count", [1, 2, 200, 256])
+def test_images_of_few_values_are_kept_in_a_quarter_of_the_memory(count):
+    image = few_values((30, 40, 50), count)
+    kept = compact(image)
+    assert isinstance(kept, CompactImage) and kept.nbytes <= image.size + 4 * count
+    torch.testing.assert_close(kept.expand(), torch.from_numpy(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        few_values((30, 40, 50), 257),
+        np.full((30, 40, 50), np.nan, np.float32),
+        np.zeros((0, 4), np.float32),
+        np.arange(20, dtype=np.float32).reshape(4, 5),
+    ],
+    ids=["257 values", "NaN", "empty", "small"],
+)
+def test_other_images_stay_as_they_are(image):
+    kept = compact(image)
+    assert isinstance(kept, torch.Tensor) and kept.data_ptr() == image.ctypes.data or image.size == 0
+    np.testing.assert_array_equal(kept.numpy(), image)
+
+
+@pytest.mark.parametrize(("augmentation", "shape"), POLICIES)
+def test_compact_images_give_the_batches_of_the_images_themselves(augmentation, shape, monkeypatch):
+    shape = tuple(4 * side for side in shape)
+
+    def cases(count: int) -> list[Case]:
+        label = np.zeros(shape, np.uint8)
+        return [Case(str(number), few_values(shape, 200, number), label, None) for number in range(count)]
+
+    batches = TrainingSampler(TrainingTensors(cases(3), cases(5), CPU), augmentation, 2, 3, 0)
+    assert isinstance(batches._tensors.labelled[0][0], CompactImage)
+    monkeypatch.setattr("semiseg.data.training_tensors.compact", torch.from_numpy)
+    expected = TrainingSampler(TrainingTensors(cases(3), cases(5), CPU), augmentation, 2, 3, 0)
+    for _ in range(12):
+        torch.testing.assert_close(batches.next(), expected.next(), rtol=0, atol=0)

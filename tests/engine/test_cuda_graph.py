@@ -94,7 +94,9 @@ def test_a_capture_that_reads_a_value_is_refused(monkeypatch):
         graph({"x": x}, None)
 
 
-def test_a_step_is_a_graph_where_one_process_trains_on_a_gpu(monkeypatch):
+def test_a_step_is_a_graph_where_one_process_trains_on_a_gpu_with_kernels(monkeypatch):
+    kernels = "semiseg.engine.training_step.has_gpu_kernels"
+    monkeypatch.setattr(kernels, lambda device: device.type == "cuda")
     gpu, one = torch.device("cuda"), Processes()
     unasked, asked, refused = (
         load_config("phantom_supervised", [f"training.cuda_graph={value}"])
@@ -112,3 +114,8 @@ def test_a_step_is_a_graph_where_one_process_trains_on_a_gpu(monkeypatch):
         check_cuda_graph(asked, CPU, one)
     with pytest.raises(ValueError, match="on cuda with 2 processes, accepted is one process on a GPU"):
         check_cuda_graph(asked, gpu, two)
+    # The reference of the largest components waits for the GPU, which a capture refuses.
+    monkeypatch.setattr(kernels, lambda device: False)
+    assert not is_cuda_graph(unasked, gpu, one)
+    with pytest.raises(ValueError, match="on cuda with 1 processes, .* with a cuda or triton backend$"):
+        check_cuda_graph(asked, gpu, one)

@@ -179,7 +179,7 @@ def test_the_order_of_threads_changes_nothing(kernel, order, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["cuda"], indirect=True)
+@pytest.mark.parametrize("kernel", ["cuda", "triton"], indirect=True)
 def test_on_a_gpu(kernel):
     """Threads that run at once join the same components; nothing waits for them, and a graph replays it."""
     labels = [

@@ -27,13 +27,14 @@ pytest.importorskip("triton")
 from semiseg_kernels.triton.configurations import (
     class_tiles,
     fits_tiles,
-    mean_tiles,
+    class_product_tiles,
     mix_programs,
     mix_tiles,
     norm_tiles,
     norm_tiles_per_program,
     prototype_tiles,
     regions_at_once,
+    upsampling_tiles,
 )
 
 # B, *S, d, C, K: one for every path of the kernels, none a multiple of a tile
@@ -175,7 +176,7 @@ def test_tiles():
         assert num_classes <= tiles.classes < 2 * num_classes
         assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
         for d in (1, 16, 17, 1024):
-            tiles = mean_tiles(d, num_classes)
+            tiles = class_product_tiles(d, num_classes)
             assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "tensor cores multiply them"
             assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
     for num_classes in (1, 2, 4, 7, 8, 9, 17, 64, 128):
@@ -193,6 +194,10 @@ def test_tiles():
         channels, block = norm_tiles(num_channels, channels_last=True)
         assert channels == 64 if num_channels > 64 else num_channels <= channels < 2 * num_channels
         assert channels * block == 4096
+        for channels_last in (False, True):
+            channels, block = upsampling_tiles(num_channels, channels_last)
+            assert channels < 2 * num_channels and channels <= (64 if channels_last else 4)
+            assert channels * block == 1024
 
 
 def test_what_has_no_room_is_refused():
@@ -259,10 +264,14 @@ def test_every_kernel_is_compiled(compiled):
         "prototype_info_nce",
         "prototype_head",
         "dice_ce",
-        "masked_class_mean",
         "prompt_mix",
+        "linear_upsampling",
     ):
         assert {f"{operation}_forward", f"{operation}_backward"} <= names
+    assert {"class_products_sum", "class_products_mix"} <= names
+    assert {
+        f"largest_components_{part}" for part in ("start", "join", "measure", "find_largest", "write")
+    } <= names
     assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
     assert {
         f"batch_norm_relu_{part}" for part in ("statistics", "moments", "forward", "sums", "backward")

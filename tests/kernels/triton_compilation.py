@@ -22,6 +22,9 @@ from semiseg_kernels.triton import (
     batch_norm_relu,
     cluster_mean,
     dice_ce,
+    largest_components,
+    linear_classifier,
+    linear_upsampling,
     masked_class_mean,
     momentum_update,
     prompt_mix,
@@ -36,7 +39,7 @@ triton.knobs.nvidia.dump_ptxas_log = True
 triton.knobs.compilation.always_compile = True
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64",
-    torch.uint8: "u8", torch.int16: "i16", torch.int64: "i64",
+    torch.uint8: "u8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 SIZES = {  # d, C, K
     "LA": (16, 2, 3),
@@ -62,6 +65,7 @@ COMMON = [
     ("wide", F32, "channels_last", "all"),
     ("LA", BF16, "contiguous", "norm"),
     ("LA", BF16, "channels_last", "norm"),
+    ("LA", BF16, "channels_last", "grid"),
 ]
 # The other sizes, dtypes and layouts in turn.
 PLAN = {
@@ -79,6 +83,7 @@ PLAN = {
         ("odd", BF16, "contiguous", "norm"),
         ("one", BF16, "contiguous", "norm"),
         ("LA", F16, "contiguous", "norm"),
+        ("odd", F32, "contiguous", "grid"),
     ],
     90: [
         ("ACDC", F32, "contiguous", "mix"),
@@ -94,6 +99,7 @@ PLAN = {
         ("widest in registers", F32, "channels_last", "norm"),
         ("odd", F16, "contiguous", "norm"),
         ("odd", BF16, "channels_last", "norm"),
+        ("LA", F32, "channels_last", "grid"),
     ],
     100: [
         ("widest in registers", F16, "contiguous", "head"),
@@ -104,6 +110,7 @@ PLAN = {
         ("wide", F16, "channels_last", "norm"),
         ("odd", F32, "contiguous", "norm"),
         ("odd", BF16, "channels_last", "norm"),
+        ("one", F16, "contiguous", "grid"),
     ],
     120: [
         ("ACDC", F16, "channels_last", "head"),
@@ -115,6 +122,7 @@ PLAN = {
         ("LA", F32, "channels_last", "norm"),
         ("odd", BF16, "contiguous", "norm"),
         ("odd", F16, "channels_last", "norm"),
+        ("odd", F16, "channels_last", "grid"),
     ],
 }
 
@@ -135,7 +143,8 @@ def noted(run):
 
 
 def run_operations(size, dtype, layout, which):
-    """Forward and backward; `which`: "all" operations, the "head" with every option, the prompt "mix", or the "norm"."""
+    """Forward and backward; `which`: "all" operations, the "head" with every option, the prompt "mix", the "norm", or
+    what knows a voxel's neighbours on the "grid"."""
     d, num_classes, per_class = SIZES[size]
     B, N, R = 2, 1600, 2
     z = torch.empty(B, d, N, dtype=dtype)
@@ -166,6 +175,9 @@ def run_operations(size, dtype, layout, which):
         for maps in (similarity, similarity.bool()):
             masked_class_mean.forward(z, maps)
             masked_class_mean.backward(p[:, 0], statistics[:num_classes], z, maps)
+        matrix = torch.empty(B, num_classes, d + 1)
+        linear_classifier.forward(z, matrix)
+        linear_classifier.backward(similarity.float(), z, matrix)
     if which == "mix" or (which == "all" and fits_tiles("prompt_mix", num_classes, 1)):
         prompt_mix.forward(similarity, p[:, 0])
         prompt_mix.backward(z, similarity, p[:, 0])
@@ -177,6 +189,13 @@ def run_operations(size, dtype, layout, which):
         batch_norm_relu.forward(x, parameters[:3], 0.01)
         batch_norm_relu.sums(x, x, parameters[:3], 0.01)
         batch_norm_relu.backward(x, x, parameters[:3], parameters[3:], 0.01)
+    if which == "grid":
+        largest_components.forward(labels.view(B, 8, 8, -1), num_classes)
+        for sides in ((8, 8, 25), (40, 40)):
+            linear_upsampling.forward(z.unflatten(2, sides))
+            wide = torch.empty(B, d, *(2 * side for side in sides), dtype=dtype)
+            for upstream in (wide, wide.movedim(1, -1).contiguous().movedim(-1, 1)):
+                linear_upsampling.backward(upstream, layout == "channels_last")
     if which == "head":
         prototype_head.forward(
             z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True

@@ -1,0 +1,74 @@
+"""Images of few different values, such as scans of 8 bits after a normalisation, in a quarter of the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST_VALUES = 256
+SAMPLE = 4096  # voxels in which values are looked for at a time
+
+
+@dataclass(frozen=True)
+class CompactImage:
+    """An image as the number of every voxel's value; views and copies of it as those of a tensor."""
+
+    numbers: Tensor  # [*S] uint8
+    values: Tensor  # [n] float32
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.numbers.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbers.nbytes + self.values.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.numbers.device
+
+    def to(self, device: torch.device) -> CompactImage:
+        return CompactImage(self.numbers.to(device), self.values.to(device))
+
+    def transpose(self, first: int, second: int) -> CompactImage:
+        return CompactImage(self.numbers.transpose(first, second), self.values)
+
+    def flip(self, axes: tuple[int, ...]) -> CompactImage:
+        return CompactImage(self.numbers.flip(axes), self.values)
+
+    def __getitem__(self, box: Any) -> CompactImage:
+        return CompactImage(self.numbers[box], self.values)
+
+    def expand(self) -> Tensor:  # [*S] float32
+        """The image itself, bit for bit, on whatever device it is."""
+        return self.values.index_select(0, self.numbers.flatten().int()).view(self.shape)
+
+
+def compact(
+    image: np.ndarray,  # [*S] float32
+) -> Tensor | CompactImage:
+    """An image of at most 256 values as a CompactImage where that takes half its memory or less, else as it is, shared."""
+    tensor = torch.as_tensor(image, dtype=torch.float32)
+    voxels = missing = tensor.flatten()
+    values = voxels[:0]
+    while missing.numel():
+        # The first look finds nearly all values of a scan, and more than there may be in an image of noise.
+        found = missing[:: max(missing.numel() // SAMPLE, 1)]
+        values = torch.cat([values, found]).unique()
+        if len(values) > MOST_VALUES or 2 * (voxels.numel() + values.nbytes) > voxels.nbytes:
+            return tensor
+        numbers = torch.bucketize(voxels, values, out_int32=True).clamp_(max=len(values) - 1)
+        missing = voxels[values.index_select(0, numbers) != voxels]
+    if not voxels.numel():
+        return tensor
+    return CompactImage(numbers.to(torch.uint8).view(tensor.shape), values)
+
+
+def expanded(values: Tensor | CompactImage) -> Tensor:
+    """A tensor as it is, a CompactImage as the image itself."""
+    return values.expand() if isinstance(values, CompactImage) else values
