@@ -5,7 +5,7 @@ extension is imported. The build directory is `build/` in the source tree, so a 
 Without a working C++ compiler the package still installs and computes with its PyTorch reference.
 
 Where nvcc works (looked for in CUDA_HOME, CUDA_PATH, PATH and /usr/local/cuda*), `csrc/<operation>_cuda.cu` are compiled
-for compute capabilities 8.0, 9.0, 10.0 and 12.0, with PTX for later ones. SEMISEG_CUDA_ARCHITECTURES="90" or "80;90"
+for compute capabilities 8.0, 9.0, 10.0 and 12.0, with PTX for others. SEMISEG_CUDA_ARCHITECTURES="90" or "80;90"
 compiles for fewer, which is quicker; "" or "none" leaves the CUDA kernels out. The CUDA runtime is linked statically.
 """
 
@@ -34,6 +34,8 @@ CXXFLAGS = (
     " -Wall -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
 )
 CUDA_ARCHITECTURES = (80, 90, 100, 120)
+# Machine code of the newer two is made of the intermediate code of these, which the compiler makes once for both.
+INTERMEDIATE = {100: 90, 120: 80}
 NVCCFLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
 
 
@@ -171,9 +173,10 @@ def cuda_architectures(known: set[int]) -> list[int]:
 
 
 def code_generation_flags(architectures: list[int]) -> str:
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
-    newest = architectures[-1]
-    return " ".join([*targets, f"-gencode=arch=compute_{newest},code=compute_{newest}"])
+    targets = [(INTERMEDIATE.get(number, number), f"sm_{number}") for number in architectures]
+    oldest = min(intermediate for intermediate, _ in targets)
+    targets.append((oldest, f"compute_{oldest}"))  # for what none of them fits
+    return " ".join(f"-gencode=arch=compute_{intermediate},code={code}" for intermediate, code in targets)
 
 
 def build_cuda_library(library: Path) -> None:

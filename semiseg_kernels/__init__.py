@@ -16,7 +16,7 @@ from .prompt_mix import prompt_mix
 from .prototype_head import PrototypeHead, prototype_head
 from .prototype_info_nce import prototype_info_nce
 from .prototype_similarity import prototype_similarity
-from .recomputation import recomputed_results
+from .recomputation import recomputable, recomputed_results
 from .strided_convolution import strided_convolution, transposed_convolution
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "prototype_head",
     "prototype_info_nce",
     "prototype_similarity",
+    "recomputable",
     "recomputed_results",
     "strided_convolution",
     "sum_over_processes",

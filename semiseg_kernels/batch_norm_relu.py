@@ -43,6 +43,8 @@ def batch_norm_relu(
         checks.check_dtype(name, values, (torch.float32, x.dtype))
         checks.check_shape(name, values, (x.shape[1],))
         checks.check_device(name, values, x)
+        if name.startswith("running"):
+            checks.check_written(name, values)
     if x.numel() < 2 * x.shape[1]:
         raise ValueError(f"x has shape {list(x.shape)}, accepted are at least two voxels")
     backend = backends.select("batch_norm_relu", x, 1, 1, x.shape[1])
@@ -50,8 +52,9 @@ def batch_norm_relu(
         return reference.batch_norm_relu(
             x, weight, bias, running_mean, running_variance, momentum, epsilon, negative_slope
         )
-    y, mean, variance, count, parameters = _BatchNormReLU.apply(
-        x, weight, bias, float(epsilon), float(negative_slope), backend
+    mean, variance, count = _statistics(x.detach(), backend)
+    y, parameters = _BatchNormReLU.apply(
+        x, weight, bias, mean, variance, count, float(epsilon), float(negative_slope), backend
     )
     offer_recomputation(
         y,
@@ -63,49 +66,72 @@ def batch_norm_relu(
     return y
 
 
+def _statistics(
+    x: Tensor,  # [B, C, *S]
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Mean and mean square deviation [C] float64 of all processes' images, and the number of voxels."""
+    mean, variance = torch.ops.semiseg_kernels.batch_norm_relu_statistics(x, backend)
+    voxels = x.numel() // x.shape[1]
+    group = process_group.current_group()
+    if group is None:
+        return mean, variance, voxels
+    # torch.tensor would copy from the host, which waits for a GPU.
+    own = torch.full((), voxels, dtype=torch.float64, device=x.device)
+    count, first, second = process_group.all_reduce(group, own, own * mean, own * (variance + mean.square()))
+    mean = first / count
+    return mean, (second / count - mean.square()).clamp_min(0), count
+
+
 class _BatchNormReLU(torch.autograd.Function):
+    # Numbers of every channel are float64, a small kernel each on a GPU: the fewer of them the better.
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, negative_slope: float, backend: str
-    ) -> tuple[Tensor, ...]:
-        operations = torch.ops.semiseg_kernels
-        mean, variance = operations.batch_norm_relu_statistics(x, backend)
-        # torch.tensor would copy from the host, which waits for a GPU.
-        count = torch.full((), x.numel() // x.shape[1], dtype=torch.float64, device=x.device)
-        ctx.group = process_group.current_group()
-        if ctx.group is not None:
-            sums = count * mean, count * (variance + mean.square())
-            count, first, second = process_group.all_reduce(ctx.group, count, *sums)
-            mean = first / count
-            variance = (second / count - mean.square()).clamp_min(0)
-        scale = weight.double() * (variance + epsilon).rsqrt()
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor | int,
+        epsilon: float,
+        negative_slope: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        inverse = (variance + epsilon).rsqrt()
+        scale = weight * inverse
         # The kernels take distances from the rounded mean; what it lacks goes into the bias, and below into the offset.
         rounding = mean - mean.float()
-        parameters = torch.stack([mean, scale, bias - scale * rounding]).float()
-        ctx.save_for_backward(x, parameters, rounding, variance + epsilon, count)
+        parameters = torch.stack(
+            [mean, scale, torch.addcmul(bias.double(), scale, rounding, value=-1)]
+        ).float()
+        ctx.save_for_backward(x, parameters, rounding, inverse)
         ctx.dtypes = weight.dtype, bias.dtype
-        ctx.negative_slope, ctx.backend = negative_slope, backend
-        y = operations.batch_norm_relu_forward(x, parameters, negative_slope, backend)
-        ctx.mark_non_differentiable(mean, variance, count, parameters)
-        return y, mean, variance, count, parameters
+        ctx.count, ctx.negative_slope, ctx.backend = count, negative_slope, backend
+        ctx.group = process_group.current_group()
+        y = torch.ops.semiseg_kernels.batch_norm_relu_forward(x, parameters, negative_slope, backend)
+        ctx.mark_non_differentiable(parameters)
+        return y, parameters
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         operations = torch.ops.semiseg_kernels
-        x, parameters, rounding, variance, count = ctx.saved_tensors
+        x, parameters, rounding, inverse = ctx.saved_tensors
         sums = operations.batch_norm_relu_sums(grad_y, x, parameters, ctx.negative_slope, ctx.backend)
-        sums[1] -= sums[0] * rounding
+        sums[1].addcmul_(sums[0], rounding, value=-1)
         weight_dtype, bias_dtype = ctx.dtypes
-        grad_weight, grad_bias = (sums[1] * variance.rsqrt()).to(weight_dtype), sums[0].to(bias_dtype)
+        grad_weight, grad_bias = (sums[1] * inverse).to(weight_dtype), sums[0].to(bias_dtype)
         if ctx.group is not None:
             (sums,) = process_group.all_reduce(ctx.group, sums)
-        tilt = sums[1] / (count * variance)
-        correction = torch.stack([sums[0] / count - tilt * rounding, tilt]).float()
+        mean_gradient, mean_product = sums / ctx.count
+        tilt = mean_product * inverse.square()
+        correction = torch.stack([torch.addcmul(mean_gradient, tilt, rounding, value=-1), tilt]).float()
         grad_x = operations.batch_norm_relu_backward(
             grad_y, x, parameters, correction, ctx.negative_slope, ctx.backend
         )
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, *[None] * 6
 
 
 def _fake_statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:

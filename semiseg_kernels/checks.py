@@ -150,6 +150,14 @@ def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {list(x.shape)}, accepted is {list(shape)}")
 
 
+def check_written(name: str, values: Tensor) -> None:
+    """What is changed in place must not be an expanded tensor."""
+    if any(stride == 0 and size > 1 for stride, size in zip(values.stride(), values.shape, strict=True)):
+        raise ValueError(
+            f"{name} has strides {list(values.stride())}, accepted are elements with memory of their own"
+        )
+
+
 def check_device(name: str, x: Tensor, like: Tensor) -> None:
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}, accepted is {like.device}")

@@ -29,6 +29,7 @@ def momentum_update_(
     checks.check_shape("cluster_count", cluster_count, tuple(prototypes.shape[:2]))
     checks.check_device("cluster_sum", cluster_sum, prototypes)
     checks.check_device("cluster_count", cluster_count, prototypes)
+    checks.check_written("prototypes", prototypes)
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum is {momentum}, accepted are 0..1")
     backend = backends.select("momentum_update", prototypes, *prototypes.shape)

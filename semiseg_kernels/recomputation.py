@@ -23,7 +23,8 @@ def recomputed_results() -> Iterator[None]:
     """What is computed inside keeps no result of `batch_norm_relu` for its gradient, where a kernel has computed it.
 
     The gradient computes it again from what batch normalisation itself keeps, to the same bits: of a convolution, batch
-    normalisation and ReLU one activation stays in memory, not two, for one pass over it more.
+    normalisation and ReLU one activation stays in memory, not two, for one pass over it more. So it is with what
+    `recomputable` makes of such results.
     """
     global _results
     before, _results = _results, {}
@@ -40,6 +41,22 @@ def offer_recomputation(
 ) -> None:
     if _results is not None and result.requires_grad:
         _results[result.data_ptr()] = _Result(weakref.ref(result), result._version, compute)
+
+
+def recomputable(
+    function: Callable[..., Tensor],  # a quick one, without randomness
+    *inputs: Tensor,
+) -> Tensor:
+    """function(*inputs); inside of `recomputed_results` it is not kept either, where all inputs are computed again anyway.
+
+    On a GPU, which runs out of time rather than memory, it is kept.
+    """
+    result = function(*inputs)
+    if result.device.type == "cpu":
+        packed = [_pack(x) for x in inputs]
+        if not any(isinstance(x, Tensor) for x in packed):
+            offer_recomputation(result, lambda: function(*map(_unpack, packed)))
+    return result
 
 
 def _pack(kept: Tensor) -> Any:

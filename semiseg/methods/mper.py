@@ -219,8 +219,9 @@ class SelfTraining(CopyPasteStage):
 
     def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         config = self.method.config
-        ramp = iteration // config.ramp_up_step * config.ramp_up_step
-        ramp_up = config.ramp_up_weight * sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        ramp_up = config.ramp_up_weight * sigmoid_ramp_up(
+            iteration, config.ramp_up_iterations, config.ramp_up_step
+        )
         return {**super().inputs(batch, iteration), "ramp_up": batch.labelled_image.new_full((), ramp_up)}
 
     def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -214,8 +214,7 @@ class TwoBranchTraining(Stage):
 
     def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         config = self.method.config
-        ramp = iteration // config.ramp_up_step * config.ramp_up_step
-        ramp_up = sigmoid_ramp_up(ramp, config.ramp_up_iterations)
+        ramp_up = sigmoid_ramp_up(iteration, config.ramp_up_iterations, config.ramp_up_step)
         return {"ramp_up": batch.labelled_image.new_full((), ramp_up)}
 
     def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

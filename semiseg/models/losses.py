@@ -37,14 +37,15 @@ def region_weighted_loss(
 
 
 def sigmoid_ramp_up(
-    iteration: float,
-    length: float,  # iterations until the weight is 1; 0 for no ramp
+    iteration: int,
+    length: int,  # iterations until the weight is 1; 0 for no ramp
+    step: int = 1,  # iterations between its moves
 ) -> float:
-    """λ(t) = exp(-5 (1 - min(t / T, 1))²), from 0.0067 at t = 0 to 1 from t = T on.
+    """λ(t) = exp(-5 (1 - min(t / T, 1))²), from 0.0067 at t = 0 to 1 from t = T on, t being the last multiple of the step.
 
     Source: S. Laine and T. Aila, Temporal ensembling, ICLR 2017 (λ of MPER eq. 6, λ_u of VCLIPSeg eq. 11).
     """
-    progress = min(iteration / length, 1.0) if length > 0 else 1.0
+    progress = min(iteration // step * step / length, 1.0) if length > 0 else 1.0
     return math.exp(RAMP_UP_EXPONENT * (1.0 - progress) ** 2)
 
 

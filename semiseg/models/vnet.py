@@ -1,5 +1,6 @@
 """V-Net for volumes, in the form semi-supervised methods on the left atrium compare with."""
 
+import torch
 from torch import Tensor, nn
 
 from semiseg.models.batch_norm import BatchNormReLU
@@ -7,6 +8,7 @@ from semiseg.models.convolution import Convolution3d, StridedConvolution3d, Tran
 from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
 from semiseg.models.upsampling import LinearUpsampling
+from semiseg_kernels import recomputable
 
 UPSAMPLING = ("transposed", "linear")  # convolutions; interpolation and then a convolution
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per stage, from full resolution to the bottleneck
@@ -111,7 +113,7 @@ class VNetDecoder(nn.Module):
         """Embedding [B, filters, *S]."""
         x = features[-1]
         for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
-            x = stage(up(x) + skip)
+            x = stage(recomputable(torch.add, up(x), skip))
         return x
 
 

@@ -19,9 +19,7 @@ def forward(
 ) -> Tensor:  # [B, C, *S] float32
     logits = x.new_empty((x.shape[0], matrix.shape[1], *x.shape[2:]), dtype=torch.float32)
     weights = matrix.contiguous()
-    mix_by_class(
-        as_voxels(x), weights[:, :, :-1].transpose(1, 2), as_voxels(logits), bias=weights[:, :, -1]
-    )
+    mix_by_class(as_voxels(x), weights[:, :, :-1].transpose(1, 2), as_voxels(logits), bias=weights[:, :, -1])
     return logits
 
 

@@ -31,7 +31,14 @@ def _place(planes, rows, columns, C, tiles_per_plane, CHANNELS: tl.constexpr, BL
     plane, tile = program // tiles_per_plane, program % tiles_per_plane
     place = tile * BLOCK + tl.arange(0, BLOCK)[:, None]
     c = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    return plane // planes, plane % planes, place // columns, place % columns, c, (place < rows * columns) & (c < C)
+    return (
+        plane // planes,
+        plane % planes,
+        place // columns,
+        place % columns,
+        c,
+        (place < rows * columns) & (c < C),
+    )
 
 
 @triton.jit
@@ -117,17 +124,17 @@ def _forward(
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    C = stride_of(C, ALIGNED)
     image, layer, row, column, c, exists = _place(
         depth + 1 if VOLUMES else 1, height + 1, width + 1, C, tiles_per_plane, CHANNELS, BLOCK
     )
+    C = stride_of(C, ALIGNED)
     if VOLUMES:
         upper = _interpolated(
             x, image, tl.maximum(layer - 1, 0), depth, height, width, C, row, column, c, exists, CHANNELS_LAST
         )
         lower = _interpolated(
-            x, image, tl.minimum(layer, depth - 1), depth, height, width, C, row, column, c, exists, CHANNELS_LAST
-        )
+            x, image, tl.minimum(layer, depth - 1), depth, height, width, C, row, column, c, exists, CHANNELS_LAST,
+        )  # fmt: skip
         upper_0, lower_0 = _between(upper[0], lower[0])
         upper_1, lower_1 = _between(upper[1], lower[1])
         upper_2, lower_2 = _between(upper[2], lower[2])
@@ -168,8 +175,8 @@ def _backward(
     UPSTREAM_CHANNELS_LAST: tl.constexpr,  # of grad_y
     ALIGNED: tl.constexpr,
 ):
-    C = stride_of(C, ALIGNED)
     image, layer, row, column, c, exists = _place(depth, height, width, C, tiles_per_plane, CHANNELS, BLOCK)
+    C = stride_of(C, ALIGNED)
     layers = 2 * depth if VOLUMES else 1
     total = tl.zeros([BLOCK, CHANNELS], tl.float32)
     for deep in range(4 if VOLUMES else 1):

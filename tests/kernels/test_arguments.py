@@ -77,6 +77,8 @@ CALLS = {
     "target has dtype float64, accepted are float32, bfloat16, float16": (
         dice_ce, (LOGITS, LOGITS.double()), {}),
     "momentum is 1.5, accepted are 0..1": (momentum_update_, (P, P, COUNT, 1.5), {}),
+    "prototypes has strides [48, 0, 1], accepted are elements with memory of their own": (
+        momentum_update_, (P[:, :1].expand(P.shape), P, COUNT, 0.5), {}),
     "cluster_sum has shape [4, 3, 15], accepted is [4, 3, 16]": (
         momentum_update_, (P, P[..., :15], COUNT, 0.5), {}),
     "cluster_sum has dtype float16, accepted are float32, float64": (

@@ -171,11 +171,14 @@ def test_architectures(setup_functions, monkeypatch):
     assert architectures({80, 86, 90}) == [86, 90]
     with pytest.raises(RuntimeError, match=r"nvcc compiles for \[80\], not for \[86, 90\]"):
         architectures({80})
-    flags = setup_functions["code_generation_flags"]([80, 90]).split()
-    assert flags == [
+    flags = setup_functions["code_generation_flags"]
+    assert flags([90]) == "-gencode=arch=compute_90,code=sm_90 -gencode=arch=compute_90,code=compute_90"
+    assert flags([80, 90, 100, 120]).split() == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_90,code=compute_90",
+        "-gencode=arch=compute_90,code=sm_100",
+        "-gencode=arch=compute_80,code=sm_120",
+        "-gencode=arch=compute_80,code=compute_80",
     ]
 
 

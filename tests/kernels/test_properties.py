@@ -12,17 +12,19 @@ from unittest import mock
 import pytest
 import torch
 from comparison import DTYPES, assert_close_enough, in_layout, make_embedding, make_prototypes
-from hypothesis import given, note
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from torch import Tensor
 
 from semiseg_kernels import (
     backends,
+    batch_norm_relu,
     cluster_mean,
     convolution,
     dice_ce,
     largest_components,
     linear_classifier,
+    linear_upsampling,
     masked_class_mean,
     momentum_update_,
     prompt_conv,
@@ -30,6 +32,8 @@ from semiseg_kernels import (
     prototype_head,
     prototype_info_nce,
     prototype_similarity,
+    strided_convolution,
+    transposed_convolution,
     use_backend,
 )
 from semiseg_kernels.checks import INTEGER_DTYPES
@@ -138,6 +142,11 @@ def lay_out(draw: Draw, x: Tensor) -> Tensor:
     return LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](x)
 
 
+def written(draw: Draw, x: Tensor) -> Tensor:
+    """Of something that is changed in place."""
+    return LAYOUTS[draw(st.sampled_from(["contiguous", "sliced", "transposed"]))](x)
+
+
 # Arguments that are accepted, with finite values.
 
 dtypes = st.sampled_from(DTYPES)
@@ -244,9 +253,7 @@ def momentum_update_call(draw: Draw) -> Call:
     shape = (*draw(clusters), draw(st.integers(0, 17)))
     count = torch.randint(0, 3, shape[:2]).double()
     arguments = {
-        "prototypes": LAYOUTS[draw(st.sampled_from(["contiguous", "sliced", "transposed"]))](
-            torch.randn(shape).to(draw(dtypes))
-        ),
+        "prototypes": written(draw, torch.randn(shape).to(draw(dtypes))),
         "cluster_sum": lay_out(
             draw, torch.randn(shape).to(draw(st.sampled_from([torch.float32, torch.float64])))
         ),
@@ -328,23 +335,74 @@ def prompt_conv_call(draw: Draw) -> Call:
     return Call(prompt_conv, arguments, ("features", "logits", "text", "weight", "bias"), 10.0)
 
 
-def convolution_call(draw: Draw) -> Call:
+def some_convolution_call(
+    draw: Draw, operation: Callable[..., Tensor], side: int, multiple: int = 1, transposed: bool = False
+) -> Call:
+    """Of a kernel of this side, on images whose sides are multiples."""
     in_channels, channels = draw(widths), draw(widths)
-    spatial = tuple(draw(st.lists(st.integers(1, 5), min_size=2, max_size=3)))
-    x = random_voxels(draw, draw(batches), in_channels, spatial)
-    weight = torch.randn(channels, in_channels, *[3] * len(spatial))
-    arguments = {"x": x, "weight": lay_out(draw, (weight / weight[0].numel() ** 0.5).to(x.dtype))}
+    spatial = [multiple * size for size in draw(st.lists(st.integers(1, 5), min_size=2, max_size=3))]
+    x = random_voxels(draw, draw(batches), in_channels, tuple(spatial))
+    weight = torch.randn(channels, in_channels, *[side] * len(spatial))
+    weight = (weight / weight[0].numel() ** 0.5).to(x.dtype)
+    arguments = {"x": x, "weight": lay_out(draw, weight.transpose(0, 1) if transposed else weight)}
     if draw(st.booleans()):
         arguments["bias"] = lay_out(draw, torch.randn(channels).to(x.dtype))
-    return Call(convolution, arguments, tuple(arguments), _largest(x))
+    return Call(operation, arguments, tuple(arguments), _largest(x))
+
+
+def convolution_call(draw: Draw) -> Call:
+    return some_convolution_call(draw, convolution, side=3)
+
+
+def strided_convolution_call(draw: Draw) -> Call:
+    return some_convolution_call(draw, strided_convolution, side=2, multiple=2)
+
+
+def transposed_convolution_call(draw: Draw) -> Call:
+    return some_convolution_call(draw, transposed_convolution, side=2, transposed=True)
+
+
+def linear_upsampling_call(draw: Draw) -> Call:
+    spatial = draw(st.lists(st.integers(1, 6), min_size=2, max_size=3))
+    x = random_voxels(draw, draw(batches), draw(widths), tuple(spatial))
+    return Call(linear_upsampling, {"x": x}, ("x",), _largest(x))
+
+
+def batch_norm_relu_and_statistics(
+    running_mean: Tensor, running_variance: Tensor, **arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = batch_norm_relu(running_mean=running_mean, running_variance=running_variance, **arguments)
+    return y, running_mean, running_variance
+
+
+def batch_norm_relu_call(draw: Draw) -> Call:
+    x = random_voxels(draw, draw(batches), draw(widths), draw(spatial_axes))
+    channels = x.shape[1]
+    assume(x.numel() >= 2 * channels)
+    arguments = {"x": x}
+    for name in ("weight", "bias"):
+        arguments[name] = lay_out(draw, torch.rand(channels) + 0.5)
+    for name in ("running_mean", "running_variance"):
+        arguments[name] = written(draw, torch.rand(channels) + 0.5)
+    options = {
+        "epsilon": 1e-3,
+        "momentum": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "negative_slope": draw(st.sampled_from([0.0, 0.01])),
+    }
+    # How much what is lost in the mean's rounding weighs where a channel has nearly one value only.
+    variance = x.double().movedim(1, 0).flatten(1).var(1, correction=0).min() + options["epsilon"]
+    scale = 1 + float(x.abs().max() / variance)
+    return Call(batch_norm_relu_and_statistics, arguments, ("x", "weight", "bias"), scale, options)
 
 
 CALLS = {
+    "batch_norm_relu": batch_norm_relu_call,
     "cluster_mean": cluster_mean_call,
     "convolution": convolution_call,
     "dice_ce": dice_ce_call,
     "largest_components": largest_components_call,
     "linear_classifier": linear_classifier_call,
+    "linear_upsampling": linear_upsampling_call,
     "masked_class_mean": masked_class_mean_call,
     "momentum_update_": momentum_update_call,
     "prompt_conv": prompt_conv_call,
@@ -352,6 +410,8 @@ CALLS = {
     "prototype_head": head_call,
     "prototype_info_nce": info_nce_call,
     "prototype_similarity": similarity_call,
+    "strided_convolution": strided_convolution_call,
+    "transposed_convolution": transposed_convolution_call,
 }
 seeds = st.integers(0, 2**32 - 1)
 

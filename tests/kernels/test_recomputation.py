@@ -3,7 +3,14 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import conv3d
 
-from semiseg_kernels import batch_norm_relu, convolution, recomputed_results, use_backend
+from semiseg_kernels import (
+    batch_norm_relu,
+    convolution,
+    linear_upsampling,
+    recomputable,
+    recomputed_results,
+    use_backend,
+)
 
 
 def layers(x, weights, consumer):
@@ -60,6 +67,30 @@ def test_results_are_not_kept(kernel, inputs, consumer):
         y, kept = layers(*inputs, CONSUMERS[consumer])
         assert not any(reference.expired() for reference in kept)
     assert y.requires_grad  # the graph was there all along
+
+
+def skips(inputs, combine):
+    """The two layers' results, doubled and added, before a last convolution."""
+    x, (first, second) = inputs
+    parameters = [value(16) for value in (torch.ones, torch.zeros, torch.zeros, torch.ones)]
+    y = batch_norm_relu(x, *parameters)
+    z = batch_norm_relu(conv3d(y, first, padding=1), *parameters)
+    total = combine(torch.add, combine(linear_upsampling, y), combine(linear_upsampling, z))
+    kept = StorageWeakRef(total.untyped_storage())
+    return conv3d(total, second, padding=1), kept
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["recomputed", "reference"])
+def test_what_is_made_of_results_is_not_kept_either(inputs, is_kept):
+    (x, weights), backend = inputs, "reference" if is_kept else "auto"
+    with use_backend(backend):
+        y, _ = skips(inputs, lambda function, *given: function(*given))
+        expected = torch.autograd.grad(y.square().mean(), (x, *weights))
+        with recomputed_results():
+            y, kept = skips(inputs, recomputable)
+        assert kept.expired() != is_kept
+        actual = torch.autograd.grad(y.square().mean(), (x, *weights))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_the_reference_offers_nothing(inputs):

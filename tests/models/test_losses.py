@@ -47,5 +47,6 @@ def test_ramp_up():
     assert sigmoid_ramp_up(3000, 6000) == pytest.approx(math.exp(-1.25))
     assert sigmoid_ramp_up(6000, 6000) == sigmoid_ramp_up(20000, 6000) == 1.0
     assert sigmoid_ramp_up(0, 0) == 1.0
+    assert sigmoid_ramp_up(449, 6000, step=150) == sigmoid_ramp_up(300, 6000) < sigmoid_ramp_up(450, 6000, step=150)
     values = [sigmoid_ramp_up(t, 100) for t in range(101)]
     assert values == sorted(set(values))
