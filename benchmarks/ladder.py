@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from memory import keep_heap
 from results_file import write_results
 
 from semiseg.config import Config, load_config
+from semiseg.engine.allocator import TIGHT
 from semiseg.engine.precision import has_bfloat16
 from semiseg_kernels import backends
 
@@ -92,7 +94,10 @@ def kernels_of(levers: Sequence[str]) -> Iterator[None]:
 
 def _in_own_process(workload: str, levers: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, sys.argv[0], workload, "--rung", str(len(levers))]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    heap = {"GLIBC_TUNABLES": TIGHT} if "tight heap" in levers else {}
+    output = subprocess.run(
+        command, env=os.environ | heap, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     row = {"levers": list(levers), **json.loads(output)}
     print(f"{workload}, {len(levers)} levers: {row['seconds']:.2f} s, {row['peak_gb']:.2f} GB", flush=True)
     return row

@@ -395,6 +395,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "training-ladder-avx2": ladder_table,
     "training-ladder-acdc": ladder_table,
     "evaluation-ladder-amx": ladder_table,
+    "evaluation-ladder-avx2": ladder_table,
     "gradient-rounding": gradient_rounding_table,
     "training-profile": training_profile_table,
     "training-profile-gpu": training_profile_table,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.config import config_names, load_config
+from semiseg.config import Config, config_names, load_config
+from semiseg.engine.allocator import restart_with_tight_heap
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted
 from semiseg.engine.run_directory import RunDirectory
-from semiseg.engine.trainer import train
+from semiseg.engine.trainer import choose_device, train
+
+LARGE_BATCH = 2**20  # voxels, with which the holes in a heap take gigabytes
 
 
 @command
@@ -33,10 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
     is_main = Processes().is_main  # the others of several processes neither print nor evaluate
 
     try:
+        may_restart = arguments is None  # else somebody else's process runs this
         if options.resume is None:
-            run = train(load_config(options.config, options.overrides))
+            run = _train(load_config(options.config, options.overrides), None, may_restart)
         else:
-            run = _resume(options.resume, options.overrides)
+            run = _resume(options.resume, options.overrides, may_restart)
     except Interrupted as interrupted:
         if is_main:
             print(interrupted, file=sys.stderr)
@@ -50,7 +55,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(evaluation.returncode)
 
 
-def _resume(path: Path, overrides: list[str]) -> RunDirectory | None:
+def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> RunDirectory | None:
+    training = config.training
+    voxels = (training.labelled_batch + training.unlabelled_batch) * prod(training.patch_size)
+    if may_restart and voxels >= LARGE_BATCH and choose_device(training.device).type == "cpu":
+        restart_with_tight_heap()
+    return train(config, resume)
+
+
+def _resume(path: Path, overrides: list[str], may_restart: bool) -> RunDirectory | None:
     run, config = RunDirectory.open(path)
     if overrides:
         raise ValueError(
@@ -63,7 +76,7 @@ def _resume(path: Path, overrides: list[str]) -> RunDirectory | None:
         raise FileNotFoundError(
             f"{run.path} holds no {run.training_state.name}: it ended before its first step; train anew"
         )
-    return train(config, run)
+    return _train(config, run, may_restart)
 
 
 if __name__ == "__main__":

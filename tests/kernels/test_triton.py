@@ -25,9 +25,9 @@ from semiseg_kernels import (
 pytest.importorskip("triton")
 
 from semiseg_kernels.triton.configurations import (
+    class_product_tiles,
     class_tiles,
     fits_tiles,
-    class_product_tiles,
     mix_programs,
     mix_tiles,
     norm_tiles,
