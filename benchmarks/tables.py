@@ -302,7 +302,7 @@ def ladder_table(results: Results) -> str:
     where = results["environment"]
     notes = (
         f"Own gain: over the line above. {where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
-        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`."
+        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`.{note(results)}"
     )
     return "\n\n".join([*tables, notes])
 
@@ -394,6 +394,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "training-ladder-amx": ladder_table,
     "training-ladder-avx2": ladder_table,
     "training-ladder-acdc": ladder_table,
+    "training-ladder-acdc-avx2": ladder_table,
+    "training-ladder-avx2-vclipseg": ladder_table,
     "evaluation-ladder-amx": ladder_table,
     "evaluation-ladder-avx2": ladder_table,
     "gradient-rounding": gradient_rounding_table,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 MOST_VALUES = 256
 SAMPLE = 4096  # voxels in which values are looked for at a time
+UNUSED_BITS = 8  # of a float32
+PLACES = 2 ** (32 - UNUSED_BITS)
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,31 @@ class CompactImage:
 def compact(
     image: np.ndarray,  # [*S] float32
 ) -> Tensor | CompactImage:
-    """An image of at most 256 values as a CompactImage where that takes half its memory or less, else as it is, shared."""
+    """An image of few values as a CompactImage where that takes half its memory or less, else as it is, shared.
+
+    Few are at most 256 that differ in all but the last eight bits: such values are looked up in one step.
+    """
     tensor = torch.as_tensor(image, dtype=torch.float32)
     voxels = missing = tensor.flatten()
-    values = voxels[:0]
+    places, values = _place(voxels), voxels[:0]
+    numbers = torch.zeros_like(voxels, dtype=torch.uint8)
     while missing.numel():
+        before = len(values)
         # The first look finds nearly all values of a scan, and more than there may be in an image of noise.
         found = missing[:: max(missing.numel() // SAMPLE, 1)]
         values = torch.cat([values, found]).unique()
-        if len(values) > MOST_VALUES or 2 * (voxels.numel() + values.nbytes) > voxels.nbytes:
+        if not before < len(values) <= MOST_VALUES or 2 * (voxels.numel() + values.nbytes) > voxels.nbytes:
             return tensor
-        numbers = torch.bucketize(voxels, values, out_int32=True).clamp_(max=len(values) - 1)
-        missing = voxels[values.index_select(0, numbers) != voxels]
-    if not voxels.numel():
-        return tensor
-    return CompactImage(numbers.to(torch.uint8).view(tensor.shape), values)
+        table = torch.zeros(PLACES, dtype=torch.uint8)
+        table[_place(values)] = torch.arange(len(values), dtype=torch.uint8)
+        numbers = table.index_select(0, places)
+        missing = voxels[values.index_select(0, numbers.int()) != voxels]
+    return CompactImage(numbers.view(tensor.shape), values) if voxels.numel() else tensor
+
+
+def _place(values: Tensor) -> Tensor:
+    """Where a float32 has its place among all, by its first bits."""
+    return (values.view(torch.int32) >> UNUSED_BITS) + PLACES // 2
 
 
 def expanded(values: Tensor | CompactImage) -> Tensor:

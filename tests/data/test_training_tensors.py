@@ -107,9 +107,9 @@ def test_a_gpu_draws_the_batches_of_the_cpu(augmentation, shape, resident, monke
 
 
 def few_values(shape: tuple[int, ...], count: int, seed: int = 0) -> np.ndarray:
-    """An image of `count` random values, the last of which only one voxel has."""
+    """An image of `count` values as those of a scan, the last of which only one voxel has."""
     random = np.random.default_rng(seed)
-    values = random.standard_normal(count).astype(np.float32)
+    values = ((np.arange(count) - 37) / random.uniform(20, 40)).astype(np.float32)
     image = values[random.integers(0, max(count - 1, 1), shape)]
     image.flat[random.integers(image.size)] = values[-1]
     return image
@@ -127,11 +127,12 @@ def test_images_of_few_values_are_kept_in_a_quarter_of_the_memory(count):
     "image",
     [
         few_values((30, 40, 50), 257),
+        few_values((30, 40, 50), 200) * np.float32(1e-6) + 1,
         np.full((30, 40, 50), np.nan, np.float32),
         np.zeros((0, 4), np.float32),
         np.arange(20, dtype=np.float32).reshape(4, 5),
     ],
-    ids=["257 values", "NaN", "empty", "small"],
+    ids=["257 values", "too near each other", "NaN", "empty", "small"],
 )
 def test_other_images_stay_as_they_are(image):
     kept = compact(image)
