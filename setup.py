@@ -34,8 +34,8 @@ CXXFLAGS = (
     " -Wall -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
 )
 CUDA_ARCHITECTURES = (80, 90, 100, 120)
-# Machine code of the newer two is made of the intermediate code of these, which the compiler makes once for both.
-INTERMEDIATE = {100: 90, 120: 80}
+# Machine code of the newer two is made of the intermediate code of this one, which the compiler makes once for all three.
+INTERMEDIATE = {100: 80, 120: 80}
 NVCCFLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
 
 

@@ -50,8 +50,8 @@ inline int multiprocessors(const Device& device) {
 constexpr int THREADS = 128;  // of every block
 // At least so many blocks run at once on a multiprocessor: the compiler has registers enough, and knows how many.
 constexpr int FORWARD_BLOCKS = 3;
-// For compute capability 9.0 and 10.0, which share their intermediate code (setup.py), the compiler needs fewer registers
-// than for 8.0 and 12.0.
+// For compute capability 9.0 the compiler needs fewer registers than for the others, which share their intermediate code
+// (setup.py).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 constexpr bool SPARES_REGISTERS = true;
 #else

@@ -176,7 +176,7 @@ def test_architectures(setup_functions, monkeypatch):
     assert flags([80, 90, 100, 120]).split() == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_90,code=sm_100",
+        "-gencode=arch=compute_80,code=sm_100",
         "-gencode=arch=compute_80,code=sm_120",
         "-gencode=arch=compute_80,code=compute_80",
     ]
