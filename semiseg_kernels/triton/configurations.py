@@ -16,8 +16,8 @@ NORM_ELEMENTS = 4096  # of a tile, whatever its shape
 NORM_CHANNELS, NORM_PLANES = 64, 16  # of a tile at most, channels-last and else; rows of 128 bytes or more
 NORM_PROGRAMS = 1024  # enough to keep any GPU busy
 NORM_TILES = 16  # of a program, added in float32
-UPSAMPLING_CELLS = 1024  # of all channels of a tile
-UPSAMPLING_CHANNELS, UPSAMPLING_PLANES = 64, 4  # of a tile at most, channels-last and else
+UPSAMPLING_CHANNELS, UPSAMPLING_CELLS = 64, 1024  # channels-last, of a tile at most, and of all its channels
+UPSAMPLING_PLANES, UPSAMPLING_PLANE_CELLS = 4, 512  # the same of planes; more would spill
 MIX_PROGRAMS, MIX_SUMS = 2048, 1 << 21  # of backward; of all programs together, 16 MB
 
 
@@ -155,8 +155,12 @@ def norm_tiles(num_channels: int, channels_last: bool) -> NormTiles:
 
 
 def upsampling_tiles(num_channels: int, channels_last: bool) -> UpsamplingTiles:
-    channels = min(power_of_two(num_channels), UPSAMPLING_CHANNELS if channels_last else UPSAMPLING_PLANES)
-    return UpsamplingTiles(channels, UPSAMPLING_CELLS // channels)
+    if channels_last:
+        most, cells = UPSAMPLING_CHANNELS, UPSAMPLING_CELLS
+    else:
+        most, cells = UPSAMPLING_PLANES, UPSAMPLING_PLANE_CELLS
+    channels = min(power_of_two(num_channels), most)
+    return UpsamplingTiles(channels, cells // channels)
 
 
 def norm_tiles_per_program(tiles: int) -> int:

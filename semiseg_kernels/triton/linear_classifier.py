@@ -34,5 +34,5 @@ def backward(
     mix_by_class(upstream, matrix.contiguous()[:, :, :-1], as_voxels(written))
     sums = sums_of_images(sum_by_class(as_voxels(x), upstream))[:batch]
     products, totals = sums.split([C * (width - 1), C], dim=1)
-    grad_matrix = torch.cat([products.reshape(batch, C, -1), totals.unsqueeze(2)], dim=2).float()
+    grad_matrix = torch.cat([products.reshape(batch, C, width - 1), totals.unsqueeze(2)], dim=2).float()
     return finish_gradient(gradient, written), grad_matrix

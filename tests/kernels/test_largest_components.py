@@ -71,7 +71,9 @@ def test_kernel_is_the_reference(kernel, shape):
     cases = [
         noise(shape, num_classes, background) for num_classes in (2, 6) for background in (0.1, 0.6, 0.9)
     ]
-    for label in [blobs(shape, 3), *cases, torch.zeros(shape).byte(), torch.ones(shape).byte()]:
+    labels = [blobs(shape, 3), *cases, torch.zeros(shape).byte(), torch.ones(shape).byte()]
+    # Triton's interpreter takes seconds for each.
+    for label in labels[::3] if kernel == "triton" and not torch.cuda.is_available() else labels:
         given = label.to(torch.get_default_device())
         kept = largest_components(given, 4)
         with use_backend("reference"):
@@ -159,7 +161,7 @@ def test_empty_and_background(backend, shape):
 
 
 def test_strides_and_the_input_stays(backend):
-    whole = noise((2, 6, 10, 18), 3, 0.6).to(torch.get_default_device())
+    whole = noise((2, 4, 5, 9), 3, 0.6).to(torch.get_default_device())
     before = whole.clone()
     for view in (whole[:, ::2, 1:, ::3], whole.transpose(1, 3), whole[:1].expand(3, -1, -1, -1)):
         kept = largest_components(view, 3)

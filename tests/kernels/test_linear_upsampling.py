@@ -9,8 +9,8 @@ OPERATION = "linear_upsampling"  # that not every backend has
 
 # B, *S, C: odd sides, sides of one voxel, and channels that vectors divide or do not
 CASES = {
-    "3d": (2, (5, 7, 6), 16),
-    "2d": (3, (17, 19), 32),
+    "3d": (2, (3, 5, 4), 16),
+    "2d": (2, (7, 9), 32),
     "no batch": (0, (4, 4), 16),
     "one voxel": (2, (1, 1, 1), 8),
     "one slice": (1, (1, 6, 5), 4),
@@ -47,7 +47,7 @@ def test_result_has_the_memory_format_of_the_input(kernel, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_of_every_layout(kernel, layout, upstream):
     x = make_input("2d", layout=layout).requires_grad_()
-    cotangent = in_layout(torch.randn(3, 32, 34, 38), upstream)
+    cotangent = in_layout(torch.randn(2, 32, 14, 18), upstream)
     actual = torch.autograd.grad(linear_upsampling(x), x, cotangent)
     expected = torch.autograd.grad(
         torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear"), x, cotangent
@@ -91,7 +91,7 @@ def test_dtype_is_kept_under_autocast(kernel, dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_else_is_allocated(kernel, layout, monkeypatch):
+def test_the_input_is_never_copied(kernel, layout, monkeypatch):
     x, sizes = make_input("3d", layout=layout).requires_grad_(), {}
     for direction in ("forward", "backward"):
         launched(kernel, OPERATION, direction, monkeypatch, sizes)
@@ -106,10 +106,10 @@ def test_nothing_else_is_allocated(kernel, layout, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(kernel, dtype, layout):
-    x = make_input("3d", dtype, layout)
+    x = make_input("one slice", dtype, layout)
     operations = torch.ops.semiseg_kernels
     torch.library.opcheck(operations.linear_upsampling_forward, (x, kernel))
-    gradient = in_layout(torch.randn(2, 16, 10, 14, 12), layout).to(dtype)
+    gradient = in_layout(torch.randn(1, 4, 2, 12, 10), layout).to(dtype)
     for channels_last in (False, True):
         torch.library.opcheck(operations.linear_upsampling_backward, (gradient, channels_last, kernel))
 
