@@ -76,7 +76,9 @@ def compact(
     return CompactImage(numbers.view(tensor.shape), values) if voxels.numel() else tensor
 
 
-def _place(values: Tensor) -> Tensor:
+def _place(
+    values: Tensor,  # [n] float32
+) -> Tensor:  # [n] int32, 0 to PLACES - 1
     """Where a float32 has its place among all, by its first bits."""
     return (values.view(torch.int32) >> UNUSED_BITS) + PLACES // 2
 

@@ -113,6 +113,14 @@ def float_prototypes(prototypes: Tensor) -> Tensor:
     return prototypes.detach().to(torch.float32).contiguous()
 
 
+def volume_sides(
+    label: Tensor,  # [B, *S], *S 1 to 3 axes
+) -> dict[str, int]:
+    """Z, Y and X in voxels, 1 along the axes that the images lack."""
+    sides = label.shape[1:]
+    return dict(zip("ZYX", (*[1] * (3 - len(sides)), *sides), strict=True))
+
+
 def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 

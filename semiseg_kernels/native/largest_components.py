@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import launch
+from semiseg_kernels.native.extension import launch, volume_sides
 
 
 def forward(
@@ -11,17 +11,13 @@ def forward(
 ) -> Tensor:  # [B, *S] uint8
     label = label.contiguous()
     kept = torch.empty_like(label)
-    batch, *sides = label.shape
-    Z, Y, X = [1] * (3 - len(sides)) + sides
     launch(
         backend,
         "largest_components",
         label.device,
         label=label.data_ptr(),
-        B=batch,
-        Z=Z,
-        Y=Y,
-        X=X,
+        B=label.shape[0],
+        **volume_sides(label),
         C=num_classes,
         kept=kept.data_ptr(),
     )

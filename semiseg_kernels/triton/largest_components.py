@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from semiseg_kernels.native.extension import volume_sides
 from semiseg_kernels.triton.launching import launch
 
 BLOCK = 128  # voxels of a program, which is a single warp: its lanes wait for no others
-LAST = tl.constexpr(0x7FFFFFFF)  # the bits of a voxel
+VOXEL_BITS = tl.constexpr(0x7FFFFFFF)  # of a rank, in which the earlier of two voxels is the larger
 _SIZES = ["Z", "Y", "X", "C", "tiles_per_image"]
 
 
@@ -151,7 +152,7 @@ def _find_largest(
     value = _class_of(label + first, v, there, C)
     is_root = (value != 0) & (tl.load(parent + first + v, mask=value != 0, other=0) == v)
     number = tl.load(size + first + v, mask=is_root, other=0).to(tl.int64)
-    rank = (number << 32) | (v ^ LAST).to(tl.int64)
+    rank = (number << 32) | (v ^ VOXEL_BITS).to(tl.int64)
     of_class = largest + image * C + value
     is_larger = is_root & (rank > tl.load(of_class, mask=is_root, other=0, volatile=True))
     tl.atomic_max(of_class, rank, mask=is_larger, sem="relaxed")
@@ -174,7 +175,7 @@ def _write(
     value = _class_of(label + first, v, there, C)
     rank = tl.load(largest + image * C + value, mask=value != 0, other=0)
     root = tl.load(parent + first + v, mask=value != 0, other=0)
-    stays = (value != 0) & (root == ((rank & LAST).to(tl.int32) ^ LAST))
+    stays = (value != 0) & (root == ((rank & VOXEL_BITS).to(tl.int32) ^ VOXEL_BITS))
     tl.store(kept + first + v, tl.where(stays, value, 0).to(tl.uint8), mask=there)
 
 
@@ -184,9 +185,7 @@ def forward(
 ) -> Tensor:  # [B, *S] uint8
     label = label.contiguous()
     kept = torch.empty_like(label)
-    batch, *sides = label.shape
-    Z, Y, X = [1] * (3 - len(sides)) + sides
-    tiles_per_image = -(-Z * Y * X // BLOCK)
+    batch, tiles_per_image = label.shape[0], -(-label.shape[1:].numel() // BLOCK)
     parent = torch.empty(label.shape, dtype=torch.int32, device=label.device)
     size = torch.zeros_like(parent)
     largest = torch.zeros(batch, num_classes, dtype=torch.int64, device=label.device)
@@ -199,6 +198,6 @@ def forward(
     ):
         launch(
             kernel, (batch * tiles_per_image,), label, num_warps=1, label=label, **tensors,
-            Z=Z, Y=Y, X=X, C=num_classes, tiles_per_image=tiles_per_image, BLOCK=BLOCK,
+            **volume_sides(label), C=num_classes, tiles_per_image=tiles_per_image, BLOCK=BLOCK,
         )  # fmt: skip
     return kept
