@@ -154,6 +154,7 @@ void arguments(ConvolutionForward& a, Direction, const Visit& visit) {
   visit("weight", a.weight);
   visit("mirrored", a.mirrored);
   visit("bias", a.bias);
+  visit("negative_slope", a.negative_slope);
   visit("y", a.y);
 }
 
@@ -171,6 +172,7 @@ void arguments(StridedConvolutionForward& a, Direction, const Visit& visit) {
   visit("x", a.x);
   visit("weight", a.weight);
   visit("bias", a.bias);
+  visit("negative_slope", a.negative_slope);
   visit("y", a.y);
 }
 

@@ -18,6 +18,7 @@ struct ConvolutionForward : Convolution {
   const float* weight;  // [O, I, *3]
   bool mirrored;        // taps in reverse: with channels exchanged, the gradient of the input
   const float* bias;    // [O], may be absent
+  float negative_slope;  // of the ReLU of the result; 1 for none
   float* y;             // [B, *S, O]
 };
 

@@ -1,13 +1,14 @@
 // y[b, s, o] = bias[o] + sum over i and the taps t in {-1, 0, 1}^axes of weight[o, i, t] x[b, s + t, i],  x = 0 outside
 // grad_x is the same of grad_y, taps mirrored, channels exchanged; grad_weight[o, i, t] = sum_bs grad_y[b, s, o] x[b, s + t, i]
 //
-// Winograd's F(2, 3) along every axis: two neighbouring results are A^T (G g * B^T d) of the four d they read, with
+// Winograd's F(2, 3) along every axis but the last: two neighbouring results are A^T (G g * B^T d) of the four d they read,
 //   B^T d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
 //   G g   = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
 //   A^T m = (m0 + m1 + m2, m1 - m2 - m3)
-// 4 products for 6: in a volume, 64 for the 216 of a tile of 2 x 2 x 2 voxels. The products of all channels are matrix
-// products, one for each of a tile's 4^axes points. The weight's gradient is the adjoint, G^T sum (A grad_y * B^T d).
-// A volume's points are computed slice by slice, 4 x 4 of them: each has to do with two planes of x, and one or two of y.
+// and F(4, 3) along the last, of the polynomials' values at 0, +-NEAR_ROOT, +-FAR_ROOT and infinity: four results of six d.
+// 4 products for 6, and 6 for 12: in a volume, 96 for the 432 of a tile of 2 x 2 x 4 voxels. The products of all channels
+// are matrix products, one for each of a tile's points. The weight's gradient is the adjoint, G^T sum (A grad_y * B^T d).
+// A volume's points are computed slice by slice, 4 x 6 of them: each has to do with two planes of x, and one or two of y.
 // Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 #include "kernels.h"
 #include "matrix_blocks.h"
@@ -17,10 +18,11 @@ namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-constexpr int POINTS = 16;                      // of a slice, 4 x 4
+constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;  // of a tile, along the last axis
+constexpr int POINTS = 4 * LINE_POINTS;         // of a slice
 constexpr int LINE_VECTORS = CHANNELS / WIDTH;  // of the channels that are transformed together
-constexpr int64_t SCRATCH_BYTES = 192 << 10;    // of a thread, for most numbers of channels
-constexpr int64_t FEWEST = 24, MOST = 96;       // tiles of a chunk, multiples of ROWS
+constexpr int64_t SCRATCH_BYTES = 128 << 10;    // of a thread, for most numbers of channels
+constexpr int64_t FEWEST = 12, MOST = 96;       // tiles of a chunk, multiples of ROWS
 constexpr int64_t SUM_TILES = 1024;             // that the weight's gradient sums in float32
 constexpr int64_t PREFETCHED = 4;               // voxels ahead
 
@@ -42,14 +44,14 @@ struct Tiles {
   explicit Tiles(const Convolution& a) : D(a.D), H(a.H), W(a.W) {
     depth = VOLUME ? (D + 1) / 2 : D;
     height = (H + 1) / 2;
-    width = (W + 1) / 2;
+    width = (W + LINE_VOXELS - 1) / LINE_VOXELS;
     count = a.B * depth * height * width;
     const int64_t affordable = SCRATCH_BYTES / (POINTS * (a.I + a.O) * int64_t(sizeof(float)));
     chunk = maximum(FEWEST, minimum(MOST, affordable / ROWS * ROWS));
   }
 
-  // Points a power of two apart would share few cache sets.
-  int64_t pitch(int64_t channels) const { return chunk * channels + CHANNELS; }
+  // Tiles a power of two apart would share few cache sets.
+  static int64_t pitch(int64_t channels) { return POINTS * channels + CHANNELS; }
 
   struct Row {               // tiles that follow each other along the last axis
     int64_t image, z, y, x;  // the first voxel of the first tile
@@ -60,7 +62,7 @@ struct Tiles {
     const int64_t line = tile / width, x = tile - line * width;
     const int64_t plane = line / height, y = line - plane * height;
     const int64_t image = plane / depth, z = plane - image * depth;
-    return {image, z * OUT_DEPTH, y * 2, x * 2, minimum(width - x, last - tile)};
+    return {image, z * OUT_DEPTH, y * 2, x * LINE_VOXELS, minimum(width - x, last - tile)};
   }
 
   // Runs work(row, number of its first tile) on the rows of the tiles first to last.
@@ -79,16 +81,18 @@ struct Tiles {
   }
 };
 
+// Along all axes but the last.
+
 // d <- B^T d
 INLINE void transform_input(vfloat& d0, vfloat& d1, vfloat& d2, vfloat& d3) {
   const vfloat m0 = d0 - d2, m1 = d1 + d2, m2 = d2 - d1, m3 = d1 - d3;
   d0 = m0, d1 = m1, d2 = m2, d3 = m3;
 }
 
-// m0, m1 <- A^T m
-INLINE void transform_result(vfloat& m0, vfloat& m1, vfloat m2, vfloat m3) {
-  const vfloat y0 = m0 + (m1 + m2), y1 = (m1 - m2) - m3;
-  m0 = y0, m1 = y1;
+// One of the two of A^T m
+INLINE vfloat transformed_result(const float* m, int64_t pitch, int which) {
+  const vfloat m1 = load(m + pitch), m2 = load(m + 2 * pitch);
+  return which == 0 ? load(m) + (m1 + m2) : (m1 - m2) - load(m + 3 * pitch);
 }
 
 // d <- A d but for the last one's sign
@@ -114,7 +118,66 @@ INLINE void transform_sums(vfloat& s0, vfloat& s1, vfloat& s2, vfloat s3) {
   s2 = half_sum - s3;
 }
 
-// points[p, tile, i] <- one slice of B^T d of the tiles first to last of x.
+// Along the last axis. These roots round least of those that a float32 holds in a few bits.
+constexpr float NEAR_ROOT = 0.75f, FAR_ROOT = 1.5f;
+constexpr float NEAR_SQUARE = NEAR_ROOT * NEAR_ROOT, FAR_SQUARE = FAR_ROOT * FAR_ROOT;
+// The values of the polynomials that vanish at all other roots.
+constexpr float AT_ZERO = 1 / (NEAR_SQUARE * FAR_SQUARE);
+constexpr float AT_NEAR = 0.5f / (NEAR_SQUARE * (NEAR_SQUARE - FAR_SQUARE));
+constexpr float AT_FAR = 0.5f / (FAR_SQUARE * (FAR_SQUARE - NEAR_SQUARE));
+
+// plus, minus <- even +- root odd
+INLINE void at_roots(vfloat even, vfloat odd, float root, vfloat& plus, vfloat& minus) {
+  plus = even + root * odd;
+  minus = even - root * odd;
+}
+
+// d <- B^T d
+INLINE void transform_line_input(vfloat (&d)[LINE_POINTS]) {
+  const vfloat d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4];
+  d[0] = (d4 - (NEAR_SQUARE + FAR_SQUARE) * d2) + NEAR_SQUARE * FAR_SQUARE * d[0];
+  d[5] = (d[5] - (NEAR_SQUARE + FAR_SQUARE) * d3) + NEAR_SQUARE * FAR_SQUARE * d1;
+  at_roots(d4 - FAR_SQUARE * d2, d3 - FAR_SQUARE * d1, NEAR_ROOT, d[1], d[2]);
+  at_roots(d4 - NEAR_SQUARE * d2, d3 - NEAR_SQUARE * d1, FAR_ROOT, d[3], d[4]);
+}
+
+// The first four of m <- A^T m
+INLINE void transform_line_result(vfloat (&m)[LINE_POINTS]) {
+  const vfloat near_sum = m[1] + m[2], near_difference = NEAR_ROOT * (m[1] - m[2]);
+  const vfloat far_sum = m[3] + m[4], far_difference = FAR_ROOT * (m[3] - m[4]);
+  m[0] += near_sum + far_sum;
+  m[1] = near_difference + far_difference;
+  m[2] = NEAR_SQUARE * near_sum + FAR_SQUARE * far_sum;
+  m[3] = (NEAR_SQUARE * near_difference + FAR_SQUARE * far_difference) + m[5];
+}
+
+// d <- A (d0, d1, d2, d3)
+INLINE void transform_line_gradient(vfloat (&d)[LINE_POINTS]) {
+  const vfloat d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3];
+  at_roots(d0 + NEAR_SQUARE * d2, d1 + NEAR_SQUARE * d3, NEAR_ROOT, d[1], d[2]);
+  at_roots(d0 + FAR_SQUARE * d2, d1 + FAR_SQUARE * d3, FAR_ROOT, d[3], d[4]);
+  d[5] = d3;
+}
+
+// g <- G (g0, g1, g2)
+INLINE void transform_line_weight(vfloat (&g)[LINE_POINTS]) {
+  const vfloat g0 = g[0], g1 = g[1], g2 = g[2];
+  g[0] = AT_ZERO * g0;
+  at_roots(AT_NEAR * (g0 + NEAR_SQUARE * g2), AT_NEAR * g1, NEAR_ROOT, g[1], g[2]);
+  at_roots(AT_FAR * (g0 + FAR_SQUARE * g2), AT_FAR * g1, FAR_ROOT, g[3], g[4]);
+  g[5] = g2;
+}
+
+// The first three of s <- G^T s
+INLINE void transform_line_sums(vfloat (&s)[LINE_POINTS]) {
+  const vfloat near_sum = AT_NEAR * (s[1] + s[2]), near_difference = AT_NEAR * (s[1] - s[2]);
+  const vfloat far_sum = AT_FAR * (s[3] + s[4]), far_difference = AT_FAR * (s[3] - s[4]);
+  s[0] = AT_ZERO * s[0] + (near_sum + far_sum);
+  s[1] = NEAR_ROOT * near_difference + FAR_ROOT * far_difference;
+  s[2] = (NEAR_SQUARE * near_sum + FAR_SQUARE * far_sum) + s[5];
+}
+
+// points[tile, p, i] <- one slice of B^T d of the tiles first to last of x.
 template <bool VOLUME>
 void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const float* zeros, int64_t I, int64_t first,
                   int64_t last, float* points) {
@@ -131,7 +194,8 @@ void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const f
       far_lines[y] = VOLUME ? find_line(row.z - 1 + FAR[slice], row.y - 1 + y) : nullptr;
     }
     for (int64_t i = 0; i < I; i += CHANNELS) {
-      vfloat columns[4][LINE_VECTORS][4];  // transformed along all axes but the last, which tiles share
+      // Transformed along all axes but the last, a ring: tiles share two columns with the next.
+      vfloat columns[2 * LINE_VOXELS][LINE_VECTORS][4];
       const auto load_column = [&](int64_t at, vfloat(&column)[LINE_VECTORS][4]) {
         if (at < 0 || at >= tiles.W) {
           for (auto& d : column)
@@ -155,65 +219,24 @@ void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const f
           transform_input(d[0], d[1], d[2], d[3]);
         }
       };
-      load_column(row.x - 1, columns[0]);
-      load_column(row.x, columns[1]);
+      const auto column = [&](int64_t number) -> auto& { return columns[number & (2 * LINE_VOXELS - 1)]; };
+      for (int64_t c = 0; c < 2; ++c) load_column(row.x - 1 + c, column(c));
       for (int64_t t = 0; t < row.n; ++t) {
-        const int left = t % 2 ? 2 : 0, right = left ^ 2;
-        load_column(row.x + 2 * t + 1, columns[right]);
-        load_column(row.x + 2 * t + 2, columns[right + 1]);
+        for (int64_t c = t * LINE_VOXELS + 2; c < t * LINE_VOXELS + LINE_POINTS; ++c)
+          load_column(row.x - 1 + c, column(c));
 #pragma GCC unroll 4
         for (int v = 0; v < LINE_VECTORS; ++v) {
-          float* p = points + (number + t) * I + i + v * WIDTH;
+          float* p = points + (number + t) * pitch + i + v * WIDTH;
 #pragma GCC unroll 4
           for (int y = 0; y < 4; ++y) {
-            vfloat d0 = columns[left][v][y], d1 = columns[left + 1][v][y];
-            vfloat d2 = columns[right][v][y], d3 = columns[right + 1][v][y];
-            transform_input(d0, d1, d2, d3);
-            store(p, d0);
-            store(p + pitch, d1);
-            store(p + 2 * pitch, d2);
-            store(p + 3 * pitch, d3);
-            p += 4 * pitch;
-          }
-        }
-      }
-    }
-  });
-}
-
-// y <- y + one slice of A^T points[p, tile, o]; the first slice that has to do with a plane sets it, with the bias.
-template <bool VOLUME>
-void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
-                    const float* bias, float* y) {
-  const int64_t pitch = tiles.pitch(O);
-  tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
-    for (int z = 0; z < Tiles<VOLUME>::OUT_DEPTH; ++z) {
-      const float factor = VOLUME ? RESULT[z][slice] : 1;
-      if (factor == 0) continue;
-      const bool sets = slice == z;
-      const int64_t lines[2] = {tiles.line(row.image, row.z + z, row.y), tiles.line(row.image, row.z + z, row.y + 1)};
-      if (lines[0] < 0) continue;
-      for (int64_t t = 0; t < row.n; ++t) {
-        const int64_t x = row.x + 2 * t;
-        for (int64_t o = 0; o < O; o += WIDTH) {
-          const float* p = points + (number + t) * O + o;
-          vfloat m[4][2];
-#pragma GCC unroll 4
-          for (int line = 0; line < 4; ++line) {
-            m[line][0] = load(p), m[line][1] = load(p + pitch);
-            transform_result(m[line][0], m[line][1], load(p + 2 * pitch), load(p + 3 * pitch));
-            p += 4 * pitch;
-          }
-#pragma GCC unroll 2
-          for (int at = 0; at < 2; ++at) {
-            transform_result(m[0][at], m[1][at], m[2][at], m[3][at]);
-            if (x + at >= tiles.W) continue;
-#pragma GCC unroll 2
-            for (int line = 0; line < 2; ++line) {
-              if (lines[line] < 0) continue;
-              float* out = y + (lines[line] + x + at) * O + o;
-              const vfloat before = !sets ? load(out) : bias ? load(bias + o) : vfloat{};
-              store(out, before + factor * m[line][at]);
+            vfloat d[LINE_POINTS];
+#pragma GCC unroll 6
+            for (int c = 0; c < LINE_POINTS; ++c) d[c] = column(t * LINE_VOXELS + c)[v][y];
+            transform_line_input(d);
+#pragma GCC unroll 6
+            for (const vfloat& point : d) {
+              store(p, point);
+              p += I;
             }
           }
         }
@@ -222,80 +245,142 @@ void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, 
   });
 }
 
-// points[p, tile, o] <- one slice of A grad_y, but for signs
+// What a slice has to do with one of a row's planes of y.
+struct Plane {
+  float factor;
+  bool set;               // by this slice, which is the first
+  float negative_slope;   // of this slice, if it is the last
+  int64_t lines[2];       // below 0 outside
+};
+
+// y <- y + one slice of A^T points[tile, p, o]; a plane begins with the initial values and ends with ReLU.
+template <bool VOLUME>
+void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
+                    const float* initial, float negative_slope, float* y) {
+  const int64_t pitch = tiles.pitch(O);
+  tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
+    Plane planes[2];
+    int count = 0;
+    for (int z = 0; z < Tiles<VOLUME>::OUT_DEPTH; ++z) {
+      const float factor = VOLUME ? RESULT[z][slice] : 1;
+      const auto line = [&](int64_t y) { return tiles.line(row.image, row.z + z, y); };
+      if (factor != 0 && line(row.y) >= 0)
+        planes[count++] = {factor, slice == z, slice == z + Tiles<VOLUME>::KERNEL_DEPTH - 1 ? negative_slope : 1,
+                           {line(row.y), line(row.y + 1)}};
+    }
+    for (int64_t t = 0; t < row.n; ++t) {
+      const int64_t x = row.x + LINE_VOXELS * t, voxels = minimum(LINE_VOXELS, tiles.W - x);
+      for (int64_t o = 0; o < O; o += WIDTH) {
+        for (int line = 0; line < 2; ++line) {
+          vfloat m[LINE_POINTS];
+          const float* p = points + (number + t) * pitch + o;
+#pragma GCC unroll 6
+          for (vfloat& point : m) {
+            point = transformed_result(p, LINE_POINTS * O, line);
+            p += O;
+          }
+          transform_line_result(m);
+          for (const Plane* plane = planes; plane < planes + count; ++plane) {
+            if (plane->lines[line] < 0) continue;
+            float* out = y + (plane->lines[line] + x) * O + o;
+            const float* before = plane->set ? initial + o : out;
+            const int64_t step = plane->set ? 0 : O;
+            const auto add = [&](int64_t c, vfloat result) {
+              const vfloat sum = load(before + c * step) + plane->factor * result;
+              store(out + c * O, relu(sum, plane->negative_slope));
+            };
+            if (voxels == LINE_VOXELS) {
+#pragma GCC unroll 4
+              for (int c = 0; c < LINE_VOXELS; ++c) add(c, m[c]);
+            } else {
+              for (int c = 0; c < voxels; ++c) add(c, m[c]);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// points[tile, p, o] <- one slice of A grad_y, but for signs
 template <bool VOLUME>
 void gather_gradient(const Tiles<VOLUME>& tiles, int slice, const float* grad_y, int64_t O, int64_t first, int64_t last,
                      float* points) {
   const int64_t pitch = tiles.pitch(O);
   tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
     for (int64_t t = 0; t < row.n; ++t) {
-      const int64_t x = row.x + 2 * t;
+      const int64_t x = row.x + LINE_VOXELS * t;
       for (int64_t o = 0; o < O; o += WIDTH) {
-        vfloat d[POINTS];
+        vfloat d[4][LINE_POINTS];
 #pragma GCC unroll 2
         for (int line = 0; line < 2; ++line) {
-          vfloat* values = d + line * 4;
-          values[0] = values[1] = vfloat{};
+          for (int c = 0; c < LINE_VOXELS; ++c) d[line][c] = vfloat{};
 #pragma GCC unroll 2
           for (int z = 0; z < Tiles<VOLUME>::OUT_DEPTH; ++z) {
             const float factor = VOLUME ? GRADIENT[z][slice] : 1;
             const int64_t voxel = tiles.line(row.image, row.z + z, row.y + line);
             if (factor == 0 || voxel < 0) continue;
-            values[0] += factor * load(grad_y + (voxel + x) * O + o);
-            if (x + 1 < tiles.W) values[1] += factor * load(grad_y + (voxel + x + 1) * O + o);
-          }
-          transform_gradient(values[0], values[1], values[2], values[3]);
-        }
+            const float* in = grad_y + (voxel + x) * O + o;
 #pragma GCC unroll 4
-        for (int at = 0; at < 4; ++at) transform_gradient(d[at], d[4 + at], d[8 + at], d[12 + at]);
-        float* p = points + (number + t) * O + o;
-#pragma GCC unroll 16
-        for (int point = 0; point < POINTS; ++point) store(p + point * pitch, d[point]);
+            for (int c = 0; c < LINE_VOXELS; ++c)
+              if (x + c < tiles.W) d[line][c] += factor * load(in + c * O);
+          }
+          transform_line_gradient(d[line]);
+        }
+#pragma GCC unroll 6
+        for (int c = 0; c < LINE_POINTS; ++c) transform_gradient(d[0][c], d[1][c], d[2][c], d[3][c]);
+        float* p = points + (number + t) * pitch + o;
+#pragma GCC unroll 4
+        for (int y = 0; y < 4; ++y)
+#pragma GCC unroll 6
+          for (const vfloat& point : d[y]) {
+            store(p, point);
+            p += O;
+          }
       }
     }
   });
 }
 
-// Runs transform(p0, p1, p2, p3) on the four points along one axis of [4, 4, 4] or [4, 4], for n of each other axis.
+using Slice = vfloat[4][LINE_POINTS];
+
+// Run transform on the points along one axis of [4, 4, 6] or [1, 4, 6], for those of the other axes that are in use.
 template <class Transform>
-INLINE void along_z(vfloat* p, const Transform& transform) {
-  for (int yx = 0; yx < 16; ++yx) transform(p[yx], p[16 + yx], p[32 + yx], p[48 + yx]);
+INLINE void along_z(Slice* g, const Transform& transform) {
+  for (int y = 0; y < 4; ++y)
+    for (int x = 0; x < LINE_POINTS; ++x) transform(g[0][y][x], g[1][y][x], g[2][y][x], g[3][y][x]);
 }
 template <class Transform>
-INLINE void along_y(vfloat* p, int planes, const Transform& transform) {
+INLINE void along_y(Slice* g, int planes, const Transform& transform) {
   for (int z = 0; z < planes; ++z)
-    for (int x = 0; x < 4; ++x) {
-      vfloat* q = p + z * 16 + x;
-      transform(q[0], q[4], q[8], q[12]);
-    }
+    for (int x = 0; x < LINE_POINTS; ++x) transform(g[z][0][x], g[z][1][x], g[z][2][x], g[z][3][x]);
 }
 template <class Transform>
-INLINE void along_x(vfloat* p, int planes, const Transform& transform) {
+INLINE void along_x(Slice* g, int planes, const Transform& transform) {
   for (int z = 0; z < planes; ++z)
-    for (int y = 0; y < 3; ++y) {
-      vfloat* q = p + z * 16 + y * 4;
-      transform(q[0], q[1], q[2], q[3]);
-    }
+    for (int y = 0; y < 3; ++y) transform(g[z][y]);
 }
 
-// The place of a tap among a tile's points before they are transformed.
-INLINE int place(int tap) { return tap / 9 * 16 + tap / 3 % 3 * 4 + tap % 3; }
+INLINE vfloat& at_point(Slice* g, int p) { return g[p / POINTS][p % POINTS / LINE_POINTS][p % LINE_POINTS]; }
+
+// What there is of a tap among a tile's points before they are transformed.
+INLINE vfloat& at_tap(Slice* g, int tap) { return g[tap / 9][tap / 3 % 3][tap % 3]; }
 
 // matrices[point, O / COLUMNS, i, COLUMNS] <- G g of the channel i
 template <bool VOLUME>
 void transform_weights(const ConvolutionForward& a, int64_t i, float* matrices) {
   using T = Tiles<VOLUME>;
   for (int64_t o = 0; o < a.O; o += WIDTH) {
-    vfloat g[T::SLICES * POINTS];
+    Slice g[T::SLICES];
     for (int tap = 0; tap < T::TAPS; ++tap) {
       const float* w = a.weight + i * a.in_stride + (a.mirrored ? T::TAPS - 1 - tap : tap) * a.tap_stride;
-      for (int lane = 0; lane < WIDTH; ++lane) g[place(tap)][lane] = w[(o + lane) * a.out_stride];
+      for (int lane = 0; lane < WIDTH; ++lane) at_tap(g, tap)[lane] = w[(o + lane) * a.out_stride];
     }
-    along_x(g, T::KERNEL_DEPTH, transform_weight);
+    along_x(g, T::KERNEL_DEPTH, transform_line_weight);
     along_y(g, T::KERNEL_DEPTH, transform_weight);
     if constexpr (VOLUME) along_z(g, transform_weight);
     float* matrix = matrices + (o / COLUMNS * a.I + i) * COLUMNS + o % COLUMNS;
-    for (int p = 0; p < T::SLICES * POINTS; ++p) store(matrix + p * a.I * a.O, g[p]);
+    for (int p = 0; p < T::SLICES * POINTS; ++p) store(matrix + p * a.I * a.O, at_point(g, p));
   }
 }
 
@@ -309,7 +394,8 @@ void forward(const ConvolutionForward& a) {
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < I; ++i) transform_weights<VOLUME>(a, i, matrices);
-    Buffer<float> in(POINTS * in_pitch), out(POINTS * out_pitch), zeros(a.W * I);
+    Buffer<float> in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I), initial(O);
+    if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < tiles.count; first += tiles.chunk) {
       const int64_t last = minimum(tiles.count, first + tiles.chunk);
@@ -318,11 +404,11 @@ void forward(const ConvolutionForward& a) {
         for (int p = 0; p < POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t t = 0; t < last - first; t += ROWS) {
-              const float* rows = in + p * in_pitch + t * I;
-              multiply<ROWS, 1>(&rows, I, matrices + ((slice * POINTS + p) * O + o) * I, 0, I, nullptr,
-                                out + p * out_pitch + t * O + o, O);
+              const float* rows = in + t * in_pitch + p * I;
+              multiply<ROWS, 1, false>(&rows, in_pitch, matrices + ((slice * POINTS + p) * O + o) * I, 0, I, nullptr, 1,
+                                       out + t * out_pitch + p * O + o, out_pitch);
             }
-        scatter_result(tiles, slice, out, O, first, last, a.bias, a.y);
+        scatter_result(tiles, slice, out, O, first, last, initial, a.negative_slope, a.y);
       }
     }
   }
@@ -337,7 +423,7 @@ void weight_gradient(const ConvolutionWeight& a) {
   Buffer<double> total(T::SLICES * slice_sums);  // [point, I, O]
 #pragma omp parallel num_threads(a.threads)
   {
-    Buffer<float> sums(slice_sums), in(POINTS * in_pitch), out(POINTS * out_pitch), zeros(a.W * I);
+    Buffer<float> sums(slice_sums), in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I);
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t task = 0; task < parts * T::SLICES; ++task) {
       const int64_t part = task / T::SLICES, end = minimum(tiles.count, (part + 1) * SUM_TILES);
@@ -350,7 +436,7 @@ void weight_gradient(const ConvolutionWeight& a) {
         for (int p = 0; p < POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t i = 0; i < I; i += SUM_ROWS)
-              add_products(in + p * in_pitch + i, I, out + p * out_pitch + o, O, last - first, sums + (p * I + i) * O + o,
+              add_products(in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first, sums + (p * I + i) * O + o,
                            O);
       }
       // In the order of the tasks, so that any number of threads gives the same result.
@@ -360,15 +446,15 @@ void weight_gradient(const ConvolutionWeight& a) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < I; ++i) {
       for (int64_t o = 0; o < O; o += WIDTH) {
-        vfloat g[T::SLICES * POINTS];
+        Slice g[T::SLICES];
         for (int p = 0; p < T::SLICES * POINTS; ++p)
-          for (int lane = 0; lane < WIDTH; ++lane) g[p][lane] = float(total[(p * I + i) * O + o + lane]);
+          for (int lane = 0; lane < WIDTH; ++lane) at_point(g, p)[lane] = float(total[(p * I + i) * O + o + lane]);
         if constexpr (VOLUME) along_z(g, transform_sums);
         along_y(g, T::KERNEL_DEPTH, transform_sums);
-        along_x(g, T::KERNEL_DEPTH, transform_sums);
+        along_x(g, T::KERNEL_DEPTH, transform_line_sums);
         for (int tap = 0; tap < T::TAPS; ++tap) {
           float* w = a.grad_weight + i * a.in_stride + tap * a.tap_stride;
-          for (int lane = 0; lane < WIDTH; ++lane) w[(o + lane) * a.out_stride] = g[place(tap)][lane];
+          for (int lane = 0; lane < WIDTH; ++lane) w[(o + lane) * a.out_stride] = at_tap(g, tap)[lane];
         }
       }
     }

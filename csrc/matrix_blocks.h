@@ -12,10 +12,12 @@ constexpr int ROWS = WIDTH == 16 ? 12 : 6;
 constexpr int SUM_ROWS = WIDTH == 16 ? 8 : 4;
 constexpr int64_t SUMMED = 16;  // products that are added up in a row
 
-// out[r, c] = initial[c] + sum over the segments s and k of a[s][r, k] b[s, k, c] for N rows r and COLUMNS c
-template <int N, int SEGMENTS>
+INLINE vfloat relu(vfloat x, float negative_slope) { return x > 0 ? x : negative_slope * x; }
+
+// out[r, c] = initial[c] + sum over the segments s and k of a[s][r, k] b[s, k, c] for N rows r and COLUMNS c, or its ReLU
+template <int N, int SEGMENTS, bool RELU>
 INLINE void multiply(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
-                     const float* initial, float* out, int64_t out_stride) {
+                     const float* initial, float negative_slope, float* out, int64_t out_stride) {
   vfloat sums[N][COLUMN_VECTORS];
 #pragma GCC unroll 2
   for (int v = 0; v < COLUMN_VECTORS; ++v) {
@@ -38,7 +40,7 @@ INLINE void multiply(const float* const* a, int64_t a_stride, const float* b, in
 #pragma GCC unroll 12
   for (int r = 0; r < N; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < COLUMN_VECTORS; ++v) store(out + r * out_stride + v * WIDTH, sums[r][v]);
+    for (int v = 0; v < COLUMN_VECTORS; ++v) store(out + r * out_stride + v * WIDTH, RELU ? relu(sums[r][v], negative_slope) : sums[r][v]);
 }
 
 // sums[r, c] += sum over the n rows t of a[t, r] b[t, c] for SUM_ROWS r and COLUMNS c

@@ -18,6 +18,7 @@ struct StridedConvolutionForward : StridedConvolution {
   const float* x;
   const float* weight;  // [O, I, *2]
   const float* bias;    // [channels written], may be absent
+  float negative_slope;  // of the ReLU of the result; 1 for none
   float* y;
 };
 

@@ -139,6 +139,11 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}, accepted are finite numbers above 0")
 
 
+def check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}, accepted are 0..1")
+
+
 def check_dtype(name: str, x: Tensor, accepted: tuple[torch.dtype, ...]) -> None:
     if x.dtype not in accepted:
         names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in accepted))

@@ -17,33 +17,36 @@ def convolution(
     x: Tensor,  # [B, I, *S], *S 2 or 3 axes
     weight: Tensor,  # [O, I, *3]
     bias: Tensor | None = None,  # [O]
+    negative_slope: float = 1.0,  # of a ReLU of the result; 1 leaves it out
 ) -> Tensor:  # [B, O, *S]
     """Convolution with a kernel of side 3, stride 1 and padding 1, as `torch.nn.functional.conv3d` and `conv2d`.
 
         y[b, o, s] = bias[o] + sum_i sum_t weight[o, i, t] x[b, i, s + t],  t in {-1, 0, 1}^axes, x = 0 outside
+        then max(y, 0) + negative_slope min(y, 0)
 
     x: float32, bfloat16 or float16 (float64 runs on the reference).
     weight, bias: x's dtype, or any under autocast.
 
-    The C++ kernel computes in float32 by Winograd's F(2, 3) along every axis: 64 multiplications a pair of channels where
-    the sum has 216 (16 for 36 in two axes). Rounding stays that of float32; a NaN or an infinity in x makes all results of
-    its tile of 2 x 2 x 2 voxels NaN. Unless it is asked for by name it runs where it is faster: on the CPU, in float32
+    The C++ kernel computes in float32 by Winograd's F(4, 3) along the last axis and F(2, 3) along the others: 96
+    multiplications a pair of channels where the sum has 432 (24 for 72 in two axes). Rounding stays that of float32; a NaN
+    or an infinity in x makes all results of its tile of 2 x 2 x 4 voxels NaN. Unless it is asked for by name it runs where it is faster: on the CPU, in float32
     without autocast, for channels-last x, channels in multiples of 16 and at least 256 tiles; else PyTorch convolves.
-    Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes.
+    Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
     checks.check_voxels("x", x)
     check_side(x, weight, 3)
     checks.check_convolution(weight, bias, 1, x, x.shape[1])
+    checks.check_fraction("negative_slope", negative_slope)
     tiles = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
     if x.device.type != "cpu" or (
         backends.is_automatic() and not kernel_pays(x, weight, tiles >= FEWEST_TILES)
     ):
-        return reference.convolution(x, weight, bias)
+        return reference.convolution(x, weight, bias, negative_slope)
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
     if backend == "reference":
-        return reference.convolution(x, weight, bias)
-    return KernelConvolution.apply(x, weight, bias, backend, "convolution")
+        return reference.convolution(x, weight, bias, negative_slope)
+    return KernelConvolution.apply(x, weight, bias, negative_slope, backend, "convolution")
 
 
 def check_side(x: Tensor, weight: Tensor, side: int) -> None:
@@ -70,7 +73,8 @@ def kernel_pays(
 class RawOperations(NamedTuple):
     """What a convolution computes with on its kernel."""
 
-    forward: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]  # x, weight, bias, backend
+    # x, weight, bias, slope of the ReLU, backend
+    forward: Callable[[Tensor, Tensor, Tensor | None, float, str], Tensor]
     backward: Callable[[Tensor, Tensor, str], Tensor]  # gradient of the result, weight, backend
     weight: Callable[[Tensor, Tensor, Tensor, str], Tensor]  # gradient of the result, x, weight, backend
 
@@ -78,18 +82,18 @@ class RawOperations(NamedTuple):
 _raw = torch.ops.semiseg_kernels
 RAW_OPERATIONS = {
     "convolution": RawOperations(
-        lambda x, weight, bias, backend: _raw.convolution_forward(x, weight, bias, backend),
+        lambda *arguments: _raw.convolution_forward(*arguments),
         lambda grad_y, weight, backend: _raw.convolution_backward(grad_y, weight, backend),
         lambda grad_y, x, weight, backend: _raw.convolution_weight(grad_y, x, weight, backend),
     ),
     "strided_convolution": RawOperations(
-        lambda x, weight, bias, backend: _raw.strided_convolution_forward(x, weight, bias, backend),
-        lambda grad_y, weight, backend: _raw.strided_convolution_transposed(grad_y, weight, None, backend),
+        lambda *arguments: _raw.strided_convolution_forward(*arguments),
+        lambda grad_y, weight, backend: _raw.strided_convolution_transposed(grad_y, weight, None, 1.0, backend),
         lambda grad_y, x, weight, backend: _raw.strided_convolution_weight(x, grad_y, weight, backend),
     ),
     "transposed_convolution": RawOperations(
-        lambda x, weight, bias, backend: _raw.strided_convolution_transposed(x, weight, bias, backend),
-        lambda grad_y, weight, backend: _raw.strided_convolution_forward(grad_y, weight, None, backend),
+        lambda *arguments: _raw.strided_convolution_transposed(*arguments),
+        lambda grad_y, weight, backend: _raw.strided_convolution_forward(grad_y, weight, None, 1.0, backend),
         lambda grad_y, x, weight, backend: _raw.strided_convolution_weight(grad_y, x, weight, backend),
     ),
 }
@@ -100,22 +104,32 @@ class KernelConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, operation: str
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        negative_slope: float,
+        backend: str,
+        operation: str,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.backend, ctx.operation = backend, operation
-        return RAW_OPERATIONS[operation].forward(x, weight, bias, backend)
+        y = RAW_OPERATIONS[operation].forward(x, weight, bias, negative_slope, backend)
+        # Without ReLU the result is not kept, so that it may be changed in place.
+        ctx.save_for_backward(x, weight, None if negative_slope == 1 else y)
+        ctx.negative_slope, ctx.backend, ctx.operation = negative_slope, backend, operation
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, y = ctx.saved_tensors
+        if y is not None:
+            grad_y = torch.where(y > 0, grad_y, ctx.negative_slope * grad_y)
         raw = RAW_OPERATIONS[ctx.operation]
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_x = raw.backward(grad_y, weight, ctx.backend) if needs_x else None
         grad_weight = raw.weight(grad_y, x, weight, ctx.backend) if needs_weight else None
         grad_bias = grad_y.sum((0, *range(2, grad_y.dim()))) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def channels_last(dimensions: int) -> torch.memory_format:
@@ -127,7 +141,9 @@ def fake_result(x: Tensor, channels: int, sides: Sequence[int | torch.SymInt]) -
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=channels_last(x.dim()))
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, backend: str
+) -> Tensor:
     return fake_result(x, weight.shape[0], x.shape[2:])
 
 
@@ -140,7 +156,8 @@ def _fake_weight(grad_y: Tensor, x: Tensor, weight: Tensor, backend: str) -> Ten
 
 
 backends.register(
-    "convolution_forward(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor", _fake_forward
+    "convolution_forward(Tensor x, Tensor weight, Tensor? bias, float negative_slope, str backend) -> Tensor",
+    _fake_forward,
 )
 backends.register("convolution_backward(Tensor grad_y, Tensor weight, str backend) -> Tensor", _fake_backward)
 backends.register(

@@ -30,8 +30,7 @@ def momentum_update_(
     checks.check_device("cluster_sum", cluster_sum, prototypes)
     checks.check_device("cluster_count", cluster_count, prototypes)
     checks.check_written("prototypes", prototypes)
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum is {momentum}, accepted are 0..1")
+    checks.check_fraction("momentum", momentum)
     backend = backends.select("momentum_update", prototypes, *prototypes.shape)
     if backend == "reference":
         return reference.momentum_update_(prototypes, cluster_sum, cluster_count, momentum)

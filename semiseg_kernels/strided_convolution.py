@@ -13,51 +13,58 @@ def strided_convolution(
     x: Tensor,  # [B, I, *2S], *S 2 or 3 axes
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None = None,  # [O]
+    negative_slope: float = 1.0,  # of a ReLU of the result; 1 leaves it out
 ) -> Tensor:  # [B, O, *S]
     """Convolution with a kernel of side 2 and stride 2, as `torch.nn.functional.conv3d` and `conv2d`.
 
         y[b, o, s] = bias[o] + sum_i sum_t weight[o, i, t] x[b, i, 2 s + t],  t in {0, 1}^axes
+        then max(y, 0) + negative_slope min(y, 0)
 
     x: float32, bfloat16 or float16 (float64 runs on the reference).
     weight, bias: x's dtype, or any under autocast.
 
     The C++ kernel computes in float32 and needs even sides. Unless it is asked for by name it runs where it is faster, on
     the terms of `convolution` but from 1024 coarse voxels on; else PyTorch convolves. Differentiable in x, weight and
-    bias. Raises ValueError on wrong shapes or dtypes.
+    bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     """
-    _check(x, weight, bias, transposed=False)
+    _check(x, weight, bias, negative_slope, transposed=False)
     even = all(side % 2 == 0 for side in x.shape[2:])
     coarse = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
     backend = _select(x, weight, even and coarse >= FEWEST_VOXELS)
     if backend == "reference":
-        return reference.strided_convolution(x, weight, bias)
+        return reference.strided_convolution(x, weight, bias, negative_slope)
     if not even:
         raise ValueError(f"x has sides {list(x.shape[2:])}, accepted by the kernel are even ones")
-    return KernelConvolution.apply(x, weight, bias, backend, "strided_convolution")
+    return KernelConvolution.apply(x, weight, bias, negative_slope, backend, "strided_convolution")
 
 
 def transposed_convolution(
     x: Tensor,  # [B, I, *S], *S 2 or 3 axes
     weight: Tensor,  # [I, O, *2]
     bias: Tensor | None = None,  # [O]
+    negative_slope: float = 1.0,  # of a ReLU of the result; 1 leaves it out
 ) -> Tensor:  # [B, O, *2S]
     """The transposed `strided_convolution`, as `torch.nn.functional.conv_transpose3d` and `conv_transpose2d`.
 
         y[b, o, 2 s + t] = bias[o] + sum_i weight[i, o, t] x[b, i, s],  t in {0, 1}^axes
+        then max(y, 0) + negative_slope min(y, 0)
 
     Dtypes, the kernel's terms, gradients and errors are those of `strided_convolution`.
     """
-    _check(x, weight, bias, transposed=True)
+    _check(x, weight, bias, negative_slope, transposed=True)
     backend = _select(x, weight, x.shape[0] * x.shape[2:].numel() >= FEWEST_VOXELS)
     if backend == "reference":
-        return reference.transposed_convolution(x, weight, bias)
-    return KernelConvolution.apply(x, weight, bias, backend, "transposed_convolution")
+        return reference.transposed_convolution(x, weight, bias, negative_slope)
+    return KernelConvolution.apply(x, weight, bias, negative_slope, backend, "transposed_convolution")
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, transposed: bool
+) -> None:
     checks.check_voxels("x", x)
     check_side(x, weight, 2)
     checks.check_convolution(weight, bias, 0, x, x.shape[1], transposed)
+    checks.check_fraction("negative_slope", negative_slope)
 
 
 def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
@@ -66,11 +73,15 @@ def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
     return backends.select("strided_convolution", x, 1, 1, max(weight.shape[:2]))
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, backend: str
+) -> Tensor:
     return fake_result(x, weight.shape[0], [side // 2 for side in x.shape[2:]])
 
 
-def _fake_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+def _fake_transposed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, backend: str
+) -> Tensor:
     return fake_result(x, weight.shape[1], [2 * side for side in x.shape[2:]])
 
 
@@ -79,10 +90,10 @@ def _fake_weight(fine: Tensor, coarse: Tensor, weight: Tensor, backend: str) -> 
 
 
 backends.register(
-    "strided_convolution_forward(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor", _fake_forward
+    "strided_convolution_forward(Tensor x, Tensor weight, Tensor? bias, float negative_slope, str backend) -> Tensor", _fake_forward
 )
 backends.register(
-    "strided_convolution_transposed(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor",
+    "strided_convolution_transposed(Tensor x, Tensor weight, Tensor? bias, float negative_slope, str backend) -> Tensor",
     _fake_transposed,
 )
 backends.register(

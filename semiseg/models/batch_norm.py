@@ -5,7 +5,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from semiseg_kernels import batch_norm_relu
-from semiseg_kernels.reference.batch_norm_relu import relu
+from semiseg_kernels.reference.common import activate
 
 NEGATIVE_SLOPE = 0.01  # where the networks have a leaky ReLU
 
@@ -46,7 +46,7 @@ class BatchNormReLU(_BatchNorm):
         normalised = functional.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
-        return relu(normalised, self.negative_slope)
+        return activate(normalised, self.negative_slope)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, negative_slope={self.negative_slope}"

@@ -7,14 +7,20 @@ from semiseg_kernels import convolution, strided_convolution, transposed_convolu
 from semiseg_kernels.convolution import channels_last
 
 
-class _Convolution(_ConvNd):
+class ActivatedConvolution(_ConvNd):
+    """A convolution that computes the ReLU behind it too, once it is told its slope."""
+
+    negative_slope = 1.0  # no ReLU
+
+
+class _Convolution(ActivatedConvolution):
     """A convolution of side 3, stride 1 and padding 1 that `convolution` computes."""
 
     def forward(
         self,
         x: Tensor,  # [B, in_channels, *S]
     ) -> Tensor:  # [B, out_channels, *S]
-        y = convolution(x, self.weight, self.bias)
+        y = convolution(x, self.weight, self.bias, self.negative_slope)
         if self.weight.stride(1) != 1:
             return y
         # A single image of one channel has no memory format of its own, and comes out of PyTorch contiguous.
@@ -31,7 +37,7 @@ class Convolution3d(_Convolution, nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
-class StridedConvolution3d(nn.Conv3d):
+class StridedConvolution3d(ActivatedConvolution, nn.Conv3d):
     """A convolution of side 2 and stride 2 that `strided_convolution` computes."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -41,17 +47,17 @@ class StridedConvolution3d(nn.Conv3d):
         self,
         x: Tensor,  # [B, in_channels, *2S]
     ) -> Tensor:  # [B, out_channels, *S]
-        return strided_convolution(x, self.weight, self.bias)
+        return strided_convolution(x, self.weight, self.bias, self.negative_slope)
 
 
-class _TransposedConvolution(_ConvNd):
+class _TransposedConvolution(ActivatedConvolution):
     """A transposed convolution of side 2 and stride 2 that `transposed_convolution` computes."""
 
     def forward(
         self,
         x: Tensor,  # [B, in_channels, *S]
     ) -> Tensor:  # [B, out_channels, *2S]
-        return transposed_convolution(x, self.weight, self.bias)
+        return transposed_convolution(x, self.weight, self.bias, self.negative_slope)
 
 
 class TransposedConvolution2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size

@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from semiseg.models.batch_norm import BatchNormReLU
+from semiseg.models.convolution import ActivatedConvolution
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -16,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def fold_batch_norm(
     module: Module,  # a network, or what holds some
 ) -> Module:
-    """A copy in eval mode where the weights of convolutions do what batch normalisation behind them did.
+    """A copy in eval mode where convolutions do what batch normalisation and ReLU behind them did.
 
     Found are those that follow each other in an `nn.Sequential`, transposed convolutions among them. The copy
     computes the same but for rounding, and has weights of its own: the original can be trained on.
@@ -29,7 +30,11 @@ def fold_batch_norm(
             if isinstance(convolution, _ConvNd) and isinstance(layer, BatchNormReLU):
                 transposed = isinstance(convolution, _ConvTransposeNd)
                 sequence[index] = fuse_conv_bn_eval(convolution, layer, transposed)
-                sequence[index + 1] = _relu(layer.negative_slope)
+                if isinstance(convolution, ActivatedConvolution):
+                    sequence[index].negative_slope = layer.negative_slope
+                    sequence[index + 1] = nn.Identity()
+                else:
+                    sequence[index + 1] = _relu(layer.negative_slope)
     return folded
 
 

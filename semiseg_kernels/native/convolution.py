@@ -13,8 +13,9 @@ def forward(
     x: Tensor,  # [B, I, *S]
     weight: Tensor,  # [O, I, *3]
     bias: Tensor | None,  # [O]
+    negative_slope: float,
 ) -> Tensor:  # [B, O, *S]
-    return _convolve(backend, x, weight, bias, out_axis=0)
+    return _convolve(backend, x, weight, bias, negative_slope, out_axis=0)
 
 
 def backward(
@@ -22,7 +23,7 @@ def backward(
     grad_y: Tensor,  # [B, O, *S]
     weight: Tensor,  # [O, I, *3]
 ) -> Tensor:  # [B, I, *S]
-    return _convolve(backend, grad_y, weight, None, out_axis=1)
+    return _convolve(backend, grad_y, weight, None, negative_slope=1.0, out_axis=1)
 
 
 def weight(
@@ -50,6 +51,7 @@ def _convolve(
     x: Tensor,  # [B, channels read, *S]
     weight: Tensor,  # [O, I, *3]
     bias: Tensor | None,  # [channels written]
+    negative_slope: float,
     out_axis: int,  # of the weight
 ) -> Tensor:  # [B, channels written, *S]
     read, matrix, offset = rows(x), taps(weight), padded_bias(bias)
@@ -63,6 +65,7 @@ def _convolve(
         weight=matrix.data_ptr(),
         mirrored=out_axis == 1,
         bias=address(offset),
+        negative_slope=negative_slope,
         y=y.data_ptr(),
     )
     return finish_rows(y, weight.shape[out_axis], x.dtype)

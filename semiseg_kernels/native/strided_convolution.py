@@ -19,9 +19,10 @@ def forward(
     x: Tensor,  # [B, I, *2S]
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None,  # [O]
+    negative_slope: float,
 ) -> Tensor:  # [B, O, *S]
     coarse = torch.Size(side // 2 for side in x.shape[2:])
-    return _convolve("strided_convolution_forward", backend, x, weight, bias, coarse, coarse, 0)
+    return _convolve("strided_convolution_forward", backend, x, weight, bias, negative_slope, coarse, coarse, 0)
 
 
 def transposed(
@@ -29,9 +30,10 @@ def transposed(
     x: Tensor,  # [B, O, *S]
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None,  # [I]
+    negative_slope: float,
 ) -> Tensor:  # [B, I, *2S]
     coarse, fine = x.shape[2:], torch.Size(2 * side for side in x.shape[2:])
-    return _convolve("strided_convolution_transposed", backend, x, weight, bias, coarse, fine, 1)
+    return _convolve("strided_convolution_transposed", backend, x, weight, bias, negative_slope, coarse, fine, 1)
 
 
 def weight(
@@ -60,6 +62,7 @@ def _convolve(
     x: Tensor,  # [B, channels read, *]
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None,  # [channels written]
+    negative_slope: float,
     coarse: torch.Size,
     written: torch.Size,  # sides
     axis: int,  # of the weight, for the channels written
@@ -74,6 +77,7 @@ def _convolve(
         x=read.data_ptr(),
         weight=matrix.data_ptr(),
         bias=address(offset),
+        negative_slope=negative_slope,
         y=y.data_ptr(),
     )
     return finish_rows(y, weight.shape[axis], x.dtype)

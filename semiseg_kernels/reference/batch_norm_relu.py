@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..process_group import current_group, sum_over_processes
-from .common import accumulation_dtype
+from .common import accumulation_dtype, activate
 
 
 def batch_norm_relu(
@@ -24,12 +24,7 @@ def batch_norm_relu(
         )
     else:
         normalised = _of_all_processes(x, weight, bias, running_mean, running_variance, momentum, epsilon)
-    return relu(normalised, negative_slope)
-
-
-def relu(x: Tensor, negative_slope: float) -> Tensor:
-    """ReLU, leaky where the slope is not 0."""
-    return functional.leaky_relu(x, negative_slope) if negative_slope else functional.relu(x)
+    return activate(normalised, negative_slope)
 
 
 def move_running_statistics(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, conv2d, conv3d
+from torch.nn.functional import conv1d, conv2d, conv3d, leaky_relu, relu
 
 EPSILON = 1e-6  # norms are clamped here, so a zero vector has cosine 0 with everything
 
@@ -115,3 +115,14 @@ def convolve(
     convolution = (conv1d, conv2d, conv3d)[x.dim() - 3]
     offset = None if bias is None else bias.to(x.dtype)
     return convolution(x, weight.to(x.dtype), offset, stride=stride, padding=padding)
+
+
+def activate(
+    x: Tensor,
+    negative_slope: float,
+    inplace: bool = False,
+) -> Tensor:
+    """ReLU, leaky with a slope other than 0; x itself with 1."""
+    if negative_slope == 1:
+        return x
+    return leaky_relu(x, negative_slope, inplace) if negative_slope else relu(x, inplace)
