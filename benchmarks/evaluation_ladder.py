@@ -88,13 +88,14 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         config, len(dataset.class_names), CPU, METHODS[config.method.name].text(config, dataset.class_names)
     ).eval()
     batched = "batched windows of decoder A" in levers
+    # Once for all volumes, as an evaluation does.
+    folded = fold_batch_norm(method) if "folded batch normalisation" in levers else method
 
     def predict(image: np.ndarray) -> None:
         if not batched:
             plain_prediction(method, image, config)
             return
-        network = fold_batch_norm(method) if "folded batch normalisation" in levers else method
-        predict_case(network, image, config, CPU)
+        predict_case(folded, image, config, CPU)
 
     with kernels_of(levers):
         predict(image[tuple(slice(side) for side in config.training.patch_size)])  # warms up on a single window

@@ -173,6 +173,7 @@ void arguments(StridedConvolutionForward& a, Direction, const Visit& visit) {
   visit("weight", a.weight);
   visit("bias", a.bias);
   visit("negative_slope", a.negative_slope);
+  visit("added", a.added);
   visit("y", a.y);
 }
 

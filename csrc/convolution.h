@@ -8,7 +8,7 @@ namespace semiseg {
 struct Convolution {
   int64_t B, D, H, W;  // D is 1 for images
   bool volume;         // three axes, else two
-  int64_t I, O;        // channels read and written, multiples of 16
+  int64_t I, O;        // channels read and written, multiples of 16; of those that are read, fewer are taken too
   int64_t out_stride, in_stride, tap_stride;
   int threads;
 };

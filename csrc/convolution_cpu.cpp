@@ -23,6 +23,7 @@ constexpr int POINTS = 4 * LINE_POINTS;         // of a slice
 constexpr int LINE_VECTORS = CHANNELS / WIDTH;  // of the channels that are transformed together
 constexpr int64_t SCRATCH_BYTES = 128 << 10;    // of a thread, for most numbers of channels
 constexpr int64_t FEWEST = 12, MOST = 96;       // tiles of a chunk, multiples of ROWS
+constexpr int64_t SUM_CHANNELS = 64;            // whose products are added up in a row
 constexpr int64_t SUM_TILES = 1024;             // that the weight's gradient sums in float32
 constexpr int64_t PREFETCHED = 4;               // voxels ahead
 
@@ -119,7 +120,7 @@ INLINE void transform_sums(vfloat& s0, vfloat& s1, vfloat& s2, vfloat s3) {
 }
 
 // Along the last axis. These roots round least of those that a float32 holds in a few bits.
-constexpr float NEAR_ROOT = 0.75f, FAR_ROOT = 1.5f;
+constexpr float NEAR_ROOT = 0.625f, FAR_ROOT = 1.5f;
 constexpr float NEAR_SQUARE = NEAR_ROOT * NEAR_ROOT, FAR_SQUARE = FAR_ROOT * FAR_ROOT;
 // The values of the polynomials that vanish at all other roots.
 constexpr float AT_ZERO = 1 / (NEAR_SQUARE * FAR_SQUARE);
@@ -247,25 +248,27 @@ void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const f
 
 // What a slice has to do with one of a row's planes of y.
 struct Plane {
+  int z;
   float factor;
-  bool set;               // by this slice, which is the first
-  float negative_slope;   // of this slice, if it is the last
-  int64_t lines[2];       // below 0 outside
+  bool first, last;  // slice that has to do with it
+  int64_t lines[2];  // below 0 outside
 };
 
-// y <- y + one slice of A^T points[tile, p, o]; a plane begins with the initial values and ends with ReLU.
-template <bool VOLUME>
+// sums[tile, z, line, voxel, o] <- sums + one slice of A^T points[tile, p, o], beginning with the initial values;
+// of the last slice that has to do with a plane they are y.
+template <bool VOLUME, class Finish>
 void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
-                    const float* initial, float negative_slope, float* y) {
+                    const float* initial, float* sums, const Finish& finish) {
+  constexpr int DEPTH = Tiles<VOLUME>::OUT_DEPTH;
   const int64_t pitch = tiles.pitch(O);
   tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
-    Plane planes[2];
+    Plane planes[DEPTH];
     int count = 0;
-    for (int z = 0; z < Tiles<VOLUME>::OUT_DEPTH; ++z) {
+    for (int z = 0; z < DEPTH; ++z) {
       const float factor = VOLUME ? RESULT[z][slice] : 1;
       const auto line = [&](int64_t y) { return tiles.line(row.image, row.z + z, y); };
       if (factor != 0 && line(row.y) >= 0)
-        planes[count++] = {factor, slice == z, slice == z + Tiles<VOLUME>::KERNEL_DEPTH - 1 ? negative_slope : 1,
+        planes[count++] = {z, factor, slice == z, slice == z + Tiles<VOLUME>::KERNEL_DEPTH - 1,
                            {line(row.y), line(row.y + 1)}};
     }
     for (int64_t t = 0; t < row.n; ++t) {
@@ -282,18 +285,23 @@ void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, 
           transform_line_result(m);
           for (const Plane* plane = planes; plane < planes + count; ++plane) {
             if (plane->lines[line] < 0) continue;
-            float* out = y + (plane->lines[line] + x) * O + o;
-            const float* before = plane->set ? initial + o : out;
-            const int64_t step = plane->set ? 0 : O;
-            const auto add = [&](int64_t c, vfloat result) {
-              const vfloat sum = load(before + c * step) + plane->factor * result;
-              store(out + c * O, relu(sum, plane->negative_slope));
-            };
+            float* sum = sums + (((number + t) * DEPTH + plane->z) * 2 + line) * LINE_VOXELS * O + o;
+            const float* before = plane->first ? initial + o : sum;
+            const int64_t step = plane->first ? 0 : O;
+            vfloat v[LINE_VOXELS];
+#pragma GCC unroll 4
+            for (int c = 0; c < LINE_VOXELS; ++c) v[c] = load(before + c * step) + plane->factor * m[c];
+            if (!plane->last) {
+#pragma GCC unroll 4
+              for (int c = 0; c < LINE_VOXELS; ++c) store(sum + c * O, v[c]);
+              continue;
+            }
+            const Finish put = finish.from((plane->lines[line] + x) * O + o);
             if (voxels == LINE_VOXELS) {
 #pragma GCC unroll 4
-              for (int c = 0; c < LINE_VOXELS; ++c) add(c, m[c]);
+              for (int c = 0; c < LINE_VOXELS; ++c) put(c * O, v[c]);
             } else {
-              for (int c = 0; c < voxels; ++c) add(c, m[c]);
+              for (int c = 0; c < voxels; ++c) put(c * O, v[c]);
             }
           }
         }
@@ -384,8 +392,8 @@ void transform_weights(const ConvolutionForward& a, int64_t i, float* matrices) 
   }
 }
 
-template <bool VOLUME>
-void forward(const ConvolutionForward& a) {
+template <bool VOLUME, class Finish>
+void forward(const ConvolutionForward& a, const Finish& finish) {
   using T = Tiles<VOLUME>;
   const T tiles(a);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
@@ -395,6 +403,7 @@ void forward(const ConvolutionForward& a) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < I; ++i) transform_weights<VOLUME>(a, i, matrices);
     Buffer<float> in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I), initial(O);
+    Buffer<float> sums(tiles.chunk * T::OUT_DEPTH * 2 * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < tiles.count; first += tiles.chunk) {
@@ -404,11 +413,18 @@ void forward(const ConvolutionForward& a) {
         for (int p = 0; p < POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t t = 0; t < last - first; t += ROWS) {
-              const float* rows = in + t * in_pitch + p * I;
-              multiply<ROWS, 1, false>(&rows, in_pitch, matrices + ((slice * POINTS + p) * O + o) * I, 0, I, nullptr, 1,
-                                       out + t * out_pitch + p * O + o, out_pitch);
+              const float* matrix = matrices + ((slice * POINTS + p) * O + o) * I;
+              float* products = out + t * out_pitch + p * O + o;
+              const auto multiply_part = [&](int64_t i, const auto& put) {
+                const float* rows = in + t * in_pitch + p * I + i;
+                multiply<ROWS, 1>(&rows, in_pitch, matrix + i * COLUMNS, 0, minimum(SUM_CHANNELS, I - i), nullptr,
+                                  out_pitch, put);
+              };
+              multiply_part(0, [&](int64_t at, vfloat sum) { store(products + at, sum); });
+              for (int64_t i = SUM_CHANNELS; i < I; i += SUM_CHANNELS)
+                multiply_part(i, [&](int64_t at, vfloat sum) { store(products + at, load(products + at) + sum); });
             }
-        scatter_result(tiles, slice, out, O, first, last, initial, a.negative_slope, a.y);
+        scatter_result(tiles, slice, out, O, first, last, initial, sums, finish);
       }
     }
   }
@@ -463,7 +479,11 @@ void weight_gradient(const ConvolutionWeight& a) {
 
 }  // namespace
 
-void convolution_forward(const ConvolutionForward& a) { a.volume ? forward<true>(a) : forward<false>(a); }
+void convolution_forward(const ConvolutionForward& a) {
+  if (a.I % CHANNELS) return narrow_convolution_forward(a);
+  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr,
+              [&](const auto& finish) { a.volume ? forward<true>(a, finish) : forward<false>(a, finish); });
+}
 
 void convolution_weight(const ConvolutionWeight& a) { a.volume ? weight_gradient<true>(a) : weight_gradient<false>(a); }
 

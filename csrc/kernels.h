@@ -67,6 +67,7 @@ struct Kernels {
   void masked_class_mean_forward(const MaskedClassMean&);                              \
   void masked_class_mean_backward(const MaskedClassMean&);                             \
   void convolution_forward(const ConvolutionForward&);                                 \
+  void narrow_convolution_forward(const ConvolutionForward&);                          \
   void convolution_weight(const ConvolutionWeight&);                                   \
   void strided_convolution_forward(const StridedConvolutionForward&);                  \
   void strided_convolution_transposed(const StridedConvolutionForward&);               \

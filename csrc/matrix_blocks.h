@@ -1,4 +1,4 @@
-// Blocks of matrix products that stay in registers, ROWS x COLUMNS, float32.
+// Matrix products in blocks that stay in registers, ROWS x COLUMNS, float32, and what becomes of their results.
 #pragma once
 
 #include "simd.h"
@@ -14,10 +14,11 @@ constexpr int64_t SUMMED = 16;  // products that are added up in a row
 
 INLINE vfloat relu(vfloat x, float negative_slope) { return x > 0 ? x : negative_slope * x; }
 
-// out[r, c] = initial[c] + sum over the segments s and k of a[s][r, k] b[s, k, c] for N rows r and COLUMNS c, or its ReLU
-template <int N, int SEGMENTS, bool RELU>
+// Calls put(r * out_stride + c, sum) for N rows r and the vectors from c on of COLUMNS, with
+// sum[r, c] = initial[c] + sum over the segments s and k of a[s][r, k] b[s, k, c]
+template <int N, int SEGMENTS, class Put>
 INLINE void multiply(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
-                     const float* initial, float negative_slope, float* out, int64_t out_stride) {
+                     const float* initial, int64_t out_stride, const Put& put) {
   vfloat sums[N][COLUMN_VECTORS];
 #pragma GCC unroll 2
   for (int v = 0; v < COLUMN_VECTORS; ++v) {
@@ -40,7 +41,58 @@ INLINE void multiply(const float* const* a, int64_t a_stride, const float* b, in
 #pragma GCC unroll 12
   for (int r = 0; r < N; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < COLUMN_VECTORS; ++v) store(out + r * out_stride + v * WIDTH, RELU ? relu(sums[r][v], negative_slope) : sums[r][v]);
+    for (int v = 0; v < COLUMN_VECTORS; ++v) put(r * out_stride + v * WIDTH, sums[r][v]);
+}
+
+template <int N, int SEGMENTS, class Put>
+INLINE void multiply_rows(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
+                          const float* initial, int64_t out_stride, int64_t n, int64_t& t, const Put& put) {
+  for (; t + N <= n; t += N) {
+    const float* rows[SEGMENTS];
+    for (int s = 0; s < SEGMENTS; ++s) rows[s] = a[s] + t * a_stride;
+    multiply<N, SEGMENTS>(rows, a_stride, b, b_segment, K, initial, out_stride, put.from(t * out_stride));
+  }
+}
+
+// The same of n rows.
+template <int SEGMENTS, class Put>
+void multiply_line(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
+                   const float* initial, int64_t out_stride, int64_t n, const Put& put) {
+  int64_t t = 0;
+  multiply_rows<ROWS, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, n, t, put);
+  multiply_rows<ROWS / 2, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, n, t, put);
+  multiply_rows<1, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, n, t, put);
+}
+
+// y[at] <- sum or, if ACTIVATED, its ReLU and what there is to add.
+template <bool ACTIVATED, bool STREAMED>
+struct Finish {
+  float* y;
+  const float* added;
+  float negative_slope;
+
+  INLINE Finish from(int64_t at) const { return {y + at, added ? added + at : nullptr, negative_slope}; }
+
+  INLINE void operator()(int64_t at, vfloat sum) const {
+    if constexpr (ACTIVATED) {
+      sum = relu(sum, negative_slope);
+      if (added) sum += load(added + at);
+    }
+    if constexpr (STREAMED)
+      stream(y + at, sum);
+    else
+      store(y + at, sum);
+  }
+};
+
+// Runs work(finish) with what suits a result of that many values.
+template <class Work>
+INLINE void with_finish(float* y, int64_t values, float negative_slope, const float* added, const Work& work) {
+  const bool activated = negative_slope != 1 || added, streamed = streams(y, values * int64_t(sizeof(float)));
+  if (activated && streamed) work(Finish<true, true>{y, added, negative_slope});
+  if (activated && !streamed) work(Finish<true, false>{y, added, negative_slope});
+  if (!activated && streamed) work(Finish<false, true>{y, added, negative_slope});
+  if (!activated && !streamed) work(Finish<false, false>{y, added, negative_slope});
 }
 
 // sums[r, c] += sum over the n rows t of a[t, r] b[t, c] for SUM_ROWS r and COLUMNS c

@@ -162,6 +162,27 @@ INLINE void store(float16* p, vfloat v) {
 #endif
 }
 
+// Streaming stores spare the read of a line that is wholly written; they pay once the result exceeds the caches.
+constexpr int64_t STREAMING_BYTES = 32 << 20;
+
+INLINE bool streams(const void* p, int64_t bytes) {
+  return bytes >= STREAMING_BYTES && reinterpret_cast<uintptr_t>(p) % 64 == 0;
+}
+
+INLINE void stream(float* p, vfloat v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+template <class T>
+INLINE void stream(T* p, vfloat v) {
+  store(p, v);
+}
+
 // e^x for x <= 0, to about 1 unit in the last place; arguments below -87 count as -87. NaN stays NaN.
 INLINE vfloat exp_nonpositive(vfloat x) {
   constexpr float LOWEST = -87.f, LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;

@@ -19,6 +19,7 @@ struct StridedConvolutionForward : StridedConvolution {
   const float* weight;  // [O, I, *2]
   const float* bias;    // [channels written], may be absent
   float negative_slope;  // of the ReLU of the result; 1 for none
+  const float* added;    // to fine results behind the ReLU, in their shape; may be absent
   float* y;
 };
 

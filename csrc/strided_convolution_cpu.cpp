@@ -33,30 +33,8 @@ struct Lines {
 // The tap of a pair and of one of its two voxels.
 INLINE int tap(int pair, int64_t voxel) { return pair * 2 + int(voxel); }
 
-template <int N, int SEGMENTS, bool RELU>
-INLINE void multiply_rows(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
-                          const float* initial, float negative_slope, float* out, int64_t out_stride, int64_t n,
-                          int64_t& t) {
-  for (; t + N <= n; t += N) {
-    const float* rows[SEGMENTS];
-    for (int s = 0; s < SEGMENTS; ++s) rows[s] = a[s] + t * a_stride;
-    multiply<N, SEGMENTS, RELU>(rows, a_stride, b, b_segment, K, initial, negative_slope, out + t * out_stride,
-                                out_stride);
-  }
-}
-
-// out[t, c] = initial[c] + sum over the segments and k of a[s][t, k] b[s, k, c] for n rows t and COLUMNS c, or its ReLU
-template <int SEGMENTS, bool RELU>
-void multiply_line(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
-                   const float* initial, float negative_slope, float* out, int64_t out_stride, int64_t n) {
-  int64_t t = 0;
-  multiply_rows<ROWS, SEGMENTS, RELU>(a, a_stride, b, b_segment, K, initial, negative_slope, out, out_stride, n, t);
-  multiply_rows<ROWS / 2, SEGMENTS, RELU>(a, a_stride, b, b_segment, K, initial, negative_slope, out, out_stride, n, t);
-  multiply_rows<1, SEGMENTS, RELU>(a, a_stride, b, b_segment, K, initial, negative_slope, out, out_stride, n, t);
-}
-
-template <bool VOLUME, bool RELU>
-void to_coarse(const StridedConvolutionForward& a) {
+template <bool VOLUME, class Finish>
+void to_coarse(const StridedConvolutionForward& a, const Finish& finish) {
   using L = Lines<VOLUME>;
   const L lines(a);
   const int64_t K = 2 * a.I, O = a.O;
@@ -74,14 +52,14 @@ void to_coarse(const StridedConvolutionForward& a) {
       const float* fine[L::PAIRS];
       for (int pair = 0; pair < L::PAIRS; ++pair) fine[pair] = a.x + lines.fine(line, pair);
       for (int64_t o = 0; o < O; o += COLUMNS)
-        multiply_line<L::PAIRS, RELU>(fine, K, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, a.negative_slope,
-                                      a.y + line * a.W * O + o, O, a.W);
+        multiply_line<L::PAIRS>(fine, K, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
+                                finish.from(line * a.W * O + o));
     }
   }
 }
 
-template <bool VOLUME, bool RELU>
-void to_fine(const StridedConvolutionForward& a) {
+template <bool VOLUME, class Finish>
+void to_fine(const StridedConvolutionForward& a, const Finish& finish) {
   using L = Lines<VOLUME>;
   const L lines(a);
   const int64_t K = a.O, N = 2 * a.I;
@@ -99,8 +77,8 @@ void to_fine(const StridedConvolutionForward& a) {
       const float* coarse = a.x + line * a.W * K;
       for (int pair = 0; pair < L::PAIRS; ++pair)
         for (int64_t n = 0; n < N; n += COLUMNS)
-          multiply_line<1, RELU>(&coarse, K, matrices + (pair * N + n) * K, 0, K, a.bias ? a.bias + n % a.I : nullptr,
-                                 a.negative_slope, a.y + lines.fine(line, pair) + n, N, a.W);
+          multiply_line<1>(&coarse, K, matrices + (pair * N + n) * K, 0, K, a.bias ? a.bias + n % a.I : nullptr, N, a.W,
+                           finish.from(lines.fine(line, pair) + n));
     }
   }
 }
@@ -139,17 +117,13 @@ void weight_gradient(const StridedConvolutionWeight& a) {
 }  // namespace
 
 void strided_convolution_forward(const StridedConvolutionForward& a) {
-  if (a.negative_slope == 1)
-    a.volume ? to_coarse<true, false>(a) : to_coarse<false, false>(a);
-  else
-    a.volume ? to_coarse<true, true>(a) : to_coarse<false, true>(a);
+  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr,
+              [&](const auto& finish) { a.volume ? to_coarse<true>(a, finish) : to_coarse<false>(a, finish); });
 }
 
 void strided_convolution_transposed(const StridedConvolutionForward& a) {
-  if (a.negative_slope == 1)
-    a.volume ? to_fine<true, false>(a) : to_fine<false, false>(a);
-  else
-    a.volume ? to_fine<true, true>(a) : to_fine<false, true>(a);
+  with_finish(a.y, a.B * a.D * a.H * a.W * (a.volume ? 8 : 4) * a.I, a.negative_slope, a.added,
+              [&](const auto& finish) { a.volume ? to_fine<true>(a, finish) : to_fine<false>(a, finish); });
 }
 
 void strided_convolution_weight(const StridedConvolutionWeight& a) {

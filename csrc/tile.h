@@ -171,26 +171,8 @@ INLINE void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pi
   load_tile<uint8_t>(x, span, tile, pitch);
 }
 
-// Streaming stores spare the read of a line that is wholly written; they pay once the result exceeds the caches.
-constexpr int64_t STREAMING_BYTES = 32 << 20;
-
 INLINE bool streams(const Voxels& x) {
-  const int64_t bytes = bytes_per_element(x.type);
-  return x.batch * x.channels * x.voxels * bytes >= STREAMING_BYTES && reinterpret_cast<uintptr_t>(x.data) % 64 == 0;
-}
-
-INLINE void stream(float* p, vfloat v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, v);
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, v);
-#else
-  store(p, v);
-#endif
-}
-template <class T>
-INLINE void stream(T* p, vfloat v) {
-  store(p, v);
+  return streams(x.data, x.batch * x.channels * x.voxels * bytes_per_element(x.type));
 }
 
 template <class T>

@@ -29,8 +29,9 @@ def convolution(
 
     The C++ kernel computes in float32 by Winograd's F(4, 3) along the last axis and F(2, 3) along the others: 96
     multiplications a pair of channels where the sum has 432 (24 for 72 in two axes). Rounding stays that of float32; a NaN
-    or an infinity in x makes all results of its tile of 2 x 2 x 4 voxels NaN. Unless it is asked for by name it runs where it is faster: on the CPU, in float32
-    without autocast, for channels-last x, channels in multiples of 16 and at least 256 tiles; else PyTorch convolves.
+    or an infinity in x makes all results of its tile of 2 x 2 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it is asked for by name it
+    runs where it is faster: on the CPU, in float32 without autocast, for channels-last x, channels in multiples of 16
+    (without gradients x may have fewer than 16) and at least 256 tiles of side 2; else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
@@ -39,8 +40,9 @@ def convolution(
     checks.check_convolution(weight, bias, 1, x, x.shape[1])
     checks.check_fraction("negative_slope", negative_slope)
     tiles = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
+    narrow = x.shape[1] < CHANNEL_MULTIPLE and not needs_gradient(x, weight, bias)
     if x.device.type != "cpu" or (
-        backends.is_automatic() and not kernel_pays(x, weight, tiles >= FEWEST_TILES)
+        backends.is_automatic() and not kernel_pays(x, weight, tiles >= FEWEST_TILES, narrow)
     ):
         return reference.convolution(x, weight, bias, negative_slope)
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
@@ -62,12 +64,17 @@ def kernel_pays(
     x: Tensor,  # [B, *, *S]
     weight: Tensor,  # [*, *, *k]
     enough: bool,  # voxels, for what is done with the weight first
+    narrow: bool = False,  # few channels are read, which need not be padded
 ) -> bool:
     """Whether the kernel is faster than PyTorch's convolution, which has units for bfloat16 where the kernel has none."""
     if not enough or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    multiples = all(channels % CHANNEL_MULTIPLE == 0 for channels in weight.shape[:2])
-    return multiples and x.movedim(1, -1).is_contiguous()
+    padded = weight.shape[:1] if narrow else weight.shape[:2]
+    return all(channels % CHANNEL_MULTIPLE == 0 for channels in padded) and x.movedim(1, -1).is_contiguous()
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 class RawOperations(NamedTuple):
@@ -88,11 +95,15 @@ RAW_OPERATIONS = {
     ),
     "strided_convolution": RawOperations(
         lambda *arguments: _raw.strided_convolution_forward(*arguments),
-        lambda grad_y, weight, backend: _raw.strided_convolution_transposed(grad_y, weight, None, 1.0, backend),
+        lambda grad_y, weight, backend: _raw.strided_convolution_transposed(
+            grad_y, weight, None, 1.0, None, backend
+        ),
         lambda grad_y, x, weight, backend: _raw.strided_convolution_weight(x, grad_y, weight, backend),
     ),
     "transposed_convolution": RawOperations(
-        lambda *arguments: _raw.strided_convolution_transposed(*arguments),
+        lambda x, weight, bias, slope, backend: _raw.strided_convolution_transposed(
+            x, weight, bias, slope, None, backend
+        ),
         lambda grad_y, weight, backend: _raw.strided_convolution_forward(grad_y, weight, None, 1.0, backend),
         lambda grad_y, x, weight, backend: _raw.strided_convolution_weight(grad_y, x, weight, backend),
     ),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks, reference
-from .convolution import KernelConvolution, check_side, fake_result, kernel_pays
+from .convolution import KernelConvolution, check_side, fake_result, kernel_pays, needs_gradient
 
 FEWEST_VOXELS = 1024  # coarse; for fewer, rearranging the weight takes longer than what it spares
 
@@ -43,19 +43,29 @@ def transposed_convolution(
     weight: Tensor,  # [I, O, *2]
     bias: Tensor | None = None,  # [O]
     negative_slope: float = 1.0,  # of a ReLU of the result; 1 leaves it out
+    added: Tensor | None = None,  # [B, O, *2S], to the result, as a skip connection
 ) -> Tensor:  # [B, O, *2S]
     """The transposed `strided_convolution`, as `torch.nn.functional.conv_transpose3d` and `conv_transpose2d`.
 
         y[b, o, 2 s + t] = bias[o] + sum_i weight[i, o, t] x[b, i, s],  t in {0, 1}^axes
-        then max(y, 0) + negative_slope min(y, 0)
+        then max(y, 0) + negative_slope min(y, 0) + added
 
-    Dtypes, the kernel's terms, gradients and errors are those of `strided_convolution`.
+    Dtypes, the kernel's terms, gradients and errors are those of `strided_convolution`; `added` has the dtype of x.
     """
     _check(x, weight, bias, negative_slope, transposed=True)
+    if added is not None:
+        checks.check_dtype("added", added, (x.dtype,))
+        checks.check_shape("added", added, (x.shape[0], weight.shape[1], *(2 * side for side in x.shape[2:])))
+        checks.check_device("added", added, x)
     backend = _select(x, weight, x.shape[0] * x.shape[2:].numel() >= FEWEST_VOXELS)
     if backend == "reference":
-        return reference.transposed_convolution(x, weight, bias, negative_slope)
-    return KernelConvolution.apply(x, weight, bias, negative_slope, backend, "transposed_convolution")
+        return reference.transposed_convolution(x, weight, bias, negative_slope, added)
+    if added is None or needs_gradient(x, weight, bias, added):
+        y = KernelConvolution.apply(x, weight, bias, negative_slope, backend, "transposed_convolution")
+        return y if added is None else y + added
+    return torch.ops.semiseg_kernels.strided_convolution_transposed(
+        x, weight, bias, negative_slope, added, backend
+    )
 
 
 def _check(
@@ -80,7 +90,7 @@ def _fake_forward(
 
 
 def _fake_transposed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, backend: str
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, added: Tensor | None, backend: str
 ) -> Tensor:
     return fake_result(x, weight.shape[1], [2 * side for side in x.shape[2:]])
 
@@ -90,10 +100,12 @@ def _fake_weight(fine: Tensor, coarse: Tensor, weight: Tensor, backend: str) -> 
 
 
 backends.register(
-    "strided_convolution_forward(Tensor x, Tensor weight, Tensor? bias, float negative_slope, str backend) -> Tensor", _fake_forward
+    "strided_convolution_forward(Tensor x, Tensor weight, Tensor? bias, float negative_slope, str backend) -> Tensor",
+    _fake_forward,
 )
 backends.register(
-    "strided_convolution_transposed(Tensor x, Tensor weight, Tensor? bias, float negative_slope, str backend) -> Tensor",
+    "strided_convolution_transposed(Tensor x, Tensor weight, Tensor? bias, float negative_slope, Tensor? added, "
+    "str backend) -> Tensor",
     _fake_transposed,
 )
 backends.register(

@@ -56,8 +56,9 @@ class _TransposedConvolution(ActivatedConvolution):
     def forward(
         self,
         x: Tensor,  # [B, in_channels, *S]
+        added: Tensor | None = None,  # [B, out_channels, *2S], to the result
     ) -> Tensor:  # [B, out_channels, *2S]
-        return transposed_convolution(x, self.weight, self.bias, self.negative_slope)
+        return transposed_convolution(x, self.weight, self.bias, self.negative_slope, added)
 
 
 class TransposedConvolution2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size

@@ -26,13 +26,14 @@ def fold_batch_norm(
     for sequence in list(folded.modules()):
         if not isinstance(sequence, nn.Sequential):
             continue
-        for index, (convolution, layer) in enumerate(pairwise(list(sequence))):
+        # From the end, as what goes moves the layers behind it.
+        for index, (convolution, layer) in reversed(list(enumerate(pairwise(list(sequence))))):
             if isinstance(convolution, _ConvNd) and isinstance(layer, BatchNormReLU):
                 transposed = isinstance(convolution, _ConvTransposeNd)
                 sequence[index] = fuse_conv_bn_eval(convolution, layer, transposed)
                 if isinstance(convolution, ActivatedConvolution):
                     sequence[index].negative_slope = layer.negative_slope
-                    sequence[index + 1] = nn.Identity()
+                    del sequence[index + 1]
                 else:
                     sequence[index + 1] = _relu(layer.negative_slope)
     return folded

@@ -113,7 +113,8 @@ class VNetDecoder(nn.Module):
         """Embedding [B, filters, *S]."""
         x = features[-1]
         for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
-            x = stage(recomputable(torch.add, up(x), skip))
+            # A folded convolution stands alone, and adds by itself.
+            x = stage(up[0](x, skip) if len(up) == 1 else recomputable(torch.add, up(x), skip))
         return x
 
 

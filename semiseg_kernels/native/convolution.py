@@ -54,13 +54,15 @@ def _convolve(
     negative_slope: float,
     out_axis: int,  # of the weight
 ) -> Tensor:  # [B, channels written, *S]
-    read, matrix, offset = rows(x), taps(weight), padded_bias(bias)
+    # Few channels have a kernel of their own.
+    read = rows(x) if x.shape[1] >= CHANNEL_MULTIPLE else unpadded_rows(x)
+    matrix, offset = taps(weight), padded_bias(bias)
     y = empty_rows((x.shape[0], matrix.shape[out_axis], *x.shape[2:]))
     launch(
         backend,
         "convolution_forward",
         x.device,
-        **geometry(x.shape[0], x.shape[2:], matrix, out_axis),
+        **geometry(x.shape[0], x.shape[2:], matrix, out_axis) | {"I": read.shape[1]},
         x=read.data_ptr(),
         weight=matrix.data_ptr(),
         mirrored=out_axis == 1,
@@ -77,7 +79,13 @@ def _convolve(
 def rows(
     x: Tensor,  # [B, channels, *S]
 ) -> Tensor:
-    return _padded(x.float(), 1).contiguous(memory_format=channels_last(x.dim()))
+    return unpadded_rows(_padded(x.float(), 1))
+
+
+def unpadded_rows(
+    x: Tensor,  # [B, channels, *S]
+) -> Tensor:
+    return x.float().contiguous(memory_format=channels_last(x.dim()))
 
 
 def empty_rows(shape: Sequence[int]) -> Tensor:

@@ -22,7 +22,9 @@ def forward(
     negative_slope: float,
 ) -> Tensor:  # [B, O, *S]
     coarse = torch.Size(side // 2 for side in x.shape[2:])
-    return _convolve("strided_convolution_forward", backend, x, weight, bias, negative_slope, coarse, coarse, 0)
+    return _convolve(
+        "strided_convolution_forward", backend, x, weight, bias, negative_slope, None, coarse, coarse, 0
+    )
 
 
 def transposed(
@@ -31,9 +33,12 @@ def transposed(
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None,  # [I]
     negative_slope: float,
+    added: Tensor | None,  # [B, I, *2S]
 ) -> Tensor:  # [B, I, *2S]
     coarse, fine = x.shape[2:], torch.Size(2 * side for side in x.shape[2:])
-    return _convolve("strided_convolution_transposed", backend, x, weight, bias, negative_slope, coarse, fine, 1)
+    return _convolve(
+        "strided_convolution_transposed", backend, x, weight, bias, negative_slope, added, coarse, fine, 1
+    )
 
 
 def weight(
@@ -63,11 +68,13 @@ def _convolve(
     weight: Tensor,  # [O, I, *2]
     bias: Tensor | None,  # [channels written]
     negative_slope: float,
+    added: Tensor | None,  # [B, channels written, *written]
     coarse: torch.Size,
     written: torch.Size,  # sides
     axis: int,  # of the weight, for the channels written
 ) -> Tensor:  # [B, channels written, *written]
     read, matrix, offset = rows(x), taps(weight), padded_bias(bias)
+    summand = None if added is None else rows(added)
     y = empty_rows((x.shape[0], matrix.shape[axis], *written))
     launch(
         backend,
@@ -78,6 +85,7 @@ def _convolve(
         weight=matrix.data_ptr(),
         bias=address(offset),
         negative_slope=negative_slope,
+        added=address(summand),
         y=y.data_ptr(),
     )
     return finish_rows(y, weight.shape[axis], x.dtype)

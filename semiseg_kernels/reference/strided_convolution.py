@@ -20,7 +20,9 @@ def transposed_convolution(
     weight: Tensor,  # [I, O, *2]
     bias: Tensor | None = None,  # [O]
     negative_slope: float = 1.0,
+    added: Tensor | None = None,  # [B, O, *2S]
 ) -> Tensor:  # [B, O, *2S]
     transposed = conv_transpose3d if x.dim() == 5 else conv_transpose2d
     y = transposed(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), stride=2)
-    return activate(y, negative_slope, inplace=True)
+    y = activate(y, negative_slope, inplace=True)
+    return y if added is None else y + added

@@ -37,11 +37,11 @@ def make_inputs(case, dtype=torch.float32, layout="contiguous"):
     return x, weight, torch.randn(O), cotangent
 
 
-def everything(kernel, x, weight, bias, cotangent):
+def everything(kernel, x, weight, bias, cotangent, negative_slope=1.0):
     """Result and gradients, of two tensors where the bias is None."""
     with use_backend(kernel):
         given = [value.detach().requires_grad_() for value in (x, weight, bias) if value is not None]
-        y = convolution(*given)
+        y = convolution(*given, negative_slope=negative_slope)
         gradients = torch.autograd.grad(y, given, cotangent.to(y.dtype))
     return dict(zip(NAMES, (y.detach(), *gradients), strict=False))
 
@@ -80,7 +80,7 @@ def test_accuracy_of_every_level(level, case):
 
 @pytest.mark.parametrize("case", LARGE)
 def test_errors_are_as_small_as_pytorchs(kernel, case):
-    """With no allowance, over all values: measured are 0.5 to 0.8 times PyTorch's, of the weight's gradient 0.4 to 1.6."""
+    """Over all values, with no allowance: PyTorch's errors are small where it adds few products, as here."""
     actual, plain, exact = compared(kernel, *make_inputs(case, layout="channels_last"))
     for name, factor in zip(NAMES, (1.5, 1.5, 3.0), strict=False):
         error, of_pytorch = (
@@ -124,23 +124,43 @@ def test_bias_of_other_strides(kernel, bias):
     torch.testing.assert_close(everything(kernel, x, weight, bias, cotangent), expected, rtol=0, atol=0)
 
 
+def assert_equal_but_for_rounding(actual, expected):
+    expected = torch.as_tensor(expected, dtype=torch.float32)
+    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
 def test_worked_by_hand(backend):
     x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], requires_grad=True)
     weight = torch.arange(1.0, 10.0).view(1, 1, 3, 3).requires_grad_()
     bias = torch.tensor([10.0], requires_grad=True)
     y = convolution(x, weight, bias)
     expected = [[5 + 12 + 24 + 36, 4 + 10 + 21 + 32], [2 + 6 + 15 + 24, 1 + 4 + 12 + 20]]
-    assert torch.equal(y, torch.tensor([[expected]]) + 10.0)
+    assert_equal_but_for_rounding(y, torch.tensor([[expected]]) + 10.0)
     cotangent = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
     by_x, by_weight, by_bias = torch.autograd.grad(y, (x, weight, bias), cotangent)
-    assert by_x.flatten().tolist() == [5 + 2 * 1, 6 + 2 * 2, 8 + 2 * 4, 9 + 2 * 5]
-    assert by_weight.flatten().tolist() == [2 * 1, 2 * 2, 0, 2 * 3, 1 + 2 * 4, 2, 0, 3, 4]
+    assert_equal_but_for_rounding(by_x.flatten(), [5 + 2 * 1, 6 + 2 * 2, 8 + 2 * 4, 9 + 2 * 5])
+    assert_equal_but_for_rounding(by_weight.flatten(), [2 * 1, 2 * 2, 0, 2 * 3, 1 + 2 * 4, 2, 0, 3, 4])
     assert by_bias.tolist() == [3]
+
+
+@pytest.mark.parametrize("negative_slope", [0.0, 0.25])
+@pytest.mark.parametrize("case", ["3d", "2d", "thin", "two by three", "no batch"])
+def test_relu_of_the_result(kernel, case, negative_slope):
+    given = make_inputs(case)
+    plain = everything(kernel, *given)
+    active = plain["result"] > 0
+    slopes = torch.where(active, 1.0, negative_slope)
+    expected = everything(kernel, *given[:3], given[3] * slopes)
+    expected["result"] = plain["result"] * slopes
+    actual = everything(kernel, *given, negative_slope=negative_slope)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    with torch.no_grad(), use_backend(kernel):
+        assert torch.equal(convolution(*given[:3], negative_slope=negative_slope), actual["result"])
 
 
 @pytest.mark.parametrize("spatial", [(5, 4, 3), (6, 7)])
 def test_every_tap_shifts_the_image(backend, spatial):
-    """With whole numbers, of which none is rounded; gradients shift back."""
+    """Gradients shift back."""
     taps = list(itertools.product(range(3), repeat=len(spatial)))
     weight = torch.eye(len(taps)).view(len(taps), 1, *[3] * len(spatial))
     x, cotangent = (torch.randint(-9, 10, (2, channels, *spatial)).float() for channels in (1, len(taps)))
@@ -152,10 +172,11 @@ def test_every_tap_shifts_the_image(backend, spatial):
     actual = everything(backend, x, weight, None, cotangent)
     back = [tuple(2 - place for place in tap) for tap in taps]
     parts = [shifted(cotangent[:, number], tap) for number, tap in enumerate(back)]
-    assert torch.equal(actual["result"], torch.cat([shifted(x, tap) for tap in taps], dim=1))
-    assert torch.equal(actual["gradient of x"], sum(parts).unsqueeze(1))
-    correlations = torch.einsum("bo...,bt...->ot", cotangent, actual["result"])
-    assert torch.equal(actual["gradient of weight"].flatten(1), correlations)
+    expected = torch.cat([shifted(x, tap) for tap in taps], dim=1)
+    assert_equal_but_for_rounding(actual["result"], expected)
+    assert_equal_but_for_rounding(actual["gradient of x"], sum(parts).unsqueeze(1))
+    correlations = torch.einsum("bo...,bt...->ot", cotangent, expected)
+    assert_equal_but_for_rounding(actual["gradient of weight"].flatten(1), correlations)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -168,7 +189,9 @@ def test_nan_and_inf_stay_within_reach_of_their_tiles(backend, voxel, value):
         torch.randn(2, 17, 9, 9, 10),
     )
     voxels = torch.stack(torch.meshgrid([torch.arange(side) for side in x.shape[2:]], indexing="ij"), dim=-1)
-    distance = (voxels - torch.tensor(voxel)).abs().amax(dim=-1)
+    distance = (voxels - torch.tensor(voxel)).abs()
+    read = (distance <= 1).all(dim=-1)
+    out_of_reach = (distance > torch.tensor([2, 2, 4])).any(dim=-1)  # of a tile of 2 x 2 x 4 voxels
 
     def with_value(y):
         y = y.clone()
@@ -177,7 +200,7 @@ def test_nan_and_inf_stay_within_reach_of_their_tiles(backend, voxel, value):
 
     def assert_stays(finite):
         assert finite[0].all()
-        assert not finite[1, :, distance <= 1].any() and finite[1, :, distance > 2].all()
+        assert not finite[1, :, read].any() and finite[1, :, out_of_reach].all()
 
     actual = everything(backend, with_value(x), weight, None, cotangent)
     assert_stays(actual["result"].isfinite())
@@ -226,8 +249,8 @@ def test_channels_last_is_never_copied(kernel, monkeypatch):
 def test_opcheck(kernel, case, dtype):
     x, weight, bias, cotangent = make_inputs(case, dtype)
     operations = torch.ops.semiseg_kernels
-    for given in (bias, None):
-        torch.library.opcheck(operations.convolution_forward, (x, weight, given, kernel))
+    for given, negative_slope in ((bias, 1.0), (None, 0.01)):
+        torch.library.opcheck(operations.convolution_forward, (x, weight, given, negative_slope, kernel))
     torch.library.opcheck(operations.convolution_backward, (cotangent.to(dtype), weight, kernel))
     torch.library.opcheck(operations.convolution_weight, (cotangent.to(dtype), x, weight, kernel))
 
@@ -292,6 +315,17 @@ def test_automatic_choice(launches, name):
     assert actual["result"].dtype == dtype
 
 
+def test_few_channels_are_convolved_without_gradients_only(launches):
+    """As those of the first layer, whose gradients PyTorch computes without padding them."""
+    x, weight = torch.randn(1, 1, 16, 16, 8), torch.randn(16, 1, 3, 3, 3, requires_grad=True)
+    expected = reference.convolution(x, weight.detach())
+    torch.testing.assert_close(convolution(x, weight).detach(), expected, rtol=1e-4, atol=1e-4)
+    assert launches == []
+    with torch.no_grad():
+        torch.testing.assert_close(convolution(x, weight), expected, rtol=1e-4, atol=1e-4)
+    assert launches == ["convolution_forward"]
+
+
 def test_autocast_is_pytorchs(launches):
     shape, O, layout, _ = AUTOMATIC["256 tiles of a volume"]
     x, weight, bias = in_layout(torch.randn(shape), layout), torch.randn(O, 32, 3, 3, 3), torch.randn(O)
@@ -347,6 +381,8 @@ def test_wrong_arguments(backend):
         convolution(x.long(), weight, bias)
     with pytest.raises(ValueError, match="weight is on meta, accepted is cpu"):
         convolution(x, weight.to("meta"), bias)
+    with pytest.raises(ValueError, match=r"negative_slope is 1.5, accepted are 0\.\.1"):
+        convolution(x, weight, bias, 1.5)
 
 
 def test_what_the_kernel_cannot_run(kernel):

@@ -37,10 +37,10 @@ def make_inputs(direction, case, dtype=torch.float32, layout="contiguous"):
     return x, in_layout(weight, layout), torch.randn(channels[1]), cotangent
 
 
-def everything(kernel, direction, x, weight, bias, cotangent):
+def everything(kernel, direction, x, weight, bias, cotangent, negative_slope=1.0):
     given = [value.detach().requires_grad_() for value in (x, weight, bias) if value is not None]
     with use_backend(kernel):
-        y = getattr(semiseg_kernels, direction)(*given)
+        y = getattr(semiseg_kernels, direction)(*given, negative_slope=negative_slope)
         gradients = torch.autograd.grad(y, given, cotangent.to(y.dtype))
     return dict(zip(NAMES, (y.detach(), *gradients), strict=False))
 
@@ -103,6 +103,41 @@ def test_worked_by_hand(backend):
     assert torch.equal(back, by_x + 0.5)
 
 
+@pytest.mark.parametrize("negative_slope", [0.0, 0.25])
+@pytest.mark.parametrize("case", ["3d", "2d", "thin", "no batch"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_relu_of_the_result(kernel, direction, case, negative_slope):
+    given = make_inputs(direction, case)
+    plain = everything(kernel, direction, *given)
+    slopes = torch.where(plain["result"] > 0, 1.0, negative_slope)
+    expected = everything(kernel, direction, *given[:3], given[3] * slopes)
+    expected["result"] = plain["result"] * slopes
+    actual = everything(kernel, direction, *given, negative_slope=negative_slope)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ["3d", "2d", "thin", "no batch"])
+def test_added(kernel, case, dtype, layout):
+    """To the result behind ReLU, whether or not a gradient is asked for."""
+    x, weight, bias, cotangent = make_inputs("transposed_convolution", case, dtype)
+    added = in_layout(torch.randn(cotangent.shape).to(dtype), layout)
+    with use_backend(kernel):
+        expected = transposed_convolution(x, weight, bias, 0.0) + added
+        actual = transposed_convolution(x, weight, bias, 0.0, added)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=torch.finfo(dtype).eps * 8)
+        given = [value.requires_grad_() for value in (x, weight, bias, added)]
+        y = transposed_convolution(*given[:3], 0.0, added)
+        assert torch.equal(y, expected)
+        gradients = torch.autograd.grad(y, given, cotangent.to(dtype))
+        without = torch.autograd.grad(
+            transposed_convolution(*given[:3], 0.0), given[:3], cotangent.to(dtype)
+        )
+    for gradient, other in zip(gradients, (*without, cotangent.to(dtype)), strict=True):
+        assert torch.equal(gradient, other)
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_nan_stays_in_its_voxels(backend, direction):
     x, weight, bias, _ = make_inputs(direction, "2d")
@@ -126,8 +161,11 @@ def test_same_bits_from_any_number_of_threads(kernel, direction, threads):
 def test_opcheck(kernel):
     x, weight, bias, cotangent = make_inputs("strided_convolution", "2d")
     operations = torch.ops.semiseg_kernels
-    torch.library.opcheck(operations.strided_convolution_forward, (x, weight, bias, kernel))
-    torch.library.opcheck(operations.strided_convolution_transposed, (cotangent, weight, None, kernel))
+    torch.library.opcheck(operations.strided_convolution_forward, (x, weight, bias, 0.01, kernel))
+    for added in (torch.randn(x.shape), None):
+        torch.library.opcheck(
+            operations.strided_convolution_transposed, (cotangent, weight, None, 1.0, added, kernel)
+        )
     torch.library.opcheck(operations.strided_convolution_weight, (x, cotangent, weight, kernel))
 
 
@@ -164,6 +202,14 @@ def test_wrong_arguments(backend):
         transposed_convolution(x, weight, bias)
     with pytest.raises(ValueError, match="accepted are 2 or 3 axes of voxels"):
         transposed_convolution(x[0], weight[0], bias)
+    with pytest.raises(ValueError, match=r"negative_slope is -0.1, accepted are 0\.\.1"):
+        strided_convolution(x, weight, bias, -0.1)
+    with pytest.raises(
+        ValueError, match=r"added has shape \[3, 16, 14, 18\], accepted is \[3, 16, 28, 36\]"
+    ):
+        transposed_convolution(x, weight.transpose(0, 1), bias, added=torch.randn(3, 16, 14, 18))
+    with pytest.raises(ValueError, match="added has dtype float64, accepted are float32"):
+        transposed_convolution(x, weight.transpose(0, 1), bias, added=torch.randn(3, 16, 28, 36).double())
     with pytest.raises(ValueError, match="x has dtype int64"):
         transposed_convolution(x.long(), weight, bias)
 
