@@ -19,13 +19,17 @@ namespace semiseg::SEMISEG_LEVEL {
 namespace {
 
 constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;  // of a tile, along the last axis
-constexpr int POINTS = 4 * LINE_POINTS;         // of a slice
-constexpr int LINE_VECTORS = CHANNELS / WIDTH;  // of the channels that are transformed together
-constexpr int64_t SCRATCH_BYTES = 128 << 10;    // of a thread, for most numbers of channels
-constexpr int64_t FEWEST = 12, MOST = 96;       // tiles of a chunk, multiples of ROWS
-constexpr int64_t SUM_CHANNELS = 64;            // whose products are added up in a row
-constexpr int64_t SUM_TILES = 1024;             // that the weight's gradient sums in float32
-constexpr int64_t PREFETCHED = 4;               // voxels ahead
+constexpr int POINTS = 4 * LINE_POINTS;          // of a slice
+constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
+constexpr int64_t SUM_CHANNELS = 64;             // whose products are added up in a row
+constexpr int64_t SUM_TILES = 1024;              // that the weight's gradient sums in float32
+constexpr int64_t PREFETCHED = 4;                // voxels ahead
+
+// How many tiles are a thread's at once: what fits, for most numbers of channels, into that much scratch.
+struct Chunk {
+  int64_t bytes, fewest, most;  // tiles in multiples of ROWS
+};
+constexpr Chunk FORWARD{128 << 10, 12, 96}, WEIGHT{256 << 10, 24, 96};  // the weight's sums are read once a chunk
 
 // The transforms along the first axis, for each of its points.
 constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
@@ -42,13 +46,13 @@ struct Tiles {
   int64_t depth, height, width;  // in tiles
   int64_t count, chunk;          // tiles; of a chunk at most
 
-  explicit Tiles(const Convolution& a) : D(a.D), H(a.H), W(a.W) {
+  Tiles(const Convolution& a, const Chunk& limits) : D(a.D), H(a.H), W(a.W) {
     depth = VOLUME ? (D + 1) / 2 : D;
     height = (H + 1) / 2;
     width = (W + LINE_VOXELS - 1) / LINE_VOXELS;
     count = a.B * depth * height * width;
-    const int64_t affordable = SCRATCH_BYTES / (POINTS * (a.I + a.O) * int64_t(sizeof(float)));
-    chunk = maximum(FEWEST, minimum(MOST, affordable / ROWS * ROWS));
+    const int64_t affordable = limits.bytes / (POINTS * (a.I + a.O) * int64_t(sizeof(float)));
+    chunk = maximum(limits.fewest, minimum(limits.most, affordable / ROWS * ROWS));
   }
 
   // Tiles a power of two apart would share few cache sets.
@@ -395,7 +399,7 @@ void transform_weights(const ConvolutionForward& a, int64_t i, float* matrices) 
 template <bool VOLUME, class Finish>
 void forward(const ConvolutionForward& a, const Finish& finish) {
   using T = Tiles<VOLUME>;
-  const T tiles(a);
+  const T tiles(a, FORWARD);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
   Buffer<float> matrices(T::SLICES * POINTS * I * O, Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
@@ -433,7 +437,7 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
 template <bool VOLUME>
 void weight_gradient(const ConvolutionWeight& a) {
   using T = Tiles<VOLUME>;
-  const T tiles(a);
+  const T tiles(a, WEIGHT);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
   const int64_t parts = (tiles.count + SUM_TILES - 1) / SUM_TILES, slice_sums = POINTS * I * O;
   Buffer<double> total(T::SLICES * slice_sums);  // [point, I, O]

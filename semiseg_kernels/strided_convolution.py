@@ -68,9 +68,7 @@ def transposed_convolution(
     )
 
 
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, transposed: bool
-) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, transposed: bool) -> None:
     checks.check_voxels("x", x)
     check_side(x, weight, 2)
     checks.check_convolution(weight, bias, 0, x, x.shape[1], transposed)

@@ -30,9 +30,9 @@ def fold_batch_norm(
         for index, (convolution, layer) in reversed(list(enumerate(pairwise(list(sequence))))):
             if isinstance(convolution, _ConvNd) and isinstance(layer, BatchNormReLU):
                 transposed = isinstance(convolution, _ConvTransposeNd)
-                sequence[index] = fuse_conv_bn_eval(convolution, layer, transposed)
-                if isinstance(convolution, ActivatedConvolution):
-                    sequence[index].negative_slope = layer.negative_slope
+                sequence[index] = fused = fuse_conv_bn_eval(convolution, layer, transposed)
+                if isinstance(fused, ActivatedConvolution):
+                    fused.negative_slope = layer.negative_slope
                     del sequence[index + 1]
                 else:
                     sequence[index + 1] = _relu(layer.negative_slope)

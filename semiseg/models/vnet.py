@@ -1,5 +1,7 @@
 """V-Net for volumes, in the form semi-supervised methods on the left atrium compare with."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,12 @@ def _interpolate(in_channels: int, channels: int, normalization: bool) -> nn.Seq
 def check_upsampling(upsampling: str) -> None:
     if upsampling not in UPSAMPLING:
         raise ValueError(f"upsampling is {upsampling!r}, accepted are {', '.join(map(repr, UPSAMPLING))}")
+
+
+def _upsample_and_add(up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    if isinstance(up, nn.Sequential) and len(up) == 1:  # a folded convolution, which adds by itself
+        return cast(Tensor, up[0](x, skip))
+    return recomputable(torch.add, up(x), skip)
 
 
 class VNetEncoder(nn.Module):
@@ -113,8 +121,7 @@ class VNetDecoder(nn.Module):
         """Embedding [B, filters, *S]."""
         x = features[-1]
         for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
-            # A folded convolution stands alone, and adds by itself.
-            x = stage(up[0](x, skip) if len(up) == 1 else recomputable(torch.add, up(x), skip))
+            x = stage(_upsample_and_add(up, x, skip))
         return x
 
 

@@ -131,9 +131,7 @@ def test_added(kernel, case, dtype, layout):
         y = transposed_convolution(*given[:3], 0.0, added)
         assert torch.equal(y, expected)
         gradients = torch.autograd.grad(y, given, cotangent.to(dtype))
-        without = torch.autograd.grad(
-            transposed_convolution(*given[:3], 0.0), given[:3], cotangent.to(dtype)
-        )
+        without = torch.autograd.grad(transposed_convolution(*given[:3], 0.0), given[:3], cotangent.to(dtype))
     for gradient, other in zip(gradients, (*without, cotangent.to(dtype)), strict=True):
         assert torch.equal(gradient, other)
 
@@ -204,9 +202,7 @@ def test_wrong_arguments(backend):
         transposed_convolution(x[0], weight[0], bias)
     with pytest.raises(ValueError, match=r"negative_slope is -0.1, accepted are 0\.\.1"):
         strided_convolution(x, weight, bias, -0.1)
-    with pytest.raises(
-        ValueError, match=r"added has shape \[3, 16, 14, 18\], accepted is \[3, 16, 28, 36\]"
-    ):
+    with pytest.raises(ValueError, match=r"added has shape \[3, 16, 14, 18\], accepted is \[3, 16, 28, 36\]"):
         transposed_convolution(x, weight.transpose(0, 1), bias, added=torch.randn(3, 16, 14, 18))
     with pytest.raises(ValueError, match="added has dtype float64, accepted are float32"):
         transposed_convolution(x, weight.transpose(0, 1), bias, added=torch.randn(3, 16, 28, 36).double())
