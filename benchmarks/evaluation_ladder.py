@@ -98,9 +98,8 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         predict_case(folded, image, config, CPU)
 
     with kernels_of(levers):
-        predict(
-            image[tuple(slice(side) for side in config.training.patch_size)]
-        )  # warms up on a single window
+        # Warms up on a single window.
+        predict(image[tuple(slice(side) for side in config.training.patch_size)])
         started = time.perf_counter()
         predict(image)
         predicted = time.perf_counter()

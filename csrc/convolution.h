@@ -8,7 +8,7 @@ namespace semiseg {
 struct Convolution {
   int64_t B, D, H, W;  // D is 1 for images
   bool volume;         // three axes, else two
-  int64_t I, O;        // channels read and written, multiples of 16; of those that are read, fewer are taken too
+  int64_t I, O;        // channels read and written, multiples of 16; forward also reads fewer than 16
   int64_t out_stride, in_stride, tap_stride;
   int threads;
 };
@@ -19,7 +19,7 @@ struct ConvolutionForward : Convolution {
   bool mirrored;        // taps in reverse: with channels exchanged, the gradient of the input
   const float* bias;    // [O], may be absent
   float negative_slope;  // of the ReLU of the result; 1 for none
-  float* y;             // [B, *S, O]
+  float* y;              // [B, *S, O]
 };
 
 struct ConvolutionWeight : Convolution {

@@ -94,9 +94,8 @@ def empty_rows(shape: Sequence[int]) -> Tensor:
 
 def finish_rows(y: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     if y.shape[1] != channels:
-        y = y[:, :channels].clone(
-            memory_format=channels_last(y.dim())
-        )  # a view could not be changed in place
+        # A view could not be changed in place.
+        y = y[:, :channels].clone(memory_format=channels_last(y.dim()))
     return y.to(dtype)
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+import semiseg_kernels.native.strided_convolution as native
 from semiseg.models import TwoDecoderUNet, TwoDecoderVNet, TwoNetworks, UNet, VNet, VoxelPrompt
 from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.folding import fold_batch_norm
+from semiseg_kernels import available_backends
 
 UNET = {"filters": (4, 8, 16), "dropout": (0.1, 0.2, 0.3)}
 
@@ -19,6 +21,7 @@ def prompt(width: int, dimensions: int) -> VoxelPrompt:
 
 NETWORKS = {
     "vnet": lambda: VNet(filters=4),
+    "vnet_on_kernels": lambda: VNet(filters=16),  # as many channels as the kernels of convolutions want
     "vnet_without_normalization": lambda: VNet(filters=4, normalization=False),
     "unet": lambda: UNet(num_classes=2, **UNET),
     "two_decoder_vnet": lambda: TwoDecoderVNet(filters=4, prompt=prompt(64, 3)),
@@ -92,3 +95,19 @@ def test_bfloat16_is_as_near_to_float32_as_without_folding():
             ]
     assert errors[0] > 0
     assert errors[1] < 1.25 * errors[0]
+
+
+def test_a_folded_network_leaves_relu_and_skip_connections_to_the_kernels(monkeypatch):
+    if "cpu" not in available_backends():
+        pytest.skip("the C++ kernels are not built")
+    calls, launch = [], native.launch
+
+    def recorded(backend, name, *arguments, **options):
+        calls.append((name, options["negative_slope"], bool(options.get("added"))))
+        return launch(backend, name, *arguments, **options)
+
+    monkeypatch.setattr(native, "launch", recorded)
+    network = fold_batch_norm(trained_network("vnet_on_kernels").to(memory_format=torch.channels_last_3d))
+    with torch.no_grad():
+        network(image("vnet_on_kernels"))
+    assert ("strided_convolution_transposed", 0.0, True) in calls
