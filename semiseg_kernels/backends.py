@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import KERNEL_DTYPES
+from .compilation import constant_while_compiling
 from .native.extension import extension
 from .triton.configurations import fits_tiles
 
@@ -86,7 +87,7 @@ def available_backends() -> tuple[str, ...]:
     return tuple(backend for backend in BACKENDS if missing(backend) is None)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def missing(backend: str) -> str | None:
     """None if this machine has what the backend needs, else what it lacks."""
     if backend not in _missing_reasons:
@@ -107,7 +108,7 @@ def _find_missing(backend: str) -> str | None:
     return module.driver_problem() if backend == "cuda" else None
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def device_type(backend: str) -> str:
     """Where a backend that is not missing computes; the GPU backends can be interpreted or emulated on the CPU."""
     if backend == "triton":
@@ -121,7 +122,7 @@ def has_gpu_kernels(device: torch.device) -> bool:
     return not reference_is_requested() and any(usable) and _capability(device.index or 0) >= MIN_CAPABILITY
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
@@ -194,12 +195,12 @@ def select(
 
 
 # These two run while tracing too, where neither a warning nor a log record could be part of the graph.
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _report_fallback(operation: str, backend: str, reason: str) -> None:
     logger.debug("backend %r cannot run %s: %s", backend, operation, reason)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _warn_of_reference(device: str, operation: str) -> None:
     reasons = [missing(backend) for backend in preference(device, operation, clusters=1)]
     if None not in reasons:

@@ -25,7 +25,6 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
 from semiseg.engine.training_step import TrainingStep, check_cuda_graph
 from semiseg.evaluation.evaluator import evaluate_cases, validation_config
-from semiseg.evaluation.figures import learning_curves
 from semiseg.evaluation.metrics import summarise
 from semiseg.methods import METHODS, Method, Stage
 from semiseg.methods.method import Batch
@@ -144,6 +143,9 @@ class Training:
             if log is not None:
                 log.flush()
                 save_checkpoint(log.run.checkpoint(), self.method, iteration=self.iteration)
+                # Here, because a start need not wait for what draws.
+                from semiseg.evaluation.figures import learning_curves
+
                 learning_curves(log.run.metrics, log.run.learning_curves)
                 log.run.training_state.unlink()
         if interruption.signal is not None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from semiseg.data import Case, resize
@@ -69,6 +68,8 @@ class _ClassClustering:
     """k-means of one class, fed volume by volume."""
 
     def __init__(self, num_prototypes: int, batch: int, seed: int):
+        from sklearn.cluster import MiniBatchKMeans  # more than a second, of no use to most commands
+
         self.kmeans = MiniBatchKMeans(num_prototypes, random_state=seed)
         self.batch = max(batch, num_prototypes)
         self.pending: list[np.ndarray] = []  # [n, d], fewer than `batch` voxels together

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d, leaky_relu, relu
 
+from ..compilation import constant_while_compiling
+
 EPSILON = 1e-6  # norms are clamped here, so a zero vector has cosine 0 with everything
 
 
@@ -51,7 +53,7 @@ def bmm(
         return torch.bmm(a, b)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 

@@ -84,6 +84,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def tiles_per_program(block: int) -> int:
+    """Tiles of a program that sums over its voxels."""
+    return max(VOXELS_PER_PROGRAM // block, 1)
+
+
 def fits_tiles(operation: str, num_classes: int, per_class: int) -> bool:
     """Whether a voxel's cosines with all prototypes, or its shares, find room in the registers of a tile."""
     columns = power_of_two(num_classes) * power_of_two(per_class)
@@ -107,7 +112,7 @@ def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: boo
         num_warps = 4 if clusters < 64 else 8
     # The sums of a tile must be few beside its embeddings.
     fused = num_classes * per_class * (d + 1) <= 2 * block
-    tiles = 1 if fused else VOXELS_PER_PROGRAM // block
+    tiles = 1 if fused else tiles_per_program(block)
     direct = clusters <= DIRECT_CLUSTERS and per_class <= DIRECT_PER_CLASS
     programs = None if direct else SCRATCH_PROGRAMS
     cluster_warps = 4 if clusters <= 128 else num_warps
@@ -119,14 +124,14 @@ def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: boo
 def class_tiles(num_classes: int) -> ClassTiles:
     classes = power_of_two(num_classes)
     block = min(max(2048 // classes, 16), 512)
-    return ClassTiles(classes, block, VOXELS_PER_PROGRAM // block, 4 if classes <= 128 else 8)
+    return ClassTiles(classes, block, tiles_per_program(block), 4 if classes <= 128 else 8)
 
 
 def class_product_tiles(d: int, num_classes: int) -> ClassProductTiles:
     classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 32)
     channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
     sum_block, mix_block = 32, 64
-    return ClassProductTiles(classes, channels, sum_block, VOXELS_PER_PROGRAM // sum_block, mix_block)
+    return ClassProductTiles(classes, channels, sum_block, tiles_per_program(sum_block), mix_block)
 
 
 def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles:
@@ -164,7 +169,7 @@ def upsampling_tiles(num_channels: int, channels_last: bool) -> UpsamplingTiles:
 
 
 def norm_tiles_per_program(tiles: int) -> int:
-    """Tiles of a program that sums over its voxels."""
+    """The same of batch normalisation, whose tiles are larger."""
     return min(max(tiles // NORM_PROGRAMS, 1), NORM_TILES)
 
 

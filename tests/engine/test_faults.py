@@ -29,12 +29,14 @@ from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
 
 KILLS = 20
+SHORT = ["method.pretraining_iterations=5", "method.iterations=9", "evaluation.validation_interval=7"]
 MPER = [*SLICES, "method.zero_box=[10, 10]", "method.pretraining_iterations=15", "method.iterations=25"]
 COMMANDS = {"train": train.main, "evaluate": evaluate.main}
+LATER = ["torch._dynamo", "sklearn.cluster", "semiseg.evaluation.figures"]  # what they import on the way
 
 # Children are forked from a process that has imported everything and computed nothing, so that they start at once.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["semiseg.train", "semiseg.evaluate"])
+processes.set_forkserver_preload(["semiseg.train", "semiseg.evaluate", *LATER])
 
 
 def say_what_would_run(command: list[str], check: bool) -> SimpleNamespace:
@@ -153,7 +155,7 @@ def test_killed_twenty_times_at_random_moments(mper, command, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print("seed of the moments:", seed)
     moments = random.Random(seed)
-    arguments = [*mper, "training.checkpoint_minutes=0.002"]
+    arguments = [*mper, *SHORT, "training.checkpoint_minutes=0.002"]
     expected = RunDirectory(tmp_path / "whole")
     command("train", *arguments, f"output={tmp_path / 'first'}").wait()  # the imports are done after it
     start = time.monotonic()

@@ -1,5 +1,7 @@
 """Backends to test, and memory that is never silently right."""
 
+import functools
+import importlib.util
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +20,19 @@ LARGE = (
     "many chunks", "chunks across images", "four_million", "test_same_bits", "saved_for_backward", "512 classes",
     "many classes", "many channels",
 )  # fmt: skip
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    from triton.runtime import interpreter
+
+    from semiseg_kernels.triton import configurations
+
+    configurations.VOXELS_PER_PROGRAM = 64  # so that the few voxels of a test fill several programs
+
+    # Three quarters of the interpreter's time are of no use here: it patches triton.language anew in every function
+    # that is called, and computes every integer once more, to find overflow.
+    interpreter._patch_lang = functools.cache(interpreter._patch_lang)
+    interpreter._LangPatchScope.restore = lambda scope: None
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=5000)
