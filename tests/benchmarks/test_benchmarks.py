@@ -31,8 +31,11 @@ needs_cpu = pytest.mark.skipif(
 
 @needs_cpu
 @pytest.mark.slow
-@pytest.mark.parametrize("allocator", ["kept", "default"])
-def test_run_on_tiny_inputs(tmp_path, module, allocator):
+@pytest.mark.parametrize(
+    ("allocator", "operations"),
+    [("kept", {"cluster_mean": ("forward",)}), ("default", {"prototype_head": ("forward", "backward", "step")})],
+)
+def test_run_on_tiny_inputs(tmp_path, module, allocator, operations):
     file = tmp_path / "cpu-kernels.json"
     arguments = [
         "benchmarks",
@@ -45,14 +48,13 @@ def test_run_on_tiny_inputs(tmp_path, module, allocator):
         allocator,
     ]
     done = subprocess.run(
-        [*PYTEST, *arguments, "-k", "3d and (head or cluster_mean)"],
+        [*PYTEST, *arguments, "-k", f"3d and ({' or '.join(operations)})"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(file.read_text())
     parts = [(row["operation"], row["part"]) for row in results["rows"]]
-    head = [("prototype_head", part) for part in ("forward", "backward", "step")]
-    assert parts == [*head, ("cluster_mean", "forward")]
+    assert parts == [(operation, part) for operation in operations for part in operations[operation]]
     for row in results["rows"]:
         assert row["allocator"] == allocator
         assert row["contestants"].keys() == {"cpu", "eager", "compiled"}
@@ -60,7 +62,7 @@ def test_run_on_tiny_inputs(tmp_path, module, allocator):
     assert results["environment"].keys() == {"cpu", "cores", "versions", "commit", "threads"}
     assert "benchmarks --benchmark-only --size tiny" in results["command"]
     table = module("tables").kernel_table(results)
-    assert table in done.stdout and "| prototype_head step " in table
+    assert table in done.stdout and all(f"| {operation} " in table for operation in operations)
 
 
 def test_plain_test_runs_leave_the_benchmarks_out():
