@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from h5_files import random_case, write_case
+from h5_files import random_case, write_case, write_left_atrium
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ and "OMP_NUM_THREADS" not in os.environ:
@@ -32,15 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def left_atrium(tmp_path: Path) -> Path:
-    """A left atrium folder of 5 training and 2 test volumes."""
-    random = np.random.default_rng(0)
-    for number in range(7):
-        shape = tuple(int(side) for side in random.integers(6, 12, 3))
-        folder = tmp_path / "2018LA_Seg_Training Set" / f"CASE{number}"
-        write_case(folder / "mri_norm2.h5", *random_case(random, shape, 2))
-    (tmp_path / "train.list").write_text("CASE3\nCASE1\nCASE4\nCASE0\nCASE2\n")
-    (tmp_path / "test.list").write_text("CASE5\nCASE6\n")
-    return tmp_path
+    return write_left_atrium(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 import yaml
+from h5_files import write_left_atrium
 from safetensors.torch import load_file
+from small_runs import MPER, VOLUMES
 
 from semiseg.config import load_config
 from semiseg.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -21,6 +23,9 @@ TINY_MPER = [*TINY, "method.pretraining_iterations=2", "method.iterations=3", "m
 TINY_SUPERVISED = [*TINY, "method.iterations=3"]
 
 
+SHORT = [*VOLUMES, *MPER, "method.zero_box=[20, 10, 10]"]
+
+
 def command(verb, *arguments, cwd):
     line = [sys.executable, "-m", f"semiseg.{verb}", *arguments]
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, check=False)
@@ -29,40 +34,34 @@ def command(verb, *arguments, cwd):
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
     """The same command twice."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder = write_left_atrium(tmp_path_factory.mktemp("runs"))
     for _ in range(2):
-        result = command("train", *TINY_MPER, cwd=folder)
+        result = command("train", "--config", "la_mper", *SHORT, f"dataset.root={folder}", cwd=folder)
         assert result.returncode == 0, result.stderr
-    return folder / "runs" / "phantom_mper", folder / "runs" / "phantom_mper-2"
+    return folder / "runs" / "la_mper", folder / "runs" / "la_mper-2"
 
 
 def test_a_run_leaves_everything_behind(two_runs):
     run = RunDirectory(two_runs[0])
     config = yaml.safe_load(run.config.read_text())
-    assert config["method"]["iterations"] == 3 and config["method"]["num_prototypes"] == 3
+    assert config["method"]["iterations"] == 4 and config["method"]["num_prototypes"] == 3
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     steps = [line for line in lines if "total" in line]
-    assert [line["iteration"] for line in steps] == [1, 2, 3, 4, 5]
-    assert [line["stage"] for line in steps] == ["pre-training"] * 2 + ["self-training"] * 3
-    assert "validation_dice" in lines[-1]
+    assert [line["iteration"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["stage"] for line in steps] == ["pre-training"] * 3 + ["self-training"] * 4
     for path in (
         run.learning_curves,
         *(run.overlays / f"{name}.png" for name in ("best", "median", "worst")),
     ):
         assert path.read_bytes().startswith(b"\x89PNG"), path
-    assert (
-        list(run.tensorboard.iterdir())
-        and run.checkpoint().is_file()
-        and run.checkpoint("validation").is_file()
-    )
+    assert list(run.tensorboard.iterdir()) and run.checkpoint().is_file()
     assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]
 
 
 def test_results_hold_every_case_class_and_metric(two_runs):
     results = json.loads(RunDirectory(two_runs[0]).results.read_text())
-    assert results["checkpoint"] == "last" and results["iteration"] == 5
-    assert "validation" in results["other_checkpoints"]
-    assert len(results["cases"]) == 12
+    assert results["checkpoint"] == "last" and results["iteration"] == 7
+    assert len(results["cases"]) == 2
     metrics = {"dice", "jaccard", "hd95", "asd", "hd95_mm", "assd_mm"}
     for case in results["cases"].values():
         assert set(case) == set(results["classes"][1:])
@@ -93,12 +92,12 @@ def test_supervised_and_its_only_head(tmp_path):
 
 
 def test_selecting_on_the_test_set_warns_and_says_so(tmp_path):
-    result = command(
-        "train", "--config", "phantom_supervised", *TINY_SUPERVISED, "evaluation.select=test", cwd=tmp_path
-    )
+    write_left_atrium(tmp_path)
+    overrides = [*VOLUMES, "method.iterations=2", "evaluation.select=test", f"dataset.root={tmp_path}"]
+    result = command("train", "--config", "la_supervised", *overrides, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "WARNING: the checkpoint is selected on the test set" in result.stdout + result.stderr
-    results = json.loads((tmp_path / "runs" / "phantom_supervised" / "results.json").read_text())
+    results = json.loads((tmp_path / "runs" / "la_supervised" / "results.json").read_text())
     assert results["checkpoint"] == "test" and "selected on the test set" in results["warning"]
 
 

@@ -235,13 +235,15 @@ def test_tiles_of_a_program_of_batch_normalisation():
     assert [norm_tiles_per_program(tiles) for tiles in (1, 1024, 2048, 16384, 1 << 20)] == [1, 1, 2, 16, 16]
 
 
-@pytest.fixture(scope="module", params=[80, 90, 100, 120])
-def compiled(request):
+ARCHITECTURES = (80, 90, 100, 120)
+
+
+def compile_for(architecture, entries):
     """What compiling for an architecture gave; a process of its own, as this one may be interpreting."""
     script = Path(__file__).parent / "triton_compilation.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, script, str(request.param)],
+        [sys.executable, script, str(architecture), entries],
         env=environment,
         capture_output=True,
         text=True,
@@ -251,11 +253,26 @@ def compiled(request):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_nothing_spills_and_shared_memory_fits(compiled):
-    assert len(compiled) > 20
-    for kernel in compiled:
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def compiled(request):
+    return compile_for(request.param, "COMMON")
+
+
+def assert_fits(kernels):
+    assert len(kernels) > 20
+    for kernel in kernels:
         assert kernel["spilled"] == 0, kernel
         assert kernel["shared"] <= 99 * 1024, kernel
+
+
+def test_nothing_spills_and_shared_memory_fits(compiled):
+    assert_fits(compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_other_sizes_neither_spill_nor_lack_shared_memory(architecture):
+    assert_fits(compile_for(architecture, "OTHER"))
 
 
 def test_every_kernel_is_compiled(compiled):

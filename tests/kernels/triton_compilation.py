@@ -1,6 +1,6 @@
 """Compiles what the Triton launches would run, without a GPU, and prints one line of JSON a kernel.
 
-    python triton_compilation.py 90
+    python triton_compilation.py 90 COMMON|OTHER
 
 The launches themselves decide on kernels and configurations; instead of running, every kernel is noted with
 its arguments, and then compiled. This needs a process without TRITON_INTERPRET.
@@ -69,7 +69,7 @@ COMMON = [
     ("LA", BF16, "channels_last", "grid"),
 ]
 # The other sizes, dtypes and layouts in turn.
-PLAN = {
+OTHER = {
     80: [
         ("ACDC", BF16, "contiguous", "head"),
         ("very wide", BF16, "contiguous", "head"),
@@ -232,9 +232,9 @@ def compile_for(capability, source, num_warps):
     return compiled, int(registers), spilled
 
 
-def main(capability):
+def main(capability, entries):
     seen = set()
-    for entry in [*COMMON, *PLAN[capability]]:
+    for entry in entries:
         for kernel, arguments, num_warps in noted(lambda entry=entry: run_operations(*entry)):
             source = source_of(kernel, arguments)
             key = (source.hash(), num_warps)
@@ -252,4 +252,5 @@ def main(capability):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    capability = int(sys.argv[1])
+    main(capability, {"COMMON": COMMON, "OTHER": OTHER[capability]}[sys.argv[2]])
