@@ -225,6 +225,23 @@ void arguments(BatchNormReLUStatistics& a, Direction, const Visit& visit) {
 }
 
 template <class Visit>
+void arguments(BatchNormReLUParameters& a, Direction, const Visit& visit) {
+  visit("mean", a.mean);
+  visit("variance", a.variance);
+  visit("weight", a.weight);
+  visit("bias", a.bias);
+  visit("running_mean", a.running_mean);
+  visit("running_variance", a.running_variance);
+  visit("count", a.count);
+  visit("voxels", a.voxels);
+  visit("channels", a.channels);
+  visit("momentum", a.momentum);
+  visit("epsilon", a.epsilon);
+  visit("parameters", a.parameters);
+  visit("exact", a.exact);
+}
+
+template <class Visit>
 void common_arguments(BatchNormReLU& a, const Visit& visit) {
   visit("x", a.x);
   visit("mean", a.mean);
@@ -244,6 +261,19 @@ void arguments(BatchNormReLUSums& a, Direction, const Visit& visit) {
   common_arguments(a, visit);
   visit("grad_y", a.grad_y);
   visit("sums", a.sums);
+}
+
+template <class Visit>
+void arguments(BatchNormReLUCorrection& a, Direction, const Visit& visit) {
+  visit("sums", a.sums);
+  visit("joined", a.joined);
+  visit("exact", a.exact);
+  visit("count", a.count);
+  visit("voxels", a.voxels);
+  visit("channels", a.channels);
+  visit("correction", a.correction);
+  visit("grad_weight", a.grad_weight);
+  visit("grad_bias", a.grad_bias);
 }
 
 template <class Visit>

@@ -2,7 +2,7 @@
 // g = grad_y where h > 0, negative_slope grad_y elsewhere
 // grad_x = scale (g - offset - tilt (x - mean)),  with the sums over all N voxels of a channel
 // offset = sum g / N,  tilt = sum g (x - mean) / (N (variance + epsilon))
-#include "batch_norm_relu.h"
+#include "batch_norm_relu_channels.h"
 #include "kernels.h"
 #include "tile.h"
 
@@ -283,6 +283,11 @@ void backward(const BatchNormReLUBackward& a) {
   });
 }
 
+template <class Operation>
+void compute_channels(const Operation& a) {
+  for (int64_t c = 0; c < a.channels; ++c) compute_channel(a, c);
+}
+
 }  // namespace
 
 #define SEMISEG_FOR_TYPE(function, a)                                    \
@@ -293,8 +298,10 @@ void backward(const BatchNormReLUBackward& a) {
   }
 
 void batch_norm_relu_statistics(const BatchNormReLUStatistics& a) { SEMISEG_FOR_TYPE(statistics, a) }
+void batch_norm_relu_parameters(const BatchNormReLUParameters& a) { compute_channels(a); }
 void batch_norm_relu_forward(const BatchNormReLUForward& a) { SEMISEG_FOR_TYPE(forward, a) }
 void batch_norm_relu_sums(const BatchNormReLUSums& a) { SEMISEG_FOR_TYPE(sums, a) }
+void batch_norm_relu_correction(const BatchNormReLUCorrection& a) { compute_channels(a); }
 void batch_norm_relu_backward(const BatchNormReLUBackward& a) { SEMISEG_FOR_TYPE(backward, a) }
 
 #undef SEMISEG_FOR_TYPE

@@ -5,6 +5,7 @@
 //
 // A thread has the same channels in all of its block's tiles: those of a vector of adjacent elements where channels lie
 // adjacent, else one. Their parameters and their sums stay in its registers.
+#include "batch_norm_relu_channels.h"
 #include "device_sums.cuh"
 #include "kernels.cuh"
 
@@ -219,6 +220,13 @@ __global__ void __launch_bounds__(THREADS) moments(
   }
 }
 
+// A thread for every channel.
+template <class Operation>
+__global__ void __launch_bounds__(THREADS) compute_channels(Operation a) {
+  const int64_t c = blockIdx.x * int64_t(THREADS) + threadIdx.x;
+  if (c < a.channels) compute_channel(a, c);
+}
+
 // The tiles from the end: what the statistics read last is still in the cache.
 template <class Vectors>
 __device__ __forceinline__ Span span_from_end(const Vectors& vectors, int64_t t) {
@@ -347,6 +355,13 @@ void launch_without_sums(void (*kernel)(Operation, Vectors), const Operation& a,
   launch(kernel, vectors.grid(blocks), dim3(THREADS), 0, device.stream, a, vectors);
 }
 
+template <class Operation>
+int64_t launch_channels(const Operation& a, const Device& device) {
+  if (device.workspace == nullptr) return 0;
+  launch(compute_channels<Operation>, dim3(unsigned(groups_of(a.channels, THREADS))), dim3(THREADS), 0, device.stream, a);
+  return 0;
+}
+
 }  // namespace
 
 int64_t batch_norm_relu_statistics(const BatchNormReLUStatistics& a, const Device& device) {
@@ -360,6 +375,10 @@ int64_t batch_norm_relu_statistics(const BatchNormReLUStatistics& a, const Devic
   if (device.workspace == nullptr) return workspace.bytes;
   launch(moments, dim3(blocks_without_sums(groups_of(C, THREADS), device)), dim3(THREADS), 0, device.stream, a, total);
   return workspace.bytes;
+}
+
+int64_t batch_norm_relu_parameters(const BatchNormReLUParameters& a, const Device& device) {
+  return launch_channels(a, device);
 }
 
 int64_t batch_norm_relu_forward(const BatchNormReLUForward& a, const Device& device) {
@@ -378,6 +397,10 @@ int64_t batch_norm_relu_sums(const BatchNormReLUSums& a, const Device& device) {
     launch_sums(sum_gradients<Chosen>, a, vectors, workspace, a.sums, device);
   }, a.x, a.grad_y);
   return workspace.bytes;
+}
+
+int64_t batch_norm_relu_correction(const BatchNormReLUCorrection& a, const Device& device) {
+  return launch_channels(a, device);
 }
 
 int64_t batch_norm_relu_backward(const BatchNormReLUBackward& a, const Device& device) {

@@ -60,14 +60,19 @@ void use_level(const std::string& name) {
   throw std::invalid_argument("level " + name + " is not usable here, see levels()");
 }
 
+// The smallest operations have none to tell.
+template <class Operation, class = void>
+constexpr bool has_threads = false;
+template <class Operation>
+constexpr bool has_threads<Operation, std::void_t<decltype(Operation::threads)>> = true;
+
 // Binds the kernel that the level in use has in this place; result(operation) is what Python gets.
 template <class Operation, class Argument, class Result>
 void bind_kernel(py::module_& module, const char* name, Direction direction, void (*Kernels::*kernel)(Argument),
                  const Result& result) {
   bind<Operation, Processor>(module, name, direction,
                              [kernel, result](Operation& operation, const Processor& processor) {
-                               if constexpr (!std::is_same_v<Operation, MomentumUpdate>)
-                                 operation.threads = processor.threads;
+                               if constexpr (has_threads<Operation>) operation.threads = processor.threads;
                                (kernels->*kernel)(operation);
                                return result(operation);
                              });
@@ -90,9 +95,13 @@ PYBIND11_MODULE(_C, module) {
   const auto highest = [](const auto& a) { return std::make_tuple(a.highest_label, a.highest_region); };
   bind_kernel<BatchNormReLUStatistics>(module, "batch_norm_relu_statistics", forward,
                                        &Kernels::batch_norm_relu_statistics, nothing);
+  bind_kernel<BatchNormReLUParameters>(module, "batch_norm_relu_parameters", forward,
+                                       &Kernels::batch_norm_relu_parameters, nothing);
   bind_kernel<BatchNormReLUForward>(module, "batch_norm_relu_forward", forward, &Kernels::batch_norm_relu_forward,
                                     nothing);
   bind_kernel<BatchNormReLUSums>(module, "batch_norm_relu_sums", backward, &Kernels::batch_norm_relu_sums, nothing);
+  bind_kernel<BatchNormReLUCorrection>(module, "batch_norm_relu_correction", backward,
+                                       &Kernels::batch_norm_relu_correction, nothing);
   bind_kernel<BatchNormReLUBackward>(module, "batch_norm_relu_backward", backward, &Kernels::batch_norm_relu_backward,
                                      nothing);
   bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_forward", forward,

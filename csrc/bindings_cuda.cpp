@@ -66,8 +66,10 @@ PYBIND11_MODULE(_CUDA, module) {
   // Each returns the bytes of workspace it needs; given none (0), it does nothing else.
   const auto forward = Direction::forward, backward = Direction::backward;
   bind_kernel(module, "batch_norm_relu_statistics", forward, cuda::batch_norm_relu_statistics);
+  bind_kernel(module, "batch_norm_relu_parameters", forward, cuda::batch_norm_relu_parameters);
   bind_kernel(module, "batch_norm_relu_forward", forward, cuda::batch_norm_relu_forward);
   bind_kernel(module, "batch_norm_relu_sums", backward, cuda::batch_norm_relu_sums);
+  bind_kernel(module, "batch_norm_relu_correction", backward, cuda::batch_norm_relu_correction);
   bind_kernel(module, "batch_norm_relu_backward", backward, cuda::batch_norm_relu_backward);
   bind_kernel(module, "prototype_similarity_forward", forward, cuda::prototype_similarity_forward);
   bind_kernel(module, "prototype_similarity_backward", backward, cuda::prototype_similarity_backward);

@@ -18,8 +18,10 @@
 namespace semiseg::cuda {
 
 int64_t batch_norm_relu_statistics(const BatchNormReLUStatistics&, const Device&);
+int64_t batch_norm_relu_parameters(const BatchNormReLUParameters&, const Device&);
 int64_t batch_norm_relu_forward(const BatchNormReLUForward&, const Device&);
 int64_t batch_norm_relu_sums(const BatchNormReLUSums&, const Device&);
+int64_t batch_norm_relu_correction(const BatchNormReLUCorrection&, const Device&);
 int64_t batch_norm_relu_backward(const BatchNormReLUBackward&, const Device&);
 int64_t prototype_similarity_forward(const PrototypeSimilarity&, const Device&);
 int64_t prototype_similarity_backward(const PrototypeSimilarity&, const Device&);

@@ -19,8 +19,10 @@ namespace semiseg {
 
 struct Kernels {
   void (*batch_norm_relu_statistics)(const BatchNormReLUStatistics&);
+  void (*batch_norm_relu_parameters)(const BatchNormReLUParameters&);
   void (*batch_norm_relu_forward)(const BatchNormReLUForward&);
   void (*batch_norm_relu_sums)(const BatchNormReLUSums&);
+  void (*batch_norm_relu_correction)(const BatchNormReLUCorrection&);
   void (*batch_norm_relu_backward)(const BatchNormReLUBackward&);
   void (*prototype_similarity_forward)(const PrototypeSimilarity&);
   void (*prototype_similarity_backward)(const PrototypeSimilarity&);
@@ -49,8 +51,10 @@ struct Kernels {
 #define SEMISEG_DECLARE_LEVEL(level)                                                   \
   namespace level {                                                                    \
   void batch_norm_relu_statistics(const BatchNormReLUStatistics&);                     \
+  void batch_norm_relu_parameters(const BatchNormReLUParameters&);                     \
   void batch_norm_relu_forward(const BatchNormReLUForward&);                           \
   void batch_norm_relu_sums(const BatchNormReLUSums&);                                 \
+  void batch_norm_relu_correction(const BatchNormReLUCorrection&);                     \
   void batch_norm_relu_backward(const BatchNormReLUBackward&);                         \
   void prototype_similarity_forward(const PrototypeSimilarity&);                       \
   void prototype_similarity_backward(const PrototypeSimilarity&);                      \
@@ -76,8 +80,9 @@ struct Kernels {
   void linear_classifier_backward(const LinearClassifier&);                            \
   void largest_components(const LargestComponents&);                                   \
   inline constexpr Kernels kernels{                                                    \
-      batch_norm_relu_statistics,   batch_norm_relu_forward,                           \
-      batch_norm_relu_sums,         batch_norm_relu_backward,                          \
+      batch_norm_relu_statistics,   batch_norm_relu_parameters,                        \
+      batch_norm_relu_forward,      batch_norm_relu_sums,                              \
+      batch_norm_relu_correction,   batch_norm_relu_backward,                          \
       prototype_similarity_forward, prototype_similarity_backward,                     \
       prototype_info_nce_forward,   prototype_info_nce_backward,                       \
       prototype_head_forward,       prototype_head_backward,                           \

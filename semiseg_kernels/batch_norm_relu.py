@@ -8,7 +8,6 @@ from torch.autograd.function import once_differentiable
 
 from . import backends, checks, process_group, reference
 from .recomputation import offer_recomputation
-from .reference.batch_norm_relu import move_running_statistics
 
 
 def batch_norm_relu(
@@ -52,30 +51,35 @@ def batch_norm_relu(
         return reference.batch_norm_relu(
             x, weight, bias, running_mean, running_variance, momentum, epsilon, negative_slope
         )
-    mean, variance, count = _statistics(x.detach(), backend)
-    y, parameters = _BatchNormReLU.apply(
-        x, weight, bias, mean, variance, count, float(epsilon), float(negative_slope), backend
+    operations, voxels = torch.ops.semiseg_kernels, x.numel() // x.shape[1]
+    with torch.no_grad():
+        mean, variance, count = _statistics(x, voxels, backend)
+        parameters, exact = operations.batch_norm_relu_parameters(
+            mean, variance, weight, bias, running_mean, running_variance, count, voxels, float(momentum),
+            float(epsilon), backend,
+        )  # fmt: skip
+    for values in (running_mean, running_variance):
+        # The raw operation has no key that does it: backward would not notice that a saved tensor has changed.
+        torch.autograd.graph.increment_version(values)
+    y = _BatchNormReLU.apply(
+        x, weight, bias, parameters, exact, count, voxels, float(negative_slope), backend
     )
     offer_recomputation(
-        y,
-        lambda: torch.ops.semiseg_kernels.batch_norm_relu_forward(
-            x.detach(), parameters, float(negative_slope), backend
-        ),
+        y, lambda: operations.batch_norm_relu_forward(x.detach(), parameters, float(negative_slope), backend)
     )
-    move_running_statistics(running_mean, running_variance, mean, variance, count, momentum)
     return y
 
 
 def _statistics(
     x: Tensor,  # [B, C, *S]
+    voxels: int,  # of x
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Mean and mean square deviation [C] float64 of all processes' images, and the number of voxels."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean and mean square deviation [C] float64 of all processes' images, and in a group the number of their voxels."""
     mean, variance = torch.ops.semiseg_kernels.batch_norm_relu_statistics(x, backend)
-    voxels = x.numel() // x.shape[1]
     group = process_group.current_group()
     if group is None:
-        return mean, variance, voxels
+        return mean, variance, None
     # torch.tensor would copy from the host, which waits for a GPU.
     own = torch.full((), voxels, dtype=torch.float64, device=x.device)
     count, first, second = process_group.all_reduce(group, own, own * mean, own * (variance + mean.square()))
@@ -84,59 +88,63 @@ def _statistics(
 
 
 class _BatchNormReLU(torch.autograd.Function):
-    # Numbers of every channel are float64, a small kernel each on a GPU: the fewer of them the better.
-
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        count: Tensor | int,
-        epsilon: float,
+        parameters: Tensor,
+        exact: Tensor,
+        count: Tensor | None,
+        voxels: int,
         negative_slope: float,
         backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        inverse = (variance + epsilon).rsqrt()
-        scale = weight * inverse
-        # The kernels take distances from the rounded mean; what it lacks goes into the bias, and below into the offset.
-        rounding = mean - mean.float()
-        parameters = torch.stack(
-            [mean, scale, torch.addcmul(bias.double(), scale, rounding, value=-1)]
-        ).float()
-        ctx.save_for_backward(x, parameters, rounding, inverse)
+    ) -> Tensor:
+        ctx.save_for_backward(x, parameters, exact)
         ctx.dtypes = weight.dtype, bias.dtype
-        ctx.count, ctx.negative_slope, ctx.backend = count, negative_slope, backend
+        ctx.count, ctx.voxels = count, voxels
+        ctx.negative_slope, ctx.backend = negative_slope, backend
         ctx.group = process_group.current_group()
-        y = torch.ops.semiseg_kernels.batch_norm_relu_forward(x, parameters, negative_slope, backend)
-        ctx.mark_non_differentiable(parameters)
-        return y, parameters
+        return torch.ops.semiseg_kernels.batch_norm_relu_forward(x, parameters, negative_slope, backend)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         operations = torch.ops.semiseg_kernels
-        x, parameters, rounding, inverse = ctx.saved_tensors
+        x, parameters, exact = ctx.saved_tensors
         sums = operations.batch_norm_relu_sums(grad_y, x, parameters, ctx.negative_slope, ctx.backend)
-        sums[1].addcmul_(sums[0], rounding, value=-1)
-        weight_dtype, bias_dtype = ctx.dtypes
-        grad_weight, grad_bias = (sums[1] * inverse).to(weight_dtype), sums[0].to(bias_dtype)
-        if ctx.group is not None:
-            (sums,) = process_group.all_reduce(ctx.group, sums)
-        mean_gradient, mean_product = sums / ctx.count
-        tilt = mean_product * inverse.square()
-        correction = torch.stack([torch.addcmul(mean_gradient, tilt, rounding, value=-1), tilt]).float()
+        joined = sums if ctx.group is None else process_group.all_reduce(ctx.group, sums)[0]
+        correction, grad_weight, grad_bias = operations.batch_norm_relu_correction(
+            sums, joined, exact, ctx.count, ctx.voxels, ctx.backend
+        )
         grad_x = operations.batch_norm_relu_backward(
             grad_y, x, parameters, correction, ctx.negative_slope, ctx.backend
         )
-        return grad_x, grad_weight, grad_bias, *[None] * 6
+        weight_dtype, bias_dtype = ctx.dtypes
+        return grad_x, grad_weight.to(weight_dtype), grad_bias.to(bias_dtype), *[None] * 6
 
 
 def _fake_statistics(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     mean = x.new_empty((x.shape[1],), dtype=torch.float64)
     return mean, torch.empty_like(mean)
+
+
+def _fake_parameters(
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    count: Tensor | None,
+    voxels: int,
+    momentum: float,
+    epsilon: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    (channels,) = mean.shape
+    return mean.new_empty((3, channels), dtype=torch.float32), mean.new_empty((2, channels))
 
 
 def _fake_forward(x: Tensor, parameters: Tensor, negative_slope: float, backend: str) -> Tensor:
@@ -147,6 +155,13 @@ def _fake_sums(grad_y: Tensor, x: Tensor, parameters: Tensor, negative_slope: fl
     return x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 
+def _fake_correction(
+    sums: Tensor, joined: Tensor, exact: Tensor, count: Tensor | None, voxels: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    correction = torch.empty_like(sums, dtype=torch.float32)
+    return correction, torch.empty_like(correction[0]), torch.empty_like(correction[1])
+
+
 def _fake_backward(
     grad_y: Tensor, x: Tensor, parameters: Tensor, correction: Tensor, negative_slope: float, backend: str
 ) -> Tensor:
@@ -155,12 +170,23 @@ def _fake_backward(
 
 backends.register("batch_norm_relu_statistics(Tensor x, str backend) -> (Tensor, Tensor)", _fake_statistics)
 backends.register(
+    "batch_norm_relu_parameters(Tensor mean, Tensor variance, Tensor weight, Tensor bias, Tensor(a!) running_mean, "
+    "Tensor(b!) running_variance, Tensor? count, SymInt voxels, float momentum, float epsilon, str backend) "
+    "-> (Tensor, Tensor)",
+    _fake_parameters,
+)
+backends.register(
     "batch_norm_relu_forward(Tensor x, Tensor parameters, float negative_slope, str backend) -> Tensor",
     _fake_forward,
 )
 backends.register(
     "batch_norm_relu_sums(Tensor grad_y, Tensor x, Tensor parameters, float negative_slope, str backend) -> Tensor",
     _fake_sums,
+)
+backends.register(
+    "batch_norm_relu_correction(Tensor sums, Tensor joined, Tensor exact, Tensor? count, SymInt voxels, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _fake_correction,
 )
 backends.register(
     "batch_norm_relu_backward(Tensor grad_y, Tensor x, Tensor parameters, Tensor correction, float negative_slope, "

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from semiseg_kernels.native.extension import dense, laid_out_as
 from semiseg_kernels.triton.configurations import norm_tiles, norm_tiles_per_program
-from semiseg_kernels.triton.launching import launch
+from semiseg_kernels.triton.launching import in_two, launch
 from semiseg_kernels.triton.sums import add_rows
 from semiseg_kernels.triton.tiles import locate, offsets, stride_of
 
-MOMENTS = 128  # channels of a program of _moments
+CHANNELS = 128  # of a program that passes over no voxels
 _SIZES = ["batch", "C", "N"]
 
 
@@ -136,15 +136,67 @@ def _moments(
     C,
     stride,  # of the channels of x
     count,  # B * N
-    MOMENTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    c = tl.program_id(0) * MOMENTS + tl.arange(0, MOMENTS)
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     origin = tl.load(x + tl.cast(c, tl.int64) * stride, mask=c < C, other=0).to(tl.float64)
     number = tl.cast(count, tl.float64)
     distance = tl.load(sums + c, mask=c < C, other=0) / number
     square = tl.load(sums + C + c, mask=c < C, other=0) / number - distance * distance
     tl.store(mean + c, origin + distance, mask=c < C)
     tl.store(variance + c, tl.where(square < 0, 0.0, square), mask=c < C)
+
+
+@triton.jit
+def _voxels_of_all(count, voxels):
+    if count is None:
+        return tl.cast(voxels, tl.float64)
+    else:
+        return tl.load(count)
+
+
+@triton.jit(do_not_specialize=["C", "voxels"])
+def _parameters(
+    mean,  # [C] float64
+    variance,  # [C] float64
+    weight,  # [C]
+    bias,  # [C]
+    running_mean,  # [C], updated in place
+    running_variance,  # [C], updated in place
+    count,  # [] float64, voxels of all processes, or None
+    parameters,  # [3, C]: mean, scale, bias
+    exact,  # [2, C] float64: rounding, inverse
+    C,
+    voxels,  # of x
+    momentum,
+    momentum_rest,  # see in_two
+    epsilon,
+    epsilon_rest,
+    CHANNELS: tl.constexpr,
+):
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < C
+    average = tl.load(mean + c, mask=exists, other=0)
+    square = tl.load(variance + c, mask=exists, other=0)
+    # The passes take distances from the rounded mean; what it lacks goes into the bias, and later into the offset.
+    rounding = average - average.to(tl.float32).to(tl.float64)
+    inverse = 1 / tl.sqrt(square + (tl.cast(epsilon, tl.float64) + epsilon_rest))
+    scale = tl.load(weight + c, mask=exists, other=0).to(tl.float64) * inverse
+    shift = tl.load(bias + c, mask=exists, other=0).to(tl.float64) - scale * rounding
+    tl.store(parameters + c, average.to(tl.float32), mask=exists)
+    tl.store(parameters + C + c, scale.to(tl.float32), mask=exists)
+    tl.store(parameters + 2 * C + c, shift.to(tl.float32), mask=exists)
+    tl.store(exact + c, rounding, mask=exists)
+    tl.store(exact + C + c, inverse, mask=exists)
+    eta, number = tl.cast(momentum, tl.float64) + momentum_rest, _voxels_of_all(count, voxels)
+    _move(running_mean + c, average, eta, exists)
+    _move(running_variance + c, square * (number / (number - 1)), eta, exists)
+
+
+@triton.jit
+def _move(running, batch, momentum, exists):
+    moved = (1 - momentum) * tl.load(running, mask=exists, other=0).to(tl.float64) + momentum * batch
+    tl.store(running, moved.to(tl.float32).to(running.dtype.element_ty), mask=exists)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -202,6 +254,39 @@ def _sums(
     gradient = tl.sum(gradients, axis=0, keep_dims=True).to(tl.float64)
     product = tl.sum(products, axis=0, keep_dims=True).to(tl.float64)
     _store_sums(partials, program, c, C, gradient, product)
+
+
+@triton.jit(do_not_specialize=["C", "voxels"])
+def _correction(
+    sums,  # [2, C] float64, of g and of g (x - rounded mean)
+    joined,  # [2, C] float64, those of all processes
+    exact,  # [2, C] float64: rounding, inverse
+    count,  # [] float64, voxels of all processes, or None
+    correction,  # [2, C]: offset, tilt
+    grad_weight,  # [C]
+    grad_bias,  # [C]
+    C,
+    voxels,  # of x
+    CHANNELS: tl.constexpr,
+):
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < C
+    rounding, inverse = _read_channels(exact, 0, c, C), _read_channels(exact, 1, c, C)
+    gradient, product = _read_sums(sums, rounding, c, C)
+    tl.store(grad_weight + c, (product * inverse).to(tl.float32), mask=exists)
+    tl.store(grad_bias + c, gradient.to(tl.float32), mask=exists)
+    gradient, product = _read_sums(joined, rounding, c, C)
+    number = _voxels_of_all(count, voxels)
+    tilt = product / number * inverse * inverse
+    tl.store(correction + c, (gradient / number - tilt * rounding).to(tl.float32), mask=exists)
+    tl.store(correction + C + c, tilt.to(tl.float32), mask=exists)
+
+
+@triton.jit
+def _read_sums(sums, rounding, c, C):
+    """Sums of g and of g (x - mean)."""
+    gradient = _read_channels(sums, 0, c, C)
+    return gradient, _read_channels(sums, 1, c, C) - gradient * rounding
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -292,10 +377,41 @@ def statistics(
     mean = torch.empty(C, dtype=torch.float64, device=x.device)
     variance = torch.empty_like(mean)
     launch(
-        _moments, (-(-C // MOMENTS),), x, num_warps=4, sums=sums, x=read.data, mean=mean, variance=variance,
-        C=C, stride=read.channel_stride, count=read.voxels, MOMENTS=MOMENTS,
+        _moments, (-(-C // CHANNELS),), x, num_warps=4, sums=sums, x=read.data, mean=mean, variance=variance,
+        C=C, stride=read.channel_stride, count=read.voxels, CHANNELS=CHANNELS,
     )  # fmt: skip
     return mean, variance
+
+
+def parameters(
+    mean: Tensor,  # [C] float64
+    variance: Tensor,  # [C] float64
+    weight: Tensor,  # [C]
+    bias: Tensor,  # [C]
+    running_mean: Tensor,  # [C], updated in place
+    running_variance: Tensor,  # [C], updated in place
+    count: Tensor | None,  # [] float64, voxels of all processes
+    voxels: int,  # of x
+    momentum: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:  # [3, C] float32: mean, scale, bias; [2, C] float64: rounding, inverse
+    (C,) = mean.shape
+    running = running_mean, running_variance
+    updated = [values.contiguous() for values in running]
+    result = torch.empty(3, C, dtype=torch.float32, device=mean.device)
+    exact = torch.empty(2, C, dtype=torch.float64, device=mean.device)
+    momentum, momentum_rest = in_two(momentum)
+    epsilon, epsilon_rest = in_two(epsilon)
+    launch(
+        _parameters, (-(-C // CHANNELS),), mean, num_warps=4, mean=mean, variance=variance,
+        weight=weight.contiguous(), bias=bias.contiguous(), running_mean=updated[0], running_variance=updated[1],
+        count=count, parameters=result, exact=exact, C=C, voxels=voxels, momentum=momentum,
+        momentum_rest=momentum_rest, epsilon=epsilon, epsilon_rest=epsilon_rest, CHANNELS=CHANNELS,
+    )  # fmt: skip
+    for own, values in zip(running, updated, strict=True):
+        if values is not own:
+            own.copy_(values)
+    return result, exact
 
 
 def forward(
@@ -320,6 +436,23 @@ def sums(
         _sums, grad_y=laid_out_as(read.data, grad_y), x=read.data, parameters=parameters,
         negative_slope=negative_slope,
     )  # fmt: skip
+
+
+def correction(
+    sums: Tensor,  # [2, C] float64
+    joined: Tensor,  # [2, C] float64, of all processes
+    exact: Tensor,  # [2, C] float64: rounding, inverse
+    count: Tensor | None,  # [] float64, voxels of all processes
+    voxels: int,  # of x
+) -> tuple[Tensor, Tensor, Tensor]:  # [2, C]: offset, tilt; [C]: gradients of weight and bias
+    C = sums.shape[1]
+    result = torch.empty(2, C, dtype=torch.float32, device=sums.device)
+    grad_weight, grad_bias = (torch.empty(C, dtype=torch.float32, device=sums.device) for _ in range(2))
+    launch(
+        _correction, (-(-C // CHANNELS),), sums, num_warps=4, sums=sums, joined=joined, exact=exact, count=count,
+        correction=result, grad_weight=grad_weight, grad_bias=grad_bias, C=C, voxels=voxels, CHANNELS=CHANNELS,
+    )  # fmt: skip
+    return result, grad_weight, grad_bias
 
 
 def backward(

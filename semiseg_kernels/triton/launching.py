@@ -1,5 +1,6 @@
-"""What the launches share: tensors as the kernels see them."""
+"""What the launches share: tensors and numbers as the kernels see them."""
 
+import ctypes
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,12 @@ def is_aligned(voxels: int, *tensors: Voxels) -> bool:
     This and the layout are all that a kernel is compiled for of the tensors' sizes.
     """
     return all(n % 16 == 0 for x in tensors for n in (voxels, x.batch_stride, x.stride))
+
+
+def in_two(value: float) -> tuple[float, float]:
+    """A number as the sum of two: a kernel receives numbers as float32, and twice its digits are nearly float64's."""
+    high = ctypes.c_float(value).value
+    return high, value - high
 
 
 def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, num_warps: int, **arguments: Any) -> None:

@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from semiseg_kernels import batch_norm_relu, use_backend
 
+RAW = torch.ops.semiseg_kernels
 # B, *S, C: odd sizes, fewer and more channels than vectors have lanes, and such as do not divide them
 CASES = {
     "3d": (2, (5, 7, 9), 16),
@@ -151,6 +152,53 @@ def test_other_strides(kernel, layout):
             torch.testing.assert_close(result, results[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_running_statistics_of_any_strides_and_dtype(kernel, dtype):
+    x, weight, bias = make_inputs("3d", dtype)
+    running = torch.rand(16, 2)
+    moved, expected = running.to(dtype), running.to(dtype).float().T.contiguous()
+    with use_backend(kernel):
+        y = batch_norm_relu(x, weight.to(dtype), bias.to(dtype), *moved.T, momentum=0.3)
+        z = batch_norm_relu(x, weight.to(dtype).float(), bias.to(dtype).float(), *expected, momentum=0.3)
+    torch.testing.assert_close(y, z, rtol=0, atol=0)
+    # The interpreter of Triton does not round to the nearest bfloat16.
+    torch.testing.assert_close(moved.float(), expected.T, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_numbers_of_channels(kernel, in_group):
+    """With the digits of float64, also of the options; in a group the voxels and the sums are those of all processes."""
+    C, voxels, momentum, epsilon = 300, 40, 0.3, 1e-3
+    count = torch.tensor(70.0, dtype=torch.float64) if in_group else None
+    number = 70 if in_group else voxels
+    mean, variance = torch.randn(C, dtype=torch.float64), torch.rand(C, dtype=torch.float64)
+    weight, bias, running_mean, running_variance = torch.rand(4, C)
+    moved = running_mean.clone(), running_variance.clone()
+    parameters, exact = RAW.batch_norm_relu_parameters(
+        mean, variance, weight, bias, *moved, count, voxels, momentum, epsilon, kernel
+    )
+    rounding, inverse = mean - mean.float(), (variance + epsilon).rsqrt()
+    scale = weight * inverse
+    digits = {"rtol": 1e-12, "atol": 1e-15}
+    torch.testing.assert_close(exact, torch.stack([rounding, inverse]), **digits)
+    torch.testing.assert_close(parameters, torch.stack([mean, scale, bias - scale * rounding]).float())
+    torch.testing.assert_close(moved[0], running_mean.lerp(mean.float(), momentum))
+    unbiased = variance * number / (number - 1)
+    torch.testing.assert_close(moved[1], running_variance.lerp(unbiased.float(), momentum))
+
+    sums = torch.randn(2, C, dtype=torch.float64)
+    joined = sums + torch.randn(2, C, dtype=torch.float64) if in_group else sums
+    far = exact + torch.tensor([[1.0], [0.0]])  # a rounding that shows
+    correction, grad_weight, grad_bias = RAW.batch_norm_relu_correction(
+        sums, joined, far, count, voxels, kernel
+    )
+    product, product_of_all = (values[1] - values[0] * far[0] for values in (sums, joined))
+    tilt = product_of_all / number * inverse.square()
+    torch.testing.assert_close(correction, torch.stack([joined[0] / number - tilt * far[0], tilt]).float())
+    torch.testing.assert_close(grad_weight, (product * inverse).float())
+    torch.testing.assert_close(grad_bias, sums[0].float())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["3d", "prime channels", "many chunks"])
 def test_same_bits_from_any_number_of_threads(kernel, case, layout, threads):
@@ -171,7 +219,9 @@ def test_wrong_arguments(backend):
         batch_norm_relu(x[:1, :, :1, 0], weight, bias, *running)
     with pytest.raises(ValueError, match=r"bias has shape \[31\], accepted is \[32\]"):
         batch_norm_relu(x, weight, bias[:31], *running)
-    with pytest.raises(ValueError, match=r"running_mean has strides \[0\], accepted are elements with memory"):
+    with pytest.raises(
+        ValueError, match=r"running_mean has strides \[0\], accepted are elements with memory"
+    ):
         batch_norm_relu(x, weight, bias, running[0][:1].expand(32), running[1])
     with pytest.raises(ValueError, match="running_mean has dtype int64, accepted are float32"):
         batch_norm_relu(x, weight, bias, running[0].long(), running[1])

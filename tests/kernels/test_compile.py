@@ -114,6 +114,13 @@ class TestOpcheck:
         torch.library.opcheck(RAW.batch_norm_relu_sums, (gradient, x, parameters, 0.1, kernel))
         arguments = (gradient, x, parameters, torch.randn(2, x.shape[1]), 0.1, kernel)
         torch.library.opcheck(RAW.batch_norm_relu_backward, arguments)
+        statistics = torch.rand(2, x.shape[1], dtype=torch.float64)
+        running = torch.rand(2, x.shape[1]).to(dtype)
+        for count in (None, torch.tensor(420.0, dtype=torch.float64)):
+            arguments = (*statistics, *parameters[:2], *running, count, 210, 0.1, 1e-5, kernel)
+            torch.library.opcheck(RAW.batch_norm_relu_parameters, arguments)
+            arguments = (statistics, 2 * statistics, statistics, count, 210, kernel)
+            torch.library.opcheck(RAW.batch_norm_relu_correction, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -292,7 +292,8 @@ def test_every_kernel_is_compiled(compiled):
     } <= names
     assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
     assert {
-        f"batch_norm_relu_{part}" for part in ("statistics", "moments", "forward", "sums", "backward")
+        f"batch_norm_relu_{part}"
+        for part in ("statistics", "moments", "parameters", "forward", "sums", "correction", "backward")
     } <= names
 
 

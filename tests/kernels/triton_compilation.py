@@ -186,7 +186,11 @@ def run_operations(size, dtype, layout, which):
         parameters = torch.empty(5, d)
         # In "odd" sizes no rows start at multiples of a vector.
         x = z[..., 1:] if size == "odd" and layout == "contiguous" else z
-        batch_norm_relu.statistics(x)
+        mean, variance = batch_norm_relu.statistics(x)
+        joined, count = torch.stack([mean, variance]), statistics[0]
+        for voxels in (None, count):
+            batch_norm_relu.parameters(mean, variance, *parameters[:4], voxels, B * N, 0.1, 1e-5)
+            batch_norm_relu.correction(joined, joined, joined, voxels, B * N)
         batch_norm_relu.forward(x, parameters[:3], 0.01)
         batch_norm_relu.sums(x, x, parameters[:3], 0.01)
         batch_norm_relu.backward(x, x, parameters[:3], parameters[3:], 0.01)
