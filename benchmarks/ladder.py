@@ -38,11 +38,13 @@ KERNELS = {
 def climb(description: str, workloads: Sequence[str], levers: Sequence[str], measure: Measure) -> None:
     """The command line of a ladder: every workload from no lever to all that this processor has, and the results file.
 
-    A rung is `measure(workload, its levers)`, to which the peak memory of its process is added.
+    A rung is `measure(workload, its levers)`, to which the peak memory of its process is added. In several rounds all
+    rungs take turns, and each is shown with what it measured in its median round.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("workloads", nargs="*", default=tuple(workloads), help=", ".join(workloads))
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--rounds", type=int, default=1, help="so many measurements of every rung")
     parser.add_argument(
         "--rung", type=int, metavar="LEVERS", help="measure one rung here and print it as JSON"
     )
@@ -57,12 +59,23 @@ def climb(description: str, workloads: Sequence[str], levers: Sequence[str], mea
         row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps(row))
         return
-    rows = [
-        {"workload": workload, "rungs": [_in_own_process(workload, levers[:count]) for count in range(len(levers) + 1)]}
-        for workload in options.workloads
-    ]  # fmt: skip
+    rows = []
+    for workload in options.workloads:
+        rounds = [
+            [_in_own_process(workload, levers[:count]) for count in range(len(levers) + 1)]
+            for _ in range(options.rounds)
+        ]
+        rungs = [_median(measured) for measured in zip(*rounds, strict=True)]
+        rows.append({"workload": workload, "rungs": rungs})
     if options.results:
         write_results(options.results, rows)
+
+
+def _median(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the rounds of a rung the one with the median of seconds, and the seconds of all."""
+    ranked = sorted(measured, key=lambda row: row["seconds"])
+    middle = ranked[(len(ranked) - 1) // 2]
+    return {**middle, "seconds_of_rounds": [row["seconds"] for row in measured]}
 
 
 def prepare(name: str, overrides: Sequence[str], levers: Sequence[str]) -> Config:

@@ -301,10 +301,19 @@ def ladder_table(results: Results) -> str:
         tables.append(f"{row['workload']}\n\n{markdown_table([LADDER_HEADING, *lines])}")
     where = results["environment"]
     notes = (
-        f"Own gain: over the line above. {where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
+        f"Own gain: over the line above.{_spread(results)} {where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
         f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`.{note(results)}"
     )
     return "\n\n".join([*tables, notes])
+
+
+def _spread(results: Results) -> str:
+    """How far the rounds of a rung lie apart, where there were several."""
+    rounds = [rung.get("seconds_of_rounds", [0]) for row in results["rows"] for rung in row["rungs"]]
+    if len(rounds[0]) == 1:
+        return ""
+    widest = max(max(seconds) / min(seconds) for seconds in rounds)
+    return f" Medians of {len(rounds[0])} rounds in which the lines took turns; the widest range is {widest:.2f}-fold."
 
 
 LADDER_HEADING = ("", "seconds", "own gain", "over plain with kept heap", "over plain", "peak GB")

@@ -222,6 +222,21 @@ def test_profile_of_a_training_step(module, monkeypatch):
     assert f"{100 * row['shares']['convolutions']:.1f} %" in table and "phantom_mper" in table
 
 
+def test_ladder_of_several_rounds(module, monkeypatch, tmp_path):
+    ladder, file = module("ladder"), tmp_path / "ladder.json"
+    seconds = iter([8.0, 1.0, 5.0, 2.0, 9.0, 4.0])
+    monkeypatch.setattr(ladder, "_in_own_process", lambda workload, levers: {
+        "levers": list(levers), "seconds": next(seconds), "peak_gb": 1.0})  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["ladder.py", "--rounds", "3", "--results", str(file)])
+    ladder.climb("", ("a",), ("kept heap",), lambda *_: {})
+    results = json.loads(file.read_text())
+    plain, kept = results["rows"][0]["rungs"]
+    assert plain["seconds"] == 8 and kept["seconds"] == 2 and kept["seconds_of_rounds"] == [1, 2, 4]
+    table = module("tables").ladder_table(results)
+    assert "| 4.00 |" in table and "Medians of 3 rounds in which the lines took turns" in table
+    assert "the widest range is 4.00-fold" in table
+
+
 def test_paired_table_takes_the_seeds_both_have(module):
     def results(dice):
         return {
