@@ -308,12 +308,17 @@ def ladder_table(results: Results) -> str:
 
 
 def _spread(results: Results) -> str:
-    """How far the rounds of a rung lie apart, where there were several."""
-    rounds = [rung.get("seconds_of_rounds", [0]) for row in results["rows"] for rung in row["rungs"]]
-    if len(rounds[0]) == 1:
-        return ""
-    widest = max(max(seconds) / min(seconds) for seconds in rounds)
-    return f" Medians of {len(rounds[0])} rounds in which the lines took turns; the widest range is {widest:.2f}-fold."
+    """Which workloads were measured in several rounds, and how far those of a rung lie apart."""
+    told = ""
+    for row in results["rows"]:
+        rounds = [rung.get("seconds_of_rounds", [rung["seconds"]]) for rung in row["rungs"]]
+        if len(rounds[0]) > 1:
+            widest = max(max(seconds) / min(seconds) for seconds in rounds)
+            told += (
+                f" {row['workload']}: medians of {len(rounds[0])} rounds in which the lines took turns, the widest "
+                f"range {widest:.2f}-fold."
+            )
+    return told
 
 
 LADDER_HEADING = ("", "seconds", "own gain", "over plain with kept heap", "over plain", "peak GB")
