@@ -132,7 +132,7 @@ def noted(run):
     """The launches of `run`, (kernel, arguments, number of warps), none of which happens."""
     launches = []
 
-    def note(kernel, *_, grid, warmup, num_warps, num_stages, **arguments):
+    def note(kernel, *_, grid, warmup, num_warps, num_stages, enable_fp_fusion, **arguments):
         launches.append((kernel, arguments, num_warps))
 
     original, JITFunction.run = JITFunction.run, note
@@ -229,8 +229,9 @@ def source_of(kernel, arguments):
 def compile_for(capability, source, num_warps):
     """The compiled kernel, its registers a thread, and the bytes it spills, as the assembler reports them."""
     target, log = GPUTarget("cuda", capability, 32), io.StringIO()
+    options = {"num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
     with contextlib.redirect_stdout(log):
-        compiled = triton.compile(source, target=target, options={"num_warps": num_warps, "num_stages": 2})
+        compiled = triton.compile(source, target=target, options=options)
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log.getvalue())))
     (registers,) = re.findall(r"Used (\d+) registers", log.getvalue())
     return compiled, int(registers), spilled
