@@ -28,7 +28,6 @@ from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
 
-KILLS = 20
 SHORT = ["method.pretraining_iterations=5", "method.iterations=9", "evaluation.validation_interval=7"]
 MPER = [*SLICES, "method.zero_box=[10, 10]", "method.pretraining_iterations=15", "method.iterations=25"]
 COMMANDS = {"train": train.main, "evaluate": evaluate.main}
@@ -151,7 +150,8 @@ def half_written(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
-def test_killed_twenty_times_at_random_moments(mper, command, tmp_path):
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(times, mper, command, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print("seed of the moments:", seed)
     moments = random.Random(seed)
@@ -163,11 +163,11 @@ def test_killed_twenty_times_at_random_moments(mper, command, tmp_path):
     whole = time.monotonic() - start
 
     kills, number = 0, 0
-    while kills < KILLS:
+    while kills < times:
         number += 1
         run = RunDirectory(tmp_path / f"run{number}")
         session = command("train", *arguments, f"output={run.path}")
-        while kills < KILLS and session.kill_after(moments.uniform(0, whole)):
+        while kills < times and session.kill_after(moments.uniform(0, whole)):
             if not run.training_state.is_file() and not run.is_finished:
                 break  # before its first step: another one is started
             kills += 1
