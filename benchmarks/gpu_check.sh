@@ -101,7 +101,8 @@ assert {"cuda", "triton"} <= set(available_backends())'
 test_file() {
     local name
     name=$(basename "$1" .py)-${2//[^a-z0-9_]/-}
-    OMP_NUM_THREADS=2 "$PYTHON" -m pytest -q -p no:cacheprovider --durations=5 -m "slow or not slow" "$1" -k "$2" >"$OUT/tests-$name.log" 2>&1
+    OMP_NUM_THREADS=2 "$PYTHON" -m pytest -q -p no:cacheprovider --durations=5 -m "slow or not slow" "$1" -k "$2" \
+        >"$OUT/tests-$name.log" 2>&1
     local status=$?
     ((status == 5)) && status=0 # nothing was selected
     echo "$1, $2: exit status $status, $(tail -n 1 "$OUT/tests-$name.log")"

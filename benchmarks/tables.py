@@ -301,8 +301,8 @@ def ladder_table(results: Results) -> str:
         tables.append(f"{row['workload']}\n\n{markdown_table([LADDER_HEADING, *lines])}")
     where = results["environment"]
     notes = (
-        f"Own gain: over the line above.{_spread(results)} {where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
-        f"torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`.{note(results)}"
+        f"Own gain: over the line above.{_spread(results)} {where['cpu']}, {where['cores']} cores, "
+        f"{where['threads']} threads; torch {where['versions']['torch']}; commit {where['commit']}; `{results['command']}`.{note(results)}"
     )
     return "\n\n".join([*tables, notes])
 

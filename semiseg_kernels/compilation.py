@@ -7,9 +7,10 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def constant_while_compiling(function: Function) -> Function:
-    """As torch.compiler.assume_constant_result, which imports the whole compiler, two seconds of every command.
+    """Mark a function whose result, while tracing, is a constant of the graph.
 
-    What the function returned while tracing is a constant of the graph.
+    As torch.compiler.assume_constant_result does, which imports the whole compiler: commands that compute nothing would
+    wait seconds for it.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -22,9 +22,7 @@ from semiseg.train import main
 TINY = ["training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]", "network.filters=[2]"]
 TINY_MPER = [*TINY, "method.pretraining_iterations=2", "method.iterations=3", "method.zero_box=[20, 20, 10]"]
 TINY_SUPERVISED = [*TINY, "method.iterations=3"]
-
-
-SHORT = [*VOLUMES, *MPER, "method.zero_box=[20, 10, 10]"]
+LEFT_ATRIUM_MPER = [*VOLUMES, *MPER, "method.zero_box=[20, 10, 10]"]
 
 
 def command(verb, *arguments, cwd):
@@ -37,7 +35,7 @@ def two_runs(tmp_path_factory):
     """The same command twice."""
     folder = write_left_atrium(tmp_path_factory.mktemp("runs"))
     for _ in range(2):
-        result = command("train", "--config", "la_mper", *SHORT, f"dataset.root={folder}", cwd=folder)
+        result = command("train", "--config", "la_mper", *LEFT_ATRIUM_MPER, f"dataset.root={folder}", cwd=folder)
         assert result.returncode == 0, result.stderr
     return folder / "runs" / "la_mper", folder / "runs" / "la_mper-2"
 

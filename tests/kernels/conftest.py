@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,6 @@ LARGE = (
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     from triton.runtime import interpreter
-
-    from semiseg_kernels.triton import configurations
-
-    configurations.VOXELS_PER_PROGRAM = 64  # so that the few voxels of a test fill several programs
 
     # Three quarters of the interpreter's time are of no use here: it patches triton.language anew in every function
     # that is called, and computes every integer once more, to find overflow.
@@ -48,28 +45,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_left_out(item: pytest.Item) -> bool:
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    name = parameters.get("kernel", parameters.get("backend"))
-    if "triton" in getattr(item, "fixturenames", ()):
-        name = "triton"
+    parameters, name = _parameters(item), _backend(item)
     if name == "reference" and parameters.get("layout") == "channels_last" and "one_graph" in item.name:
         return True  # PyTorch's own operations
     if name not in ("cuda", "triton") or torch.cuda.is_available():
         return False
-    if "one_graph" in item.name or "inductor" in item.name:
-        return True  # graphs and fakes are those of the CPU's operations
-    if name == "cuda" and any(test in item.nodeid for test in ("never_copied", "opcheck", "TestOpcheck")):
-        return True  # launches are those of the CPU's operations
-    if name == "triton" and "never_copied" in item.name:
+    opcheck, never_copied = "opcheck" in item.nodeid.lower(), "never_copied" in item.name
+    if never_copied and name == "triton":
         return True  # Triton's interpreter itself copies what it is given
+    operation = getattr(getattr(item, "module", None), "OPERATION", None)
+    if operation is None or operation in backends.OPERATIONS["cpu"]:
+        # Graphs and fakes are those of the operation on the CPU, the launches of CUDA too.
+        if "one_graph" in item.name or "inductor" in item.name:
+            return True
+        if name == "cuda" and (opcheck or never_copied):
+            return True
     # Triton's interpreter computes in numpy, where one narrow type stands for both; each in one memory format.
     narrow = (parameters.get("dtype"), parameters.get("layout"))
     left_out = {(torch.bfloat16, "contiguous"), (torch.float16, "channels_last")}
     path = parameters.get("case", parameters.get("path"))
-    one_of_many = narrow[0] == torch.bfloat16 and path not in (None, "3d", "registers")
-    opcheck = narrow[0] == torch.bfloat16 and ("opcheck" in item.name or "TestOpcheck" in item.nodeid)
-    fewer = name == "triton" and (narrow[0] == torch.float16 or one_of_many or opcheck)
+    one_of_many = opcheck or path not in (None, "3d", "registers")
+    fewer = name == "triton" and narrow[0] in ((torch.float16, torch.bfloat16) if one_of_many else (torch.float16,))
     return narrow in left_out or fewer or any(large in item.name for large in LARGE)
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _backend(item: pytest.Item) -> str | None:
+    """The backend that a test is about."""
+    if "triton" in getattr(item, "fixturenames", ()):
+        return "triton"
+    return _parameters(item).get("kernel", _parameters(item).get("backend"))
+
+
+@pytest.fixture(autouse=True)
+def small_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, the few voxels of a test fill several programs of Triton's, instead of a part of one."""
+    if _backend(request.node) == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        monkeypatch.setattr("semiseg_kernels.triton.configurations.VOXELS_PER_PROGRAM", 64)
 
 
 @pytest.hookimpl(wrapper=True)

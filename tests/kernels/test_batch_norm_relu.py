@@ -219,9 +219,7 @@ def test_wrong_arguments(backend):
         batch_norm_relu(x[:1, :, :1, 0], weight, bias, *running)
     with pytest.raises(ValueError, match=r"bias has shape \[31\], accepted is \[32\]"):
         batch_norm_relu(x, weight, bias[:31], *running)
-    with pytest.raises(
-        ValueError, match=r"running_mean has strides \[0\], accepted are elements with memory"
-    ):
+    with pytest.raises(ValueError, match=r"running_mean has strides \[0\], accepted are elements with memory"):
         batch_norm_relu(x, weight, bias, running[0][:1].expand(32), running[1])
     with pytest.raises(ValueError, match="running_mean has dtype int64, accepted are float32"):
         batch_norm_relu(x, weight, bias, running[0].long(), running[1])

@@ -74,7 +74,7 @@ OTHER = {
         ("ACDC", BF16, "contiguous", "head"),
         ("very wide", BF16, "contiguous", "head"),
         ("one", F32, "contiguous", "head"),
-        ("many classes", F32, "contiguous", "head"),
+        ("many classes", F32, "contiguous", "all"),
         ("8 classes", BF16, "contiguous", "mix"),
         ("32 classes", F32, "contiguous", "mix"),
         ("64 classes", F32, "channels_last", "mix"),
