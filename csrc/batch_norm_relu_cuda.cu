@@ -85,22 +85,24 @@ struct Mine {
            (span.first + voxel(slot)) * all.voxel_stride;
   }
 
-  // 0 beyond the tile's end. KEPT: another kernel reads the same right after.
-  template <bool KEPT>
-  __device__ __forceinline__ void load(const Voxels& source, const Span& span, float (&x)[SLOTS][LENGTH]) const {
-#pragma unroll
-    for (int slot = 0; slot < SLOTS; ++slot) {
-#pragma unroll
-      for (int i = 0; i < LENGTH; ++i) x[slot][i] = 0;
-      if (inside(span, slot)) load_adjacent<KEPT>(static_cast<const T*>(source.data) + at(span, slot), x[slot]);
-    }
-  }
+  struct Loaded {
+    Adjacent<LENGTH, T> slots[SLOTS];
+  };
 
-  // The next layer reads it right after.
-  __device__ __forceinline__ void store(const Voxels& target, const Span& span, const float (&x)[SLOTS][LENGTH]) const {
+  // 0 beyond the tile's end.
+  template <Reuse REUSE>
+  __device__ __forceinline__ Loaded load(const Voxels& source, const Span& span) const {
+    Loaded loaded{};
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot)
-      if (inside(span, slot)) store_adjacent<true>(static_cast<T*>(target.data) + at(span, slot), x[slot]);
+      if (inside(span, slot))
+        loaded.slots[slot].template load<REUSE>(static_cast<const T*>(source.data) + at(span, slot));
+    return loaded;
+  }
+
+  __device__ __forceinline__ void store(const Voxels& target, const Span& span, int slot,
+                                        const float (&x)[LENGTH]) const {
+    if (inside(span, slot)) store_adjacent<Reuse::next_kernel>(static_cast<T*>(target.data) + at(span, slot), x);
   }
 
   __device__ __forceinline__ void load_parameter(const float* of_channel, float (&values)[CHANNELS]) const {
@@ -171,26 +173,27 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   constexpr int CHANNELS = Vectors::CHANNELS;
   const Mine<Vectors> mine(vectors);
   ChannelSums<Vectors> sums{};
-  for (int64_t t = blockIdx.y; t < vectors.tiling.tiles;) {
+  for (TileWalk walk(vectors.tiling, blockIdx.y, gridDim.y); walk.there();) {
     // In float32 the distances are those from the first of these voxels that the thread has: squares of distances from
     // zero, or from an outlier that all threads shared, would lose digits.
     float near[CHANNELS] = {}, distances[CHANNELS] = {}, squares[CHANNELS] = {};
     int count = 0;
-    for (int tile = 0; tile < TILES && t < vectors.tiling.tiles; ++tile, t += gridDim.y) {
-      const Span span = vectors.tiling.span(t);
-      float x[SLOTS][Vectors::LENGTH];
-      mine.template load<true>(a.x, span, x);
-      if (count == 0) {
-#pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) near[c] = x[0][c];
-      }
+    for (int tile = 0; tile < TILES && walk.there(); ++tile, walk.next()) {
+      const Span span = walk.span();
+      const auto loaded = mine.template load<Reuse::next_kernel>(a.x, span);
 #pragma unroll
       for (int slot = 0; slot < SLOTS; ++slot) {
         if (!mine.inside(span, slot)) continue;
+        float x[Vectors::LENGTH];
+        loaded.slots[slot].convert(x);
+        if (count == 0) {
+#pragma unroll
+          for (int c = 0; c < CHANNELS; ++c) near[c] = x[c];
+        }
         count += Vectors::VOXELS;
 #pragma unroll
         for (int i = 0; i < Vectors::LENGTH; ++i) {
-          const float distance = x[slot][i] - near[i % CHANNELS];
+          const float distance = x[i] - near[i % CHANNELS];
           distances[i % CHANNELS] += distance;
           squares[i % CHANNELS] = fmaf(distance, distance, squares[i % CHANNELS]);
         }
@@ -229,27 +232,23 @@ __global__ void __launch_bounds__(THREADS) compute_channels(Operation a) {
 
 // The tiles from the end: what the statistics read last is still in the cache.
 template <class Vectors>
-__device__ __forceinline__ Span span_from_end(const Vectors& vectors, int64_t t) {
-  return vectors.tiling.span(vectors.tiling.tiles - 1 - t);
-}
-
-template <class Vectors>
 __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) forward(BatchNormReLUForward a, Vectors vectors) {
   const Mine<Vectors> mine(vectors);
   const Normalised<Vectors> normalised(a, mine);
-  for (int64_t t = blockIdx.y; t < vectors.tiling.tiles; t += gridDim.y) {
-    const Span span = span_from_end(vectors, t);
-    float x[SLOTS][Vectors::LENGTH];
-    mine.template load<false>(a.x, span, x);
+  for (TileWalk walk(vectors.tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
+    const Span span = walk.span_from_end();
+    const auto loaded = mine.template load<Reuse::none>(a.x, span);
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
+      float x[Vectors::LENGTH];
+      loaded.slots[slot].convert(x);
 #pragma unroll
       for (int i = 0; i < Vectors::LENGTH; ++i) {
-        const float h = normalised.before_activation(normalised.centred(x[slot][i], i), i);
-        x[slot][i] = normalised.activated(h, h);
+        const float h = normalised.before_activation(normalised.centred(x[i], i), i);
+        x[i] = normalised.activated(h, h);
       }
+      mine.store(a.y, span, slot, x);
     }
-    mine.store(a.y, span, x);
   }
 }
 
@@ -261,20 +260,21 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   const Mine<Vectors> mine(vectors);
   const Normalised<Vectors> normalised(a, mine);
   ChannelSums<Vectors> sums{};
-  for (int64_t t = blockIdx.y; t < vectors.tiling.tiles;) {
+  for (TileWalk walk(vectors.tiling, blockIdx.y, gridDim.y); walk.there();) {
     float gradients[CHANNELS] = {}, products[CHANNELS] = {};
-    for (int tile = 0; tile < TILES && t < vectors.tiling.tiles; ++tile, t += gridDim.y) {
-      const Span span = vectors.tiling.span(t);
-      float x[SLOTS][Vectors::LENGTH], grad_y[SLOTS][Vectors::LENGTH];
-      mine.template load<true>(a.x, span, x);
-      mine.template load<true>(a.grad_y, span, grad_y);
+    for (int tile = 0; tile < TILES && walk.there(); ++tile, walk.next()) {
+      const Span span = walk.span();
+      const auto loaded_x = mine.template load<Reuse::next_kernel>(a.x, span), loaded_grad = mine.template load<Reuse::next_kernel>(a.grad_y, span);
 #pragma unroll
       for (int slot = 0; slot < SLOTS; ++slot) {
         if (!mine.inside(span, slot)) continue;
+        float x[Vectors::LENGTH], grad_y[Vectors::LENGTH];
+        loaded_x.slots[slot].convert(x);
+        loaded_grad.slots[slot].convert(grad_y);
 #pragma unroll
         for (int i = 0; i < Vectors::LENGTH; ++i) {
-          const float centred = normalised.centred(x[slot][i], i);
-          const float g = normalised.activated(normalised.before_activation(centred, i), grad_y[slot][i]);
+          const float centred = normalised.centred(x[i], i);
+          const float g = normalised.activated(normalised.before_activation(centred, i), grad_y[i]);
           gradients[i % CHANNELS] += g;
           products[i % CHANNELS] = fmaf(g, centred, products[i % CHANNELS]);
         }
@@ -297,21 +297,22 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) backward(BatchNormReL
   float offset[CHANNELS], tilt[CHANNELS];
   mine.load_parameter(a.offset, offset);
   mine.load_parameter(a.tilt, tilt);
-  for (int64_t t = blockIdx.y; t < vectors.tiling.tiles; t += gridDim.y) {
-    const Span span = span_from_end(vectors, t);
-    float x[SLOTS][Vectors::LENGTH], grad[SLOTS][Vectors::LENGTH];
-    mine.template load<false>(a.x, span, x);
-    mine.template load<false>(a.grad_y, span, grad);
+  for (TileWalk walk(vectors.tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
+    const Span span = walk.span_from_end();
+    const auto loaded_x = mine.template load<Reuse::none>(a.x, span), loaded_grad = mine.template load<Reuse::none>(a.grad_y, span);
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
+      float x[Vectors::LENGTH], grad[Vectors::LENGTH];
+      loaded_x.slots[slot].convert(x);
+      loaded_grad.slots[slot].convert(grad);
 #pragma unroll
       for (int i = 0; i < Vectors::LENGTH; ++i) {
-        const float centred = normalised.centred(x[slot][i], i);
-        const float g = normalised.activated(normalised.before_activation(centred, i), grad[slot][i]);
-        grad[slot][i] = normalised.scale[i % CHANNELS] * (g - offset[i % CHANNELS] - tilt[i % CHANNELS] * centred);
+        const float centred = normalised.centred(x[i], i);
+        const float g = normalised.activated(normalised.before_activation(centred, i), grad[i]);
+        grad[i] = normalised.scale[i % CHANNELS] * (g - offset[i % CHANNELS] - tilt[i % CHANNELS] * centred);
       }
+      mine.store(a.grad_x, span, slot, grad);
     }
-    mine.store(a.grad_x, span, grad);
   }
 }
 

@@ -4,42 +4,17 @@
 // the grid: only the first of them waits for the tile's weights to come from memory.
 #pragma once
 
+#include "device_rows.cuh"
 #include "device_sums.cuh"
 
 namespace semiseg::class_products {
 
 constexpr int CHANNELS = 16, VOXELS = 128;
-constexpr int PITCH = VOXELS + 4;             // of the rows in shared memory; keeps vectors aligned
+constexpr int PITCH = Rows<CHANNELS, VOXELS>::PITCH;
 constexpr int SLICES = THREADS / CHANNELS;    // of a tile's voxels, which the threads of a channel share in forward
 constexpr int FEW_CLASSES = 4, CLASSES = 16;  // whose weights are at hand at once
-constexpr int SUM_BLOCKS = SPARES_REGISTERS ? FORWARD_BLOCKS : 2, MIX_BLOCKS = 4;
-
-// rows[i, v] = x[first + i, v] of a tile, 0 beyond the ends.
-template <int ROWS>
-__device__ __forceinline__ void load_rows(const Voxels& x, const Span& span, int64_t first, float* rows) {
-  const int64_t count = x.channels - first;
-  with_weight_type(x.type, [&](auto zero) {
-    using T = decltype(zero);
-    const T* p = element<const T>(x, span.image, first, span.first);
-    if (has_aligned_rows(x) && span.n == VOXELS) {
-#pragma unroll
-      for (int e = threadIdx.x; e < ROWS * VOXELS / 4; e += THREADS) {
-        const int i = e / (VOXELS / 4), v = e % (VOXELS / 4) * 4;
-        float four[4] = {};
-        if (i < count) load_adjacent(p + i * x.channel_stride + v, four);
-        *reinterpret_cast<float4*>(rows + i * PITCH + v) = make_float4(four[0], four[1], four[2], four[3]);
-      }
-      return;
-    }
-    // Neighbouring threads read neighbouring elements.
-    const bool planar = x.voxel_stride == 1;
-    for (int e = threadIdx.x; e < ROWS * VOXELS; e += THREADS) {
-      const int i = planar ? e / VOXELS : e % ROWS, v = planar ? e % VOXELS : e / ROWS;
-      const bool there = i < count && v < span.n;
-      rows[i * PITCH + v] = there ? to_float(p[i * x.channel_stride + v * x.voxel_stride]) : 0.f;
-    }
-  });
-}
+constexpr int MIX_BLOCKS = 4;
+constexpr int sum_blocks(int classes) { return SPARES_REGISTERS && classes <= FEW_CLASSES ? FORWARD_BLOCKS : 2; }
 
 __device__ __forceinline__ float4 four_of(const float* row, int v) {
   return *reinterpret_cast<const float4*>(row + v);
@@ -63,7 +38,7 @@ struct ClassSumsMemory {
 // (x), CLASS_ROWS of the classes (y) and some of the tiles of some image (z). Partial sums, per image: [C, d], then [C] of the
 // weights.
 template <int CLASS_ROWS>
-static __global__ void __launch_bounds__(THREADS, SUM_BLOCKS)
+static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
     sum_by_class(Voxels z, Voxels weight, Tiling tiling, Partials partials) {
   static_assert(CLASS_ROWS <= CHANNELS && VOXELS % (8 * SLICES) == 0);
   Arena shared{dynamic_shared<char>()};
@@ -75,12 +50,22 @@ static __global__ void __launch_bounds__(THREADS, SUM_BLOCKS)
   const float* row = memory.z + channel * PITCH;
   const float* own = memory.weight + channel * PITCH;  // of the class with the channel's number, if there is one
   double sum[CLASS_ROWS] = {}, weights = 0;
-  for (int64_t t = block; t < tiling.tiles; t += partials.blocks) {
-    Span span = tiling.span(t);
+  Rows<CHANNELS, VOXELS> z_rows{z};
+  Rows<CLASS_ROWS, VOXELS> weight_rows{weight};
+  TileWalk walk(tiling, block, partials.blocks);
+  const auto load_tile = [&] {
+    if (!walk.there()) return;
+    Span span = walk.span();
     span.image += image;
-    load_rows<CHANNELS>(z, span, first_channel, memory.z);
-    load_rows<CLASS_ROWS>(weight, span, first_class, memory.weight);
+    z_rows.load(span, first_channel);
+    weight_rows.load(span, first_class);
+  };
+  for (load_tile(); walk.there();) {
+    z_rows.store(memory.z);
+    weight_rows.store(memory.weight);
     __syncthreads();
+    walk.next();
+    load_tile();  // on its way while this one is summed
     float recent[CLASS_ROWS] = {}, recent_weights = 0;
 #pragma unroll
     for (int v = 4 * slice; v < VOXELS; v += 8 * SLICES) {
@@ -173,12 +158,14 @@ static __global__ void __launch_bounds__(THREADS, MIX_BLOCKS) mix_by_class(
 ) {
   float* rows = dynamic_shared<float>();  // [CLASSES, PITCH]
   const int64_t C = weight.channels, first_channel = int64_t(blockIdx.x) * CHANNELS;
-  for (int64_t t = blockIdx.y; t < tiling.tiles; t += gridDim.y) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
+    const Span span = walk.span();
     Patch patch(target);
     for (int64_t first = 0; first < C; first += CLASSES) {
+      Rows<CLASSES, VOXELS> weight_rows{weight};
+      weight_rows.load(span, first);
       __syncthreads();
-      load_rows<CLASSES>(weight, span, first, rows);
+      weight_rows.store(rows);
       __syncthreads();
       const float* shares = share + span.image * image_stride + first * width + first_channel + patch.channel;
       for (int c = 0; c < CLASSES && first + c < C; ++c)

@@ -23,18 +23,16 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.clusters.start();
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
-    int label[Tile::SLOTS];
-    float weight[Tile::SLOTS];
-    load_labels(tile, a.labels, span, tile.C, label);
-    load_weights(tile, a.weight, span, weight);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
+    const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
     memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
-      const Nearest nearest = find_nearest(tile, x, label[x.slot], [](int, const Winner&) {});
+      const int label = labels.label(x.slot, tile.C);
+      const Nearest nearest = find_nearest(tile, x, label);
       memory.clusters.add(assignments, a.z, span, x,
-                          assign(nearest, x, label[x.slot], weight[x.slot], a.unit_length, a.require_agreement));
+                          assign(nearest, x, label, weights.weight(x.slot), a.unit_length, a.require_agreement));
     });
     memory.clusters.finish_tile();
   }

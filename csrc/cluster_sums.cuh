@@ -174,7 +174,7 @@ using ClusterSums = std::conditional_t<Tile::LANES == 1, NarrowClusterSums<Tile>
 
 // Shared memory of the second kernel.
 struct WideClusterSums {
-  static constexpr int D = 16, OWNERS = THREADS / D, VOXELS = THREADS, PITCH = VOXELS + 1;
+  static constexpr int D = 16, OWNERS = THREADS / D, VOXELS = THREADS, PITCH = Rows<D, VOXELS>::PITCH;
 
   double* sums;   // [clusters, D], cluster c of channel j belongs to thread (c % OWNERS, j)
   double* counts;  // [clusters]
@@ -198,21 +198,18 @@ static __global__ void __launch_bounds__(THREADS) sum_clusters(Voxels z, Voxels 
   for (int i = threadIdx.x; i < clusters * Sums::D; i += THREADS) memory.sums[i] = 0;
   for (int i = threadIdx.x; i < clusters; i += THREADS) memory.counts[i] = 0;
   const int d = int(z.channels), first_channel = blockIdx.y * Sums::D;
+  Rows<Sums::D, Sums::VOXELS> channels{z};
   const int j = threadIdx.x % Sums::D, owner = threadIdx.x / Sums::D;
-  const bool planar = z.voxel_stride == 1;
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
+    channels.load(span, first_channel);
     __syncthreads();
+    channels.store(memory.z);
     if (int(threadIdx.x) < span.n) {
       const int64_t voxel = span.image * z.voxels + span.first + threadIdx.x;
       memory.cluster[threadIdx.x] = assigned.cluster[voxel];
       memory.factor[threadIdx.x] = assigned.factor[voxel];
       memory.weight[threadIdx.x] = load_weight(weight, span.image, span.first + threadIdx.x);
-    }
-    for (int e = threadIdx.x; e < Sums::D * Sums::VOXELS; e += THREADS) {
-      const int v = planar ? e % Sums::VOXELS : e / Sums::D, k = planar ? e / Sums::VOXELS : e % Sums::D;
-      const bool there = v < span.n && first_channel + k < d;
-      memory.z[k * Sums::PITCH + v] = there ? load_float(z, span.image, first_channel + k, span.first + v) : 0.f;
     }
     __syncthreads();
     for (int v = 0; v < span.n; ++v) {

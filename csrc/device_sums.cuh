@@ -121,25 +121,10 @@ inline void launch_add_partials(const Partials& partials, double* total, const D
          partials, lanes, total);
 }
 
-// The per-voxel maps of a tile, a thread's voxels each.
+// A map at a thread's voxels of a tile.
 template <class Tile>
-__device__ __forceinline__ void load_labels(const Tile& tile, const Voxels& map, const Span& span, int limit,
-                                            int (&label)[Tile::SLOTS]) {
-#pragma unroll
-  for (int slot = 0; slot < Tile::SLOTS; ++slot) {
-    const int v = tile.offset(slot);
-    label[slot] = v < span.n ? load_label(map, span.image, span.first + v, limit) : -1;
-  }
-}
-
-template <class Tile>
-__device__ __forceinline__ void load_weights(const Tile& tile, const Voxels& map, const Span& span,
-                                             float (&weight)[Tile::SLOTS]) {
-#pragma unroll
-  for (int slot = 0; slot < Tile::SLOTS; ++slot) {
-    const int v = tile.offset(slot);
-    weight[slot] = v < span.n ? load_weight(map, span.image, span.first + v) : 0.f;
-  }
+__device__ __forceinline__ MapValues<Tile::SLOTS> load_map(const Tile& tile, const Voxels& map, const Span& span) {
+  return {map, span, [&](int slot) { return tile.offset(slot); }};
 }
 
 // Blocks of a kernel that walks over tiles and leaves partial sums: as many as the device runs at once, unless their

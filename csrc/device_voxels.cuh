@@ -19,17 +19,44 @@ struct Span {
 };
 
 struct Tiling {
-  int64_t voxels, tiles_per_image, tiles;
+  int64_t voxels, images, tiles_per_image, tiles;
   int length;
 
   __host__ __device__ Tiling(const Voxels& x, int length)
-      : voxels(x.voxels), tiles_per_image((x.voxels + length - 1) / length), tiles(x.batch * tiles_per_image),
+      : voxels(x.voxels), images(x.voxels > 0 ? x.batch : 0),
+        tiles_per_image(x.voxels > 0 ? (x.voxels + length - 1) / length : 1), tiles(images * tiles_per_image),
         length(length) {}
+};
 
-  __device__ Span span(int64_t tile) const {
-    const int64_t image = tile / tiles_per_image, first = (tile - image * tiles_per_image) * length;
-    const int64_t left = voxels - first;
-    return {image, first, left < length ? int(left) : length};
+// Every step-th tile from the first on. Only the first is found by division, which a tile's loads would have to wait for.
+struct TileWalk {
+  const Tiling& tiling;
+  int64_t image, tile, image_step, tile_step;
+
+  __device__ TileWalk(const Tiling& tiling, int64_t first, int64_t step)
+      : tiling(tiling), image(first / tiling.tiles_per_image), tile(first - image * tiling.tiles_per_image),
+        image_step(step / tiling.tiles_per_image), tile_step(step - image_step * tiling.tiles_per_image) {}
+
+  __device__ __forceinline__ bool there() const { return image < tiling.images; }
+
+  __device__ __forceinline__ void next() {
+    image += image_step;
+    tile += tile_step;
+    if (tile < tiling.tiles_per_image) return;
+    tile -= tiling.tiles_per_image;
+    ++image;
+  }
+
+  __device__ __forceinline__ Span span() const { return span_of(image, tile); }
+  // As if the tiles were counted from the last one.
+  __device__ __forceinline__ Span span_from_end() const {
+    return span_of(tiling.images - 1 - image, tiling.tiles_per_image - 1 - tile);
+  }
+
+ private:
+  __device__ __forceinline__ Span span_of(int64_t of_image, int64_t number) const {
+    const int64_t first = number * tiling.length, left = tiling.voxels - first;
+    return {of_image, first, left < tiling.length ? int(left) : tiling.length};
   }
 };
 
@@ -59,30 +86,54 @@ __device__ __forceinline__ void with_weight_type(DataType type, const Run& run) 
   else with_float_type(type, run);
 }
 
+// Of anything, as an unsigned number of the same size.
+template <class Run>
+__device__ __forceinline__ void with_bits_of(DataType type, const Run& run) {
+  switch (type) {
+    case DataType::bool8: case DataType::uint8: case DataType::int8: return run(uint8_t{});
+    case DataType::bfloat16: case DataType::float16: case DataType::uint16: case DataType::int16: return run(uint16_t{});
+    case DataType::uint64: case DataType::int64: return run(uint64_t{});
+    default: return run(uint32_t{});
+  }
+}
+
 template <class T>
 __device__ __forceinline__ T* element(const Voxels& x, int64_t image, int64_t channel, int64_t voxel) {
   return static_cast<T*>(x.data) + image * x.batch_stride + channel * x.channel_stride + voxel * x.voxel_stride;
 }
 
-// Adjacent elements travel as one vector, past the caches' reuse: most operations read and write every voxel once. KEPT:
-// the cache of all multiprocessors has them for the kernel that comes next.
+// Who reads again what is in memory: nobody, as most operations read and write every voxel once; the kernel that comes next,
+// from the cache of all multiprocessors; or neighbouring threads, from the multiprocessor's own.
+enum class Reuse { none, next_kernel, neighbours };
+
+// Adjacent elements travel as one vector.
 template <int BYTES>
 using Vector =
-    std::conditional_t<BYTES == 16, float4,
+    std::conditional_t<BYTES == 16, uint4,
                        std::conditional_t<BYTES == 8, uint2, std::conditional_t<BYTES == 4, unsigned, unsigned short>>>;
 
-template <bool KEPT = false, int N, class T>
-__device__ __forceinline__ void load_adjacent(const T* p, float (&x)[N]) {
-  using Bits = Vector<N * sizeof(T)>;
-  const Bits* vector = reinterpret_cast<const Bits*>(p);
-  const Bits bits = KEPT ? __ldcg(vector) : __ldcs(vector);
-  T elements[N];
-  memcpy(elements, &bits, sizeof bits);
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = to_float(elements[i]);
-}
+// N adjacent elements as they lie in memory. A load and its conversion are two steps: all loads are to be on their way before
+// the first conversion, which has to wait, and which the compiler does not move out of the branch that the load is in.
+template <int N, class T>
+struct Adjacent {
+  Vector<N * sizeof(T)> bits;
 
-template <bool KEPT = false, int N, class T>
+  template <Reuse REUSE = Reuse::none>
+  __device__ __forceinline__ void load(const T* p) {
+    const auto* vector = reinterpret_cast<const Vector<N * sizeof(T)>*>(p);
+    if constexpr (REUSE == Reuse::neighbours) bits = *vector;
+    else bits = REUSE == Reuse::next_kernel ? __ldcg(vector) : __ldcs(vector);
+  }
+
+  __device__ __forceinline__ void convert(float (&x)[N]) const {
+    T elements[N];
+    memcpy(elements, &bits, sizeof bits);
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = to_float(elements[i]);
+  }
+};
+
+template <Reuse REUSE = Reuse::none, int N, class T>
 __device__ __forceinline__ void store_adjacent(T* p, const float (&x)[N]) {
   using Bits = Vector<N * sizeof(T)>;
   T elements[N];
@@ -91,7 +142,7 @@ __device__ __forceinline__ void store_adjacent(T* p, const float (&x)[N]) {
   Bits bits;
   memcpy(&bits, elements, sizeof bits);
   Bits* vector = reinterpret_cast<Bits*>(p);
-  if constexpr (KEPT) __stcg(vector, bits);
+  if constexpr (REUSE == Reuse::next_kernel) __stcg(vector, bits);
   else __stcs(vector, bits);
 }
 
@@ -129,32 +180,50 @@ __device__ __forceinline__ void load_voxels(const Voxels& source, const Span& sp
                                             const ThreadVoxels<SLOTS, SHARERS>& mine, float (&x)[CHANNELS][SLOTS],
                                             int64_t channel = 0) {
   const bool rows = mine.adjacent && has_aligned_rows(source) && mine.all_inside(span);
-  const bool points = CHANNELS % 4 == 0 && has_aligned_points(source);
   with_float_type(source.type, [&](auto zero) {
     using T = decltype(zero);
     const T* p = element<const T>(source, span.image, channel, span.first);
     if (rows) {
+      Adjacent<SLOTS, T> row[CHANNELS];
 #pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) load_adjacent(p + c * source.channel_stride + mine.offset(0), x[c]);
+      for (int c = 0; c < CHANNELS; ++c) row[c].load(p + c * source.channel_stride + mine.offset(0));
+#pragma unroll
+      for (int c = 0; c < CHANNELS; ++c) row[c].convert(x[c]);
       return;
     }
+    if constexpr (CHANNELS % 4 == 0) {
+      if (has_aligned_points(source)) {
+        Adjacent<4, T> point[SLOTS][CHANNELS / 4] = {};
 #pragma unroll
-    for (int slot = 0; slot < SLOTS; ++slot) {
-      const T* voxel = p + mine.offset(slot) * source.voxel_stride;
-      const bool inside = mine.offset(slot) < span.n;
-      if (points) {
+        for (int slot = 0; slot < SLOTS; ++slot)
 #pragma unroll
-        for (int c = 0; c < CHANNELS / 4 * 4; c += 4) {
-          float four[4] = {};
-          if (inside) load_adjacent(voxel + c, four);
+          for (int c = 0; c < CHANNELS; c += 4)
+            if (mine.offset(slot) < span.n) point[slot][c / 4].load(p + mine.offset(slot) * source.voxel_stride + c);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) x[c + i][slot] = four[i];
-        }
-      } else {
+        for (int slot = 0; slot < SLOTS; ++slot)
 #pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) x[c][slot] = inside ? to_float(voxel[c * source.channel_stride]) : 0.f;
+          for (int c = 0; c < CHANNELS; c += 4) {
+            float four[4];
+            point[slot][c / 4].convert(four);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[c + i][slot] = four[i];
+          }
+        return;
       }
     }
+    T elements[CHANNELS][SLOTS];
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c)
+#pragma unroll
+      for (int slot = 0; slot < SLOTS; ++slot) {
+        elements[c][slot] = zero;
+        if (mine.offset(slot) < span.n)
+          elements[c][slot] = p[c * source.channel_stride + mine.offset(slot) * source.voxel_stride];
+      }
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c)
+#pragma unroll
+      for (int slot = 0; slot < SLOTS; ++slot) x[c][slot] = to_float(elements[c][slot]);
   });
 }
 
@@ -227,31 +296,66 @@ __device__ __forceinline__ void store_index(const Voxels& x, int64_t image, int6
   else *element<int16_t>(x, image, channel, voxel) = int16_t(value);
 }
 
-// A label or region below `limit`; -1 where it is negative or out of range. An absent map is 0 everywhere.
-__device__ __forceinline__ int load_label(const Voxels& x, int64_t image, int64_t voxel, int limit) {
-  if (!x.present) return 0;
-  const auto in_range = [&](auto zero) {
-    // A negative value is a large one once its sign is read as a digit.
-    const auto value = uint64_t(*element<const decltype(zero)>(x, image, 0, voxel));
-    return value < uint64_t(limit) ? int(value) : -1;
-  };
-  switch (x.type) {
-    case DataType::int8: return in_range(int8_t{});
-    case DataType::int16: return in_range(int16_t{});
-    case DataType::uint16: return in_range(uint16_t{});
-    case DataType::int32: return in_range(int32_t{});
-    case DataType::uint32: return in_range(uint32_t{});
-    case DataType::int64: return in_range(int64_t{});
-    case DataType::uint64: return in_range(uint64_t{});
-    default: return in_range(uint8_t{});
-  }
+// The i-th of the elements that lie in these words. By shifts: the compiler would take copies apart, byte by byte.
+template <class T>
+__device__ __forceinline__ T element_of(const uint32_t* words, int i) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, std::conditional_t<sizeof(T) == 2, uint16_t, uint8_t>>;
+  constexpr int of_word = 4 / sizeof(T);
+  const auto bits = Bits(words[i / of_word] >> i % of_word * 32 / of_word);
+  T element;
+  memcpy(&element, &bits, sizeof bits);
+  return element;
 }
 
-// An absent weight is 1 everywhere.
+// A map of labels, regions or weights at N voxels of a tile, on its way from memory: who reads the numbers waits for them.
+template <int N>
+struct MapValues {
+  DataType type;
+  bool present, inside[N];
+  uint32_t bits[N] = {};  // as they lie in memory; of 64 bits, ones where 32 do not hold the number
+
+  template <class Offset>
+  __device__ __forceinline__ MapValues(const Voxels& map, const Span& span, const Offset& offset)
+      : type(map.type), present(map.present) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) inside[i] = offset(i) < span.n;
+    if (!present) return;
+    with_bits_of(type, [&](auto zero) {
+      using T = decltype(zero);
+      const T* p = element<const T>(map, span.image, 0, span.first);
+      std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> loaded[N] = {};
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        if (inside[i]) loaded[i] = p[offset(i) * map.voxel_stride];
+#pragma unroll
+      for (int i = 0; i < N; ++i) bits[i] = loaded[i] > UINT32_MAX ? UINT32_MAX : uint32_t(loaded[i]);
+    });
+  }
+
+  // A label or region below `limit`; -1 where it is negative or out of range. An absent map is 0 everywhere.
+  __device__ __forceinline__ int label(int i, int limit) const {
+    if (!inside[i]) return -1;
+    // A negative number has the sign of its type as a digit.
+    const uint32_t most = type == DataType::int8 ? 1u << 7 : type == DataType::int16 ? 1u << 15 : 1u << 31;
+    return bits[i] < (uint32_t(limit) < most ? uint32_t(limit) : most) ? int(bits[i]) : -1;
+  }
+
+  // An absent weight is 1 everywhere.
+  __device__ __forceinline__ float weight(int i) const {
+    if (!inside[i]) return 0;
+    if (!present) return 1;
+    float value = 0;
+    with_weight_type(type, [&](auto zero) { value = to_float(element_of<decltype(zero)>(bits + i, 0)); });
+    return value;
+  }
+};
+
+__device__ __forceinline__ int load_label(const Voxels& x, int64_t image, int64_t voxel, int limit) {
+  return MapValues<1>(x, {image, voxel, 1}, [](int) { return 0; }).label(0, limit);
+}
+
 __device__ __forceinline__ float load_weight(const Voxels& x, int64_t image, int64_t voxel) {
-  if (!x.present) return 1;
-  if (x.type == DataType::bool8 || x.type == DataType::uint8) return *element<const uint8_t>(x, image, 0, voxel);
-  return load_float(x, image, 0, voxel);
+  return MapValues<1>(x, {image, voxel, 1}, [](int) { return 0; }).weight(0);
 }
 
 }  // namespace semiseg

@@ -128,10 +128,11 @@ void with_tile(int64_t C, int64_t regions, const Run& run) {
 // Runs run(x, softmax, target, region) for every voxel, region -1 where it is not kept.
 template <class Tile, class Run>
 __device__ __forceinline__ void for_kept_voxels(const DiceCE& a, Tile& tile, const Span& span, const Run& run) {
-  int label[Tile::SLOTS], region[Tile::SLOTS];
-  load_labels(tile, a.labels, span, tile.C, label);
-  load_labels(tile, a.regions, span, int(a.num_regions), region);
+  const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span);
   tile.read(a.logits, span);
+  const auto region_of = [&](int slot, int label) {
+    return label < 0 ? -1 : regions.label(slot, int(a.num_regions));
+  };
   const auto softmax_of = [&](const auto& x) {
     float top = -INFINITY;
 #pragma unroll
@@ -142,11 +143,12 @@ __device__ __forceinline__ void for_kept_voxels(const DiceCE& a, Tile& tile, con
   if (a.soft_target.present) {
     const typename Tile::SoftTargets targets(tile, a.soft_target, span);
     tile.for_voxels(span, [&](const auto& x) {
-      run(x, softmax_of(x), targets.at(x.slot, x.offset), label[x.slot] < 0 ? -1 : region[x.slot]);
+      run(x, softmax_of(x), targets.at(x.slot, x.offset), region_of(x.slot, labels.label(x.slot, tile.C)));
     });
   } else {
     tile.for_voxels(span, [&](const auto& x) {
-      run(x, softmax_of(x), HardTarget{label[x.slot]}, label[x.slot] < 0 ? -1 : region[x.slot]);
+      const int label = labels.label(x.slot, tile.C);
+      run(x, softmax_of(x), HardTarget{label}, region_of(x.slot, label));
     });
   }
 }
@@ -167,8 +169,8 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions));
   Tile& tile = memory.tile;
   memory.classes.start(partials, 0);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
     for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
       memory.classes.add(tile, x, softmax, x, target, region);
     });
@@ -196,8 +198,8 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
     backward(DiceCE a, Tiling tiling, ClassGradient class_gradient) {
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, a.logits);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
     for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
       const VoxelClassGradient by_class(tile, x, class_gradient, softmax, x, target, region);
 #pragma unroll

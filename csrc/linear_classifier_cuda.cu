@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) forward(LinearClassif
   const int d = int(a.x.channels), first_class = int(blockIdx.x) * ROWS;
   const ThreadVoxels<SLOTS> mine{has_aligned_rows(a.x)};
   int64_t image = -1;
-  for (int64_t t = blockIdx.y; t < tiling.tiles; t += gridDim.y) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
+    const Span span = walk.span();
     if (span.image != image) {
       image = span.image;
       __syncthreads();

@@ -47,27 +47,38 @@ struct Grid {
       : depth{int(a.depth), a.volumes}, height{int(a.height), true}, width{int(a.width), true} {}
 };
 
-// CHANNELS is 4 where channels are adjacent, else 1; those beyond the last are 0. Neighbouring threads read the same
-// elements, which the multiprocessor's own cache is to have for them.
-template <int CHANNELS>
-__device__ __forceinline__ void load(const Voxels& x, bool vectors, int64_t image, int channel, int64_t voxel,
-                                     float (&values)[CHANNELS]) {
+// COUNT voxels, 0 where their number is below 0. CHANNELS is 4 where channels are adjacent, else 1; those beyond the last are
+// 0. Neighbouring threads read the same elements, which the multiprocessor's own cache is to have for them.
+template <int CHANNELS, int COUNT>
+__device__ __forceinline__ void load(const Voxels& x, bool vectors, int64_t image, int channel,
+                                     const int64_t (&voxels)[COUNT], float (&values)[COUNT][CHANNELS]) {
   with_float_type(x.type, [&](auto zero) {
     using T = decltype(zero);
-    const T* p = element<const T>(x, image, channel, voxel);
+    const T* p = element<const T>(x, image, channel, 0);
     if constexpr (CHANNELS == 4) {
       if (vectors) {
-        using Four = Vector<4 * sizeof(T)>;
-        const Four bits = *reinterpret_cast<const Four*>(p);
-        T elements[4];
-        memcpy(elements, &bits, sizeof bits);
+        Adjacent<4, T> four[COUNT] = {};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = to_float(elements[i]);
+        for (int i = 0; i < COUNT; ++i)
+          if (voxels[i] >= 0) four[i].template load<Reuse::neighbours>(p + voxels[i] * x.voxel_stride);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) four[i].convert(values[i]);
         return;
       }
     }
+    T elements[COUNT][CHANNELS];
 #pragma unroll
-    for (int i = 0; i < CHANNELS; ++i) values[i] = channel + i < x.channels ? to_float(p[i * x.channel_stride]) : 0.f;
+    for (int i = 0; i < COUNT; ++i)
+#pragma unroll
+      for (int c = 0; c < CHANNELS; ++c) {
+        elements[i][c] = zero;
+        if (voxels[i] >= 0 && channel + c < x.channels)
+          elements[i][c] = p[voxels[i] * x.voxel_stride + c * x.channel_stride];
+      }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+#pragma unroll
+      for (int c = 0; c < CHANNELS; ++c) values[i][c] = to_float(elements[i][c]);
   });
 }
 
@@ -114,13 +125,14 @@ __global__ void __launch_bounds__(THREADS, UPSAMPLING_BLOCKS) forward(LinearUpsa
     const int64_t image = plane / grid.depth.cells();
     const int layer = int(plane - image * grid.depth.cells());
     float values[8][CHANNELS];
+    int64_t corners[8];
 #pragma unroll
     for (int corner = 0; corner < 8; ++corner) {
-      if (corner >= 4 && !a.volumes) continue;
       const int64_t i = grid.depth.neighbour(layer, corner >> 2), j = grid.height.neighbour(place.row, corner >> 1 & 1);
       const int64_t voxel = (i * a.height + j) * a.width + grid.width.neighbour(place.column, corner & 1);
-      load(a.x, vectors, image, place.channel, voxel, values[corner]);
+      corners[corner] = corner >= 4 && !a.volumes ? -1 : voxel;
     }
+    load(a.x, vectors, image, place.channel, corners, values);
 #pragma unroll
     for (int bit = 1; bit <= 4; bit *= 2) {
       if (bit == 4 && !a.volumes) continue;
@@ -163,15 +175,20 @@ __global__ void __launch_bounds__(THREADS, UPSAMPLING_BLOCKS) backward(LinearUps
         const int64_t j = grid.height.tap(place.row, high);
         if (j < 0) continue;
         const float part = grid.depth.part(int(i), deep) * grid.height.part(int(j), high);
+        const int64_t line = (i * grid.height.wide_side() + j) * grid.width.wide_side();
+        float values[4][CHANNELS];
+        int64_t taps[4];
 #pragma unroll
         for (int wide = 0; wide < 4; ++wide) {
-          const int64_t k = grid.width.tap(place.column, wide);
-          if (k < 0) continue;
-          float values[CHANNELS];
-          const int64_t voxel = (i * grid.height.wide_side() + j) * grid.width.wide_side() + k;
-          load(a.y, vectors, image, place.channel, voxel, values);
+          const int k = grid.width.tap(place.column, wide);
+          taps[wide] = k < 0 ? -1 : line + k;
+        }
+        load(a.y, vectors, image, place.channel, taps, values);
 #pragma unroll
-          for (int c = 0; c < CHANNELS; ++c) sum[c] = fmaf(part * grid.width.part(int(k), wide), values[c], sum[c]);
+        for (int wide = 0; wide < 4; ++wide) {
+          const float weight = part * grid.width.part(grid.width.tap(place.column, wide), wide);
+#pragma unroll
+          for (int c = 0; c < CHANNELS; ++c) sum[c] = fmaf(weight, values[wide][c], sum[c]);
         }
       }
     }

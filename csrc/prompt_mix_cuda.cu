@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) forward(PromptMix a, 
   constexpr int CHANNELS = 4;  // of a warp at a time
   Arena shared{dynamic_shared<char>()};
   const Shares<SLOTS> tile(shared, a);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
     tile.read(a.logits, span);
     for (int first = threadIdx.x / WARP * CHANNELS; first < a.E; first += WARPS * CHANNELS) {
       float prompt[CHANNELS][SLOTS] = {};
@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(THREADS, Memory::BLOCKS) backward(PromptMix a,
   Memory memory(shared, a);
   const Tile& tile = memory.tile;
   memory.text_sums.start(partials);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
     const ClassSoftmax softmax = tile.read(a.logits, span);
     const typename Tile::Voxel x = tile.voxel();
     float mean = 0;

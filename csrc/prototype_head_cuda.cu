@@ -36,25 +36,23 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
     forward(PrototypeHeadForward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce, Partials losses,
             Assignments assignments, Partials cluster_partials) {
   const bool labelled = a.labels.present, with_similarity = a.similarity.present;
-  const int regions = labelled ? int(a.num_regions) : 0;
+  const int num_regions = labelled ? int(a.num_regions) : 0;
   Arena shared{dynamic_shared<char>()};
-  ForwardMemory<Tile> memory(shared, prototypes, a.z, regions);
+  ForwardMemory<Tile> memory(shared, prototypes, a.z, num_regions);
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.classes.start(losses, 0);
   memory.info_nce.start();
   memory.clusters.start();
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
-    int label[Tile::SLOTS], region[Tile::SLOTS];
-    float weight[Tile::SLOTS], info_nce_sum = 0, kept_sum = 0;
-    load_labels(tile, a.labels, span, tile.C, label);
-    load_labels(tile, a.regions, span, int(a.num_regions), region);
-    load_weights(tile, a.weight, span, weight);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
+    const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span),
+               weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
+    float info_nce_sum = 0, kept_sum = 0;
     if (labelled) memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
-      const int own_label = label[x.slot];
+      const int own_label = labels.label(x.slot, tile.C);
       const Nearest nearest = find_nearest(tile, x, own_label, [&](int c, const Winner& best) {
         if (with_similarity) tile.set_best(a.similarity, a.index, span, x, c, best.cosine, best.flat - c * tile.K);
       });
@@ -66,12 +64,12 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
       }
       if (labelled) {
         memory.clusters.add(assignments, a.z, span, x,
-                            assign(nearest, x, own_label, weight[x.slot], a.unit_length, a.require_agreement));
+                            assign(nearest, x, own_label, weights.weight(x.slot), a.unit_length, a.require_agreement));
         const auto similarity = [&](int c) { return best_of_class(tile, x, c).cosine; };
         const ClassSoftmax softmax =
             class_softmax(tile, x, similarity, nearest.of_all.cosine, a.class_temperature);
         memory.classes.add(tile, x, softmax, similarity, HardTarget{own_label},
-                           own_label < 0 ? -1 : region[x.slot]);
+                           own_label < 0 ? -1 : regions.label(x.slot, int(a.num_regions)));
       }
     });
     memory.info_nce.add(0, info_nce_sum);
@@ -82,7 +80,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
       memory.clusters.finish_tile();
     }
   }
-  memory.info_nce.finish(losses, class_sums(regions, tile.C));
+  memory.info_nce.finish(losses, class_sums(num_regions, tile.C));
   if (!labelled) return;
   memory.classes.finish(losses, 0);
   memory.clusters.finish(cluster_partials);
@@ -115,15 +113,13 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
-    int label[Tile::SLOTS], region[Tile::SLOTS];
-    load_labels(tile, a.labels, span, tile.C, label);
-    load_labels(tile, a.regions, span, int(a.num_regions), region);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
+    const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span);
     const typename Tile::ClassValues upstream(tile, a.grad_similarity, span);
     tile.read(a.z, span);
     tile.for_voxels(span, [&](const auto& x) {
-      const int own_label = label[x.slot];
+      const int own_label = labels.label(x.slot, tile.C);
       const Nearest nearest = find_nearest(tile, x, own_label);
       const Winner positive = a.positive_of_label ? nearest.of_label : nearest.of_all;
       const bool contrasted = by_info_nce && own_label >= 0 && positive.flat != info_nce.ignore_prototype;
@@ -140,7 +136,7 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
       const ClassSoftmax softmax = class_softmax(tile, x, similarity, nearest.of_all.cosine, a.class_temperature);
       const HardTarget target{own_label};
       const VoxelClassGradient<HardTarget> by_class(tile, x, class_gradient, softmax, similarity, target,
-                                                    own_label < 0 ? -1 : region[x.slot]);
+                                                    own_label < 0 ? -1 : regions.label(x.slot, int(a.num_regions)));
       gradient_coefficients(tile, x, info_nce, voxel, scale, [&](int c) {
         const Winner best = best_of_class(tile, x, c);
         return ClassDerivative{upstream(x, c) + by_class.by_logit(c, best.cosine), best.flat - c * tile.K};

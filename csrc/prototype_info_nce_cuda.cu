@@ -41,16 +41,14 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.sums.start();
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
-    int label[Tile::SLOTS];
-    float weight[Tile::SLOTS], loss_sum = 0, weight_sum = 0;
-    load_labels(tile, a.labels, span, tile.C, label);
-    load_weights(tile, a.weight, span, weight);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
+    const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
+    float loss_sum = 0, weight_sum = 0;
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
-          weighted_contrast(tile, x, info_nce, a.labels.present, label[x.slot], weight[x.slot]);
+          weighted_contrast(tile, x, info_nce, a.labels.present, labels.label(x.slot, tile.C), weights.weight(x.slot));
       if (voxel.weight != 0 && x.lane == 0) {
         loss_sum = fmaf(voxel.contrast.loss, voxel.weight, loss_sum);
         weight_sum += voxel.weight;
@@ -77,16 +75,13 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
   const float scale = *a.denominator == 0 ? 0.f : float(*a.loss / *a.denominator);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
-    int label[Tile::SLOTS];
-    float weight[Tile::SLOTS];
-    load_labels(tile, a.labels, span, tile.C, label);
-    load_weights(tile, a.weight, span, weight);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
+    const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
-          weighted_contrast(tile, x, info_nce, a.labels.present, label[x.slot], weight[x.slot]);
+          weighted_contrast(tile, x, info_nce, a.labels.present, labels.label(x.slot, tile.C), weights.weight(x.slot));
       gradient_coefficients(tile, x, info_nce, voxel.contrast, voxel.weight != 0 ? scale * voxel.weight : 0.f,
                             [](int) { return ClassDerivative{0, 0}; });
     });

@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
     tile.read(a.z, span);
     tile.for_voxels(span, [&](const auto& x) {
 #pragma unroll
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
   const InfoNCE none{1, true, -1};
-  for (int64_t t = blockIdx.x; t < tiling.tiles; t += gridDim.x) {
-    const Span span = tiling.span(t);
+  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+    const Span span = walk.span();
     const typename Tile::ClassValues upstream(tile, a.similarity, span);
     tile.read(a.z, span);
     tile.for_voxels(span, [&](const auto& x) {

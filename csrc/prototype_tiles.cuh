@@ -7,6 +7,7 @@
 //   unit(v) = v / max(|v|, EPSILON)          cosine[i] = unit(z) . unit(p[i]),  i = c * K + k
 #pragma once
 
+#include "device_rows.cuh"
 #include "device_sums.cuh"
 #include "prototype_similarity.h"
 
@@ -208,8 +209,8 @@ struct NarrowTile {
 struct WideTile {
   static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES;
   static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = 3, BACKWARD_BLOCKS = 3;
-  static constexpr int PITCH = VOXELS + 4;         // of the rows in shared memory; keeps vectors aligned
   static constexpr int ROWS = 64, DEPTH = 16;      // one product: [ROWS, DEPTH] x [DEPTH, VOXELS]
+  static constexpr int PITCH = Rows<DEPTH, VOXELS>::PITCH;
   static constexpr int ROW_PITCH = ROWS + 4;
 
   struct Row {
@@ -285,18 +286,16 @@ struct WideTile {
   __device__ void read(const Voxels& source, const Span& span) {
     embeddings = &source;
     const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
-    const bool planar = source.voxel_stride == 1;
+    Rows<DEPTH, VOXELS> channels{source};
     for (int first_row = 0; first_row < C * K; first_row += ROWS) {
       float sum[4][4] = {}, squares[4] = {};
+      channels.load(span, 0);
       for (int j = 0; j < d; j += DEPTH) {
         __syncthreads();
-        for (int e = threadIdx.x; e < DEPTH * VOXELS; e += THREADS) {
-          const int v = planar ? e % VOXELS : e / DEPTH, k = planar ? e / VOXELS : e % DEPTH;
-          const bool there = v < span.n && j + k < d;
-          chunk[k * PITCH + v] = there ? load_float(source, span.image, j + k, span.first + v) : 0.f;
-        }
+        channels.store(chunk);
         load_factor(d, 1, first_row, C * K, j, d);
         __syncthreads();
+        if (j + DEPTH < d) channels.load(span, j + DEPTH);  // on its way while this chunk is multiplied
         multiply(chunk, DEPTH, sum);
         if (first_row == 0 && ty == 0) {
           for (int k = 0; k < DEPTH; ++k) {

@@ -1,0 +1,87 @@
+// Tiles of voxels and some of their channels, from memory to shared memory.
+#pragma once
+
+#include "device_voxels.cuh"
+
+namespace semiseg {
+
+__device__ __forceinline__ void to_words(const uint4& x, uint32_t* words) {
+  words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
+}
+__device__ __forceinline__ void to_words(const uint2& x, uint32_t* words) { words[0] = x.x, words[1] = x.y; }
+__device__ __forceinline__ void to_words(unsigned x, uint32_t* words) { words[0] = x; }
+
+// x[first + i, v] of a tile for ROWS i, 0 beyond the ends: on its way from memory, then in shared memory. A thread has
+// vectors of four adjacent elements where there are such, else as many elements.
+template <int ROWS, int VOXELS>
+struct Rows {
+  static constexpr int PITCH = VOXELS + 4;  // of the rows in shared memory; keeps vectors aligned
+  static constexpr int ELEMENTS = ROWS * VOXELS / THREADS;
+  static_assert(ROWS % 4 == 0 && VOXELS <= THREADS && ELEMENTS % 4 == 0);
+
+  const Voxels& x;
+  bool planar, vectors;
+  int row, voxel, row_step, voxel_step;  // of the thread's first vector or element, and from each to the next
+  uint32_t words[ELEMENTS];              // as they lie in memory; a vector has the room of four
+
+  // Neighbouring threads read neighbouring elements.
+  __device__ __forceinline__ void load(const Span& span, int64_t first) {
+    const int64_t count = x.channels - first;
+    planar = x.voxel_stride == 1;
+    vectors = planar ? has_aligned_rows(x) && span.n == VOXELS : has_aligned_points(x) && x.channels % 4 == 0;
+    const int width = vectors ? 4 : 1, along = (planar ? VOXELS : ROWS) / width, thread = int(threadIdx.x);
+    const int near = thread % along * width, far = thread / along, step = THREADS / along;
+    row = planar ? far : near, row_step = planar ? step : 0;
+    voxel = planar ? near : far, voxel_step = planar ? 0 : step;
+#pragma unroll
+    for (uint32_t& word : words) word = 0;
+    const int64_t stride = row_step * x.channel_stride + voxel_step * x.voxel_stride;
+    const auto there = [&](int k) { return row + k * row_step < count && voxel + k * voxel_step < span.n; };
+    const auto load_bits = [&](auto zero) {
+      using Bits = decltype(zero);
+      const Bits* p = element<const Bits>(x, span.image, first + row, span.first + voxel);
+      if (vectors) {
+#pragma unroll
+        for (int k = 0; k < ELEMENTS / 4; ++k) {
+          Vector<4 * sizeof(Bits)> four{};
+          if (there(k)) four = __ldcs(reinterpret_cast<const decltype(four)*>(p + k * stride));
+          to_words(four, words + 4 * k);
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < ELEMENTS; ++k)
+          if (there(k)) words[k] = p[k * stride];
+      }
+    };
+    if (bytes_per_element(x.type) == 4) load_bits(uint32_t{});
+    else if (bytes_per_element(x.type) == 2) load_bits(uint16_t{});
+    else load_bits(uint8_t{});
+  }
+
+  __device__ __forceinline__ void store(float* rows) const {
+    with_weight_type(x.type, [&](auto zero) {
+      using T = decltype(zero);
+      float* to = rows + row * PITCH + voxel;
+      const int stride = row_step * PITCH + voxel_step;
+      if (vectors) {
+#pragma unroll
+        for (int k = 0; k < ELEMENTS / 4; ++k) {
+          float four[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) four[i] = to_float(element_of<T>(words + 4 * k, i));
+          if (planar) {
+            *reinterpret_cast<float4*>(to + k * stride) = make_float4(four[0], four[1], four[2], four[3]);
+          } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) to[k * stride + i * PITCH] = four[i];
+          }
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < ELEMENTS; ++k) to[k * stride] = to_float(element_of<T>(words + k, 0));
+      }
+    });
+  }
+};
+
+}  // namespace semiseg
