@@ -264,7 +264,8 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     float gradients[CHANNELS] = {}, products[CHANNELS] = {};
     for (int tile = 0; tile < TILES && walk.there(); ++tile, walk.next()) {
       const Span span = walk.span();
-      const auto loaded_x = mine.template load<Reuse::next_kernel>(a.x, span), loaded_grad = mine.template load<Reuse::next_kernel>(a.grad_y, span);
+      const auto loaded_x = mine.template load<Reuse::next_kernel>(a.x, span);
+      const auto loaded_grad = mine.template load<Reuse::next_kernel>(a.grad_y, span);
 #pragma unroll
       for (int slot = 0; slot < SLOTS; ++slot) {
         if (!mine.inside(span, slot)) continue;
@@ -299,7 +300,8 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) backward(BatchNormReL
   mine.load_parameter(a.tilt, tilt);
   for (TileWalk walk(vectors.tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
     const Span span = walk.span_from_end();
-    const auto loaded_x = mine.template load<Reuse::none>(a.x, span), loaded_grad = mine.template load<Reuse::none>(a.grad_y, span);
+    const auto loaded_x = mine.template load<Reuse::none>(a.x, span);
+    const auto loaded_grad = mine.template load<Reuse::none>(a.grad_y, span);
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
       float x[Vectors::LENGTH], grad[Vectors::LENGTH];

@@ -18,14 +18,13 @@ __host__ __device__ constexpr int64_t class_sums(int64_t regions, int64_t C) {
 }
 
 struct ClassSoftmax {
-  float top, inverse_temperature, inverse_sum, log_sum;
+  float top, inverse_temperature, sum, inverse_sum;  // sum: of exp((logit - top) / temperature)
 
   __device__ __forceinline__ float probability(float logit) const {
-    return __expf((logit - top) * inverse_temperature) * inverse_sum;
+    return approximate_exp((logit - top) * inverse_temperature) * inverse_sum;
   }
-  __device__ __forceinline__ float minus_log(float logit) const {
-    return log_sum + (top - logit) * inverse_temperature;
-  }
+  // Minus the logarithm of the probability but for that of the sum.
+  __device__ __forceinline__ float below_top(float logit) const { return (top - logit) * inverse_temperature; }
 };
 
 // logits(c) of a voxel whose largest is `top`.
@@ -35,12 +34,13 @@ __device__ __forceinline__ ClassSoftmax class_softmax(const Tile& tile, const Vo
   const float inverse_temperature = 1 / temperature;
   float sum = 0;
 #pragma unroll
-  for (int c = x.lane; c < tile.C; c += Tile::LANES) sum += __expf((logits(c) - top) * inverse_temperature);
+  for (int c = x.lane; c < tile.C; c += Tile::LANES) sum += approximate_exp((logits(c) - top) * inverse_temperature);
   sum = x.sum(sum);
-  return {top, inverse_temperature, 1 / sum, logf(sum)};
+  return {top, inverse_temperature, sum, 1 / sum};
 }
 
 struct HardTarget {
+  static constexpr bool ONE_CLASS = true;
   int label;
   __device__ __forceinline__ float operator()(int c) const { return c == label ? 1.f : 0.f; }
   // y[c] x, and no NaN of another class.
@@ -51,12 +51,14 @@ __device__ __forceinline__ HardTarget hard_target(const Voxels& labels, const Sp
   return {offset < span.n ? load_label(labels, span.image, span.first + offset, C) : -1};
 }
 
+// sum_c y[c] (logarithm + below_top[c])
 template <class Tile, class Voxel, class Logits, class Target>
 __device__ __forceinline__ float cross_entropy(const Tile& tile, const Voxel& x, const ClassSoftmax& softmax,
-                                               const Logits& logits, const Target& target) {
+                                               const Logits& logits, const Target& target, float logarithm) {
   float sum = 0;
 #pragma unroll
-  for (int c = x.lane; c < tile.C; c += Tile::LANES) sum += target.times(c, softmax.minus_log(logits(c)));
+  for (int c = x.lane; c < tile.C; c += Tile::LANES)
+    sum += target.times(c, logarithm + softmax.below_top(logits(c)));
   return x.sum(sum);
 }
 
@@ -68,9 +70,10 @@ template <class Tile>
 struct NarrowClassSums {
   static constexpr int MOST_REGIONS = MOST_NARROW_REGIONS, C = Tile::C, STATISTICS = 1 + 3 * C;
 
-  int regions, tiles;
+  int regions;
   ColumnSums columns;
   float recent[MOST_REGIONS][STATISTICS], ce[MOST_REGIONS];
+  LogarithmSum logarithms[MOST_REGIONS];  // which `ce` lacks
 
   __host__ __device__ __forceinline__ NarrowClassSums(Arena& shared, const Tile&, int regions)
       : regions(regions), columns(shared, int(class_sums(regions, C))) {}
@@ -81,10 +84,10 @@ struct NarrowClassSums {
   }
 
   __device__ __forceinline__ void clear() {
-    tiles = 0;
 #pragma unroll
     for (int r = 0; r < MOST_REGIONS; ++r) {
       ce[r] = 0;
+      logarithms[r] = {};
 #pragma unroll
       for (int i = 0; i < STATISTICS; ++i) recent[r][i] = 0;
     }
@@ -94,11 +97,13 @@ struct NarrowClassSums {
   template <class Voxel, class Logits, class Target>
   __device__ __forceinline__ void add(const Tile& tile, const Voxel& x, const ClassSoftmax& softmax,
                                       const Logits& logits, const Target& target, int region) {
-    const float voxel_ce = cross_entropy(tile, x, softmax, logits, target);
+    const float logarithm = Target::ONE_CLASS ? 0 : logf(softmax.sum);
+    const float voxel_ce = cross_entropy(tile, x, softmax, logits, target, logarithm);
 #pragma unroll
     for (int r = 0; r < MOST_REGIONS; ++r) {
       if (region != r) continue;
       ce[r] += voxel_ce;
+      if (Target::ONE_CLASS) logarithms[r].add(softmax.sum);
       recent[r][0] += 1;
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -111,8 +116,8 @@ struct NarrowClassSums {
   }
 
   template <class TargetOf>
-  __device__ __forceinline__ void finish_tile(const TargetOf&) {
-    if (++tiles == FLOAT_TILES) widen();
+  __device__ __forceinline__ void finish_tile(bool enough, const TargetOf&) {
+    if (enough) widen();
   }
 
   __device__ __forceinline__ void widen() {
@@ -121,7 +126,7 @@ struct NarrowClassSums {
       if (r >= regions) continue;
 #pragma unroll
       for (int i = 0; i < STATISTICS; ++i) columns.add(r * STATISTICS + i, recent[r][i]);
-      columns.add(regions * STATISTICS + r, ce[r]);
+      columns.add(regions * STATISTICS + r, ce[r] + logarithms[r].total());
     }
     clear();
   }
@@ -164,7 +169,7 @@ struct WideClassSums {
   template <class Voxel, class Logits, class Target>
   __device__ __forceinline__ void add(const Tile& tile, const Voxel& x, const ClassSoftmax& softmax,
                                       const Logits& logits, const Target& target, int voxel_region) const {
-    const float voxel_ce = cross_entropy(tile, x, softmax, logits, target);
+    const float voxel_ce = cross_entropy(tile, x, softmax, logits, target, logf(softmax.sum));
     if (x.lane == 0) {
       ce[x.offset] = voxel_ce;
       region[x.offset] = voxel_region;
@@ -179,7 +184,7 @@ struct WideClassSums {
   }
 
   template <class TargetOf>
-  __device__ void finish_tile(const TargetOf& target_of) const {
+  __device__ void finish_tile(bool, const TargetOf& target_of) const {
     __syncthreads();
     const int v = threadIdx.x % WARP, warp = threadIdx.x / WARP, mine = region[v];
     const auto& target = target_of(v);

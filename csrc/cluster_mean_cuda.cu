@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.clusters.start();
+  RecentTiles recent;
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
       memory.clusters.add(assignments, a.z, span, x,
                           assign(nearest, x, label, weights.weight(x.slot), a.unit_length, a.require_agreement));
     });
-    memory.clusters.finish_tile();
+    memory.clusters.finish_tile(recent.are_enough());
   }
   memory.clusters.finish(partials);
 }

@@ -48,7 +48,6 @@ struct NarrowClusterSums {
   float* share;    // [COUNT, PITCH]: a voxel's factor in its cluster, 0 in the others
   double* sums;    // [COUNT, D]
   double* counts;  // [COUNT]
-  int tiles;
   float recent[COUNT][2], recent_count[COUNT];
 
   __host__ __device__ __forceinline__ explicit NarrowClusterSums(Arena& shared)
@@ -68,7 +67,6 @@ struct NarrowClusterSums {
   }
 
   __device__ __forceinline__ void clear() {
-    tiles = 0;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) recent[i][0] = recent[i][1] = recent_count[i] = 0;
   }
@@ -96,7 +94,7 @@ struct NarrowClusterSums {
     }
   }
 
-  __device__ __forceinline__ void finish_tile() {
+  __device__ __forceinline__ void finish_tile(bool enough) {
     __syncwarp();
     const int j = lane() % LANES;
 #pragma unroll
@@ -110,7 +108,7 @@ struct NarrowClusterSums {
         recent[i][1] = dot(factor, high, recent[i][1]);
       }
     }
-    if (++tiles == FLOAT_TILES) widen();
+    if (enough) widen();
   }
 
   static __device__ __forceinline__ float dot(const float4& a, const float4& b, float sum) {
@@ -165,7 +163,7 @@ struct WideClusterAssignment {
     assignments.factor[voxel] = a.factor;
   }
 
-  __device__ void finish_tile() const {}
+  __device__ void finish_tile(bool) const {}
   __device__ void finish(const Partials&) const {}
 };
 

@@ -68,7 +68,30 @@ struct Partials {
   __device__ __forceinline__ double& mine(int64_t i) const { return data[i * blocks + blockIdx.x]; }
 };
 
-constexpr int FLOAT_TILES = 16;  // whose sums a thread takes in float32
+// A sum of logarithms of numbers from 1 on. Of their product: a logarithm costs as much as some thirty factors.
+struct LogarithmSum {
+  float product = 1, sum = 0;
+
+  __device__ __forceinline__ void add(float x) {
+    product *= x;
+    if (product < 0x1p64f) return;
+    sum += logf(product);
+    product = 1;
+  }
+  __device__ __forceinline__ float total() const { return sum + logf(product); }
+};
+
+// The tiles whose sums a thread takes in float32.
+struct RecentTiles {
+  int count = 0;
+
+  __device__ __forceinline__ bool are_enough() {
+    constexpr int most = 16;
+    if (++count < most) return false;
+    count = 0;
+    return true;
+  }
+};
 
 // Running sums of a block in shared memory, [count, THREADS]: a column for every thread, so that nobody waits.
 struct ColumnSums {

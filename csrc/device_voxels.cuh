@@ -314,15 +314,17 @@ struct MapValues {
   bool present, inside[N];
   uint32_t bits[N] = {};  // as they lie in memory; of 64 bits, ones where 32 do not hold the number
 
+  MapValues() = default;
+
   template <class Offset>
-  __device__ __forceinline__ MapValues(const Voxels& map, const Span& span, const Offset& offset)
+  __device__ __forceinline__ MapValues(const Voxels& map, const Span& span, const Offset& offset, int64_t channel = 0)
       : type(map.type), present(map.present) {
 #pragma unroll
     for (int i = 0; i < N; ++i) inside[i] = offset(i) < span.n;
     if (!present) return;
     with_bits_of(type, [&](auto zero) {
       using T = decltype(zero);
-      const T* p = element<const T>(map, span.image, 0, span.first);
+      const T* p = element<const T>(map, span.image, channel, span.first);
       std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> loaded[N] = {};
 #pragma unroll
       for (int i = 0; i < N; ++i)

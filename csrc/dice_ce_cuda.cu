@@ -21,6 +21,7 @@ struct NarrowLogits {
   };
 
   struct SoftTarget {
+    static constexpr bool ONE_CLASS = false;
     const float (&probability)[C][SLOTS];
     int slot;
     __device__ __forceinline__ float operator()(int c) const { return probability[c][slot]; }
@@ -72,6 +73,7 @@ struct WideLogits {
   };
 
   struct SoftTarget {
+    static constexpr bool ONE_CLASS = false;
     const Voxels& source;
     const Span& span;
     int offset;
@@ -169,15 +171,17 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions));
   Tile& tile = memory.tile;
   memory.classes.start(partials, 0);
+  RecentTiles recent;
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
     for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
       memory.classes.add(tile, x, softmax, x, target, region);
     });
+    const bool enough = recent.are_enough();
     if (a.soft_target.present) {
-      memory.classes.finish_tile([&](int v) { return WideLogits::SoftTarget{a.soft_target, span, v}; });
+      memory.classes.finish_tile(enough, [&](int v) { return WideLogits::SoftTarget{a.soft_target, span, v}; });
     } else {
-      memory.classes.finish_tile([&](int v) { return hard_target(a.labels, span, v, tile.C); });
+      memory.classes.finish_tile(enough, [&](int v) { return hard_target(a.labels, span, v, tile.C); });
     }
   }
   memory.classes.finish(partials, 0);

@@ -19,16 +19,43 @@ int64_t labelled_regions(const PrototypeHead& a) { return a.labels.present ? a.n
 // The sums over voxels: classes, InfoNCE, InfoNCE's voxels.
 __host__ __device__ int64_t loss_sums(int64_t regions, int64_t C) { return class_sums(regions, C) + 2; }
 
+// InfoNCE and its voxels, those of a few tiles in float32.
+struct ContrastSums {
+  ColumnSums columns;
+  float below_top = 0, count = 0;
+  LogarithmSum logarithms;
+
+  __host__ __device__ __forceinline__ explicit ContrastSums(Arena& shared) : columns(shared, 2) {}
+
+  __device__ __forceinline__ void add(const Contrast& voxel) {
+    below_top += voxel.below_top;
+    logarithms.add(voxel.sum);
+    count += 1;
+  }
+
+  __device__ __forceinline__ void widen() {
+    columns.add(0, below_top + logarithms.total());
+    columns.add(1, count);
+    below_top = count = 0;
+    logarithms = {};
+  }
+
+  __device__ void finish(const Partials& partials, int64_t first) {
+    widen();
+    columns.finish(partials, first);
+  }
+};
+
 template <class Tile>
 struct ForwardMemory {
   Tile tile;
   ClassSums<Tile> classes;
-  ColumnSums info_nce;
+  ContrastSums info_nce;
   ClusterSums<Tile> clusters;
 
   __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Prototypes& prototypes, const Voxels& z,
                                                     int regions)
-      : tile(shared, prototypes, z), classes(shared, tile, regions), info_nce(shared, 2), clusters(shared) {}
+      : tile(shared, prototypes, z), classes(shared, tile, regions), info_nce(shared), clusters(shared) {}
 };
 
 template <class Tile>
@@ -42,14 +69,14 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.classes.start(losses, 0);
-  memory.info_nce.start();
+  memory.info_nce.columns.start();
   memory.clusters.start();
+  RecentTiles recent;
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span),
                weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
-    float info_nce_sum = 0, kept_sum = 0;
     if (labelled) memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
@@ -58,10 +85,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
       });
       const Winner positive = a.positive_of_label ? nearest.of_label : nearest.of_all;
       const Contrast voxel = contrast(tile, x, info_nce, nearest.of_all, positive);
-      if (x.lane == 0 && own_label >= 0 && positive.flat != info_nce.ignore_prototype) {
-        info_nce_sum += voxel.loss;
-        kept_sum += 1;
-      }
+      if (x.lane == 0 && own_label >= 0 && positive.flat != info_nce.ignore_prototype) memory.info_nce.add(voxel);
       if (labelled) {
         memory.clusters.add(assignments, a.z, span, x,
                             assign(nearest, x, own_label, weights.weight(x.slot), a.unit_length, a.require_agreement));
@@ -72,12 +96,12 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
                            own_label < 0 ? -1 : regions.label(x.slot, int(a.num_regions)));
       }
     });
-    memory.info_nce.add(0, info_nce_sum);
-    memory.info_nce.add(1, kept_sum);
+    const bool enough = recent.are_enough();
+    if (enough) memory.info_nce.widen();
     if (with_similarity) tile.store_best(a.similarity, a.index, span);
     if (labelled) {
-      memory.classes.finish_tile([&](int v) { return hard_target(a.labels, span, v, tile.C); });
-      memory.clusters.finish_tile();
+      memory.classes.finish_tile(enough, [&](int v) { return hard_target(a.labels, span, v, tile.C); });
+      memory.clusters.finish_tile(enough);
     }
   }
   memory.info_nce.finish(losses, class_sums(num_regions, tile.C));

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
       const WeightedContrast voxel =
           weighted_contrast(tile, x, info_nce, a.labels.present, labels.label(x.slot, tile.C), weights.weight(x.slot));
       if (voxel.weight != 0 && x.lane == 0) {
-        loss_sum = fmaf(voxel.contrast.loss, voxel.weight, loss_sum);
+        loss_sum = fmaf(voxel.contrast.loss(), voxel.weight, loss_sum);
         weight_sum += voxel.weight;
       }
     });

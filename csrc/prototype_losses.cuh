@@ -72,8 +72,9 @@ struct InfoNCE {
 // loss = logsumexp_i(logit[i] / temperature) - logit[positive] / temperature, logit = cosine, or z . p if not
 // normalised.
 struct Contrast {
-  float loss, top, sum;  // sum: of exp((logit - top) / temperature)
+  float below_top, top, sum;  // below_top: the positive, divided by temperature; sum: of exp((logit - top) / temperature)
   int positive;
+  __device__ __forceinline__ float loss() const { return logf(sum) + below_top; }
 };
 
 template <class Tile, class Voxel>
@@ -106,9 +107,9 @@ __device__ __forceinline__ Contrast contrast(const Tile& tile, const Voxel& x, c
   for (int c = x.lane; c < tile.C; c += Tile::LANES)
 #pragma unroll
     for (int k = 0; k < tile.K; ++k)
-      sum += __expf((logit(tile, x, a, c * tile.K + k) - top) * a.inverse_temperature);
+      sum += approximate_exp((logit(tile, x, a, c * tile.K + k) - top) * a.inverse_temperature);
   sum = x.sum(sum);
-  return {logf(sum) + (top - of_positive) * a.inverse_temperature, top, sum, positive.flat};
+  return {(top - of_positive) * a.inverse_temperature, top, sum, positive.flat};
 }
 
 struct ClassDerivative {
@@ -137,7 +138,7 @@ __device__ __forceinline__ void gradient_coefficients(const Tile& tile, const Vo
       const int i = c * tile.K + k;
       float by_logit = 0;
       if (contrasted) {
-        by_logit = __expf((logit(tile, x, a, i) - contrast.top) * a.inverse_temperature) * normalizer;
+        by_logit = approximate_exp((logit(tile, x, a, i) - contrast.top) * a.inverse_temperature) * normalizer;
         if (i == contrast.positive) by_logit -= scale;
       }
       float by_cosine = k == of_class.k ? of_class.value : 0.f;

@@ -37,12 +37,11 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
     const typename Tile::ClassValues upstream(tile, a.similarity, span);
+    const typename Tile::ClassIndices winners(tile, a.index, span);
     tile.read(a.z, span);
     tile.for_voxels(span, [&](const auto& x) {
-      gradient_coefficients(tile, x, none, Contrast{}, 0, [&](int c) {
-        const int k = x.inside ? load_index(a.index, span.image, c, span.first + x.offset) : 0;
-        return ClassDerivative{upstream(x, c), k};
-      });
+      gradient_coefficients(tile, x, none, Contrast{}, 0,
+                            [&](int c) { return ClassDerivative{upstream(x, c), winners(x, c)}; });
     });
     tile.write_gradient(a.grad_z, span);
   }

@@ -71,7 +71,7 @@ struct NarrowTile {
   static constexpr bool FEW = COUNT <= 8;
   static constexpr int FORWARD_BLOCKS = FEW ? 5 : 4;
   static constexpr int SUMS_BLOCKS = FEW && SLOTS == 1 ? 4 : SPARES_REGISTERS || SLOTS > 1 ? 3 : 2;
-  static constexpr int BACKWARD_BLOCKS = (FEW ? 6 : 4) + (SPARES_REGISTERS ? 2 : 0);
+  static constexpr int BACKWARD_BLOCKS = FEW ? (SPARES_REGISTERS ? 8 : 6) : (SPARES_REGISTERS ? 5 : 4);
 
   struct Voxel : OneLane {
     int slot, offset;
@@ -89,6 +89,16 @@ struct NarrowTile {
       if (source.present) load_voxels(source, span, tile.mine, value);
     }
     __device__ __forceinline__ float operator()(const Voxel& x, int c) const { return value[c][x.slot]; }
+  };
+
+  // Winners [B, C, *S] of a tile.
+  struct ClassIndices {
+    MapValues<SLOTS> value[C];
+    __device__ __forceinline__ ClassIndices(const NarrowTile& tile, const Voxels& source, const Span& span) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) value[c] = {source, span, [&](int slot) { return tile.offset(slot); }, c};
+    }
+    __device__ __forceinline__ int operator()(const Voxel& x, int c) const { return value[c].label(x.slot, K); }
   };
 
   float* unit;         // shared, [COUNT, D]
@@ -208,7 +218,7 @@ struct NarrowTile {
 
 struct WideTile {
   static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES;
-  static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = 3, BACKWARD_BLOCKS = 3;
+  static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = SPARES_REGISTERS ? 3 : 2, BACKWARD_BLOCKS = 3;
   static constexpr int ROWS = 64, DEPTH = 16;      // one product: [ROWS, DEPTH] x [DEPTH, VOXELS]
   static constexpr int PITCH = Rows<DEPTH, VOXELS>::PITCH;
   static constexpr int ROW_PITCH = ROWS + 4;
@@ -237,6 +247,16 @@ struct WideTile {
         : source(source), span(span) {}
     __device__ __forceinline__ float operator()(const Voxel& x, int c) const {
       return source.present && x.inside ? load_float(source, span.image, c, span.first + x.offset) : 0.f;
+    }
+  };
+
+  struct ClassIndices {
+    const Voxels& source;
+    const Span& span;
+    __device__ __forceinline__ ClassIndices(const WideTile&, const Voxels& source, const Span& span)
+        : source(source), span(span) {}
+    __device__ __forceinline__ int operator()(const Voxel& x, int c) const {
+      return x.inside ? load_index(source, span.image, c, span.first + x.offset) : 0;
     }
   };
 

@@ -176,12 +176,22 @@ def test_narrow_and_wide_tiles_agree(cuda, num_classes, layout):
     torch.testing.assert_close(gradients[0], gradients[1][:, :16], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_negative_labels_are_none_of_many_classes(cuda, dtype):
+    logits = torch.randn(1, 300, 40)  # in bytes, -1 is class 255
+    labels = torch.randint(-2, 128, (1, 40))
+    torch.testing.assert_close(
+        tuple(dice_ce(logits, labels.to(dtype))), tuple(dice_ce(logits, labels)), rtol=0, atol=0
+    )
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_labels_and_regions_out_of_range_are_ignored(cuda, num_classes):
     prototypes, z = torch.randn(num_classes, 3, 16), torch.randn(2, 16, 600)
     labels, regions, _ = random_maps(600, num_classes)
     wild = labels.to(torch.int64).where(labels >= 0, torch.randint(num_classes, 1 << 62, labels.shape))
-    for large, small in ((wild, labels), (wild.to(torch.uint64), labels)):
+    wrapping = labels.to(torch.int64).where(labels >= 0, 1 + (1 << 32))
+    for large, small in ((wild, labels), (wild.to(torch.uint64), labels), (wrapping, labels)):
         expected = cluster_mean(z, prototypes, small)
         torch.testing.assert_close(cluster_mean(z, prototypes, large), expected, rtol=0, atol=0)
         torch.testing.assert_close(
