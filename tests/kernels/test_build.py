@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -182,19 +183,24 @@ def test_architectures(setup_functions, monkeypatch):
     ]
 
 
-def test_no_cuda_kernel_spills():
-    """As the installation compiled them, for every architecture."""
+@pytest.fixture
+def disassemble() -> Callable[..., str]:
+    """What cuobjdump says with these options of the CUDA kernels as the installation compiled them."""
     # Not by its name, under which an emulated one may be loaded.
     library = Path(semiseg_kernels.__file__).parent / f"_CUDA{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists():
         pytest.skip("the CUDA kernels are not built")
     triton = pytest.importorskip("triton")
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run(
-        [cuobjdump, "--dump-resource-usage", library], check=True, capture_output=True, text=True
+    return lambda *options: subprocess.run(
+        [cuobjdump, *options, library], check=True, capture_output=True, text=True
     ).stdout
+
+
+def test_no_cuda_kernel_spills(disassemble):
+    """For every architecture."""
     kernels = Counter()
-    for image in usage.split("arch = sm_")[1:]:
+    for image in disassemble("--dump-resource-usage").split("arch = sm_")[1:]:
         architecture = image.split()[0]
         for name, stack, local in re.findall(
             r"Function (\S+):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", image
@@ -202,3 +208,47 @@ def test_no_cuda_kernel_spills():
             assert (stack, local) == ("0", "0"), f"{name} for {architecture}"
             kernels[architecture] += 1
     assert kernels and all(count >= 30 for count in kernels.values())
+
+
+@pytest.mark.slow
+def test_loads_do_not_wait_for_each_other(disassemble):
+    """A map's bytes are not read in the branch that loads them, ahead of other loads, nor is a vector of batch
+    normalisation read before the tile's last one is on its way."""
+    kernels = disassemble("-sass", "-arch", "sm_90").split("Function : ")[1:]
+    if not kernels:
+        pytest.skip("the CUDA kernels are built for other architectures")
+    of_bytes = of_vectors = 0
+    for kernel in kernels:
+        name = kernel.split()[0]
+        if "LargestComponents" in name:
+            continue  # each of its threads has a single voxel
+        instructions = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?(.*?);", kernel, re.MULTILINE)
+        targets = {
+            int(target, 16)
+            for _, text in instructions
+            for target in re.findall(r"^(?:BRA|BSSY).*?0x([0-9a-f]+)", text)
+        }
+        vectors_left = sum(_is_vector_load(text) for _, text in instructions) if "DenseVectors" in name else 0
+        of_vectors += vectors_left > 0
+        assert vectors_left % 4 == 0, name
+        loaded_bytes: set[int] = set()  # registers
+        loaded_vectors: set[int] = set()
+        for address, text in instructions:
+            if int(address, 16) in targets or re.match("BRA|BRX|BSYNC|CALL|EXIT|RET", text):
+                loaded_bytes.clear()
+            registers = [int(number) for number in re.findall(r"\bR(\d+)\b", text)]
+            read = registers[1:] if text.startswith("LDG") else registers
+            assert not (loaded_bytes | loaded_vectors) & set(read), f"{name} at {address}: {text}"
+            if text.startswith("LDG.E.U8"):
+                loaded_bytes.add(registers[0])
+                of_bytes += 1
+            if vectors_left and _is_vector_load(text):
+                vectors_left -= 1
+                loaded_vectors.update(range(registers[0], registers[0] + 4))
+                if vectors_left == 0:
+                    loaded_vectors.clear()
+    assert of_bytes >= 100 and of_vectors >= 20
+
+
+def _is_vector_load(instruction: str) -> bool:
+    return instruction.startswith("LDG") and ".128" in instruction
