@@ -192,9 +192,9 @@ def disassemble() -> Callable[..., str]:
         pytest.skip("the CUDA kernels are not built")
     triton = pytest.importorskip("triton")
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return lambda *options: subprocess.run(
-        [cuobjdump, *options, library], check=True, capture_output=True, text=True
-    ).stdout
+    return lambda *options: (
+        subprocess.run([cuobjdump, *options, library], check=True, capture_output=True, text=True).stdout
+    )
 
 
 def test_no_cuda_kernel_spills(disassemble):
