@@ -107,10 +107,18 @@ struct Patch {
   float x[4][4];
 
   // Neighbouring threads write neighbouring elements.
-  __device__ explicit Patch(const Voxels& target) : x{} {
+  __device__ explicit Patch(const Voxels& target) {
+    clear();
     const bool planar = target.voxel_stride == 1;
     channel = 4 * int(planar ? threadIdx.x / (VOXELS / 4) : threadIdx.x % (CHANNELS / 4));
     voxel = 4 * int(planar ? threadIdx.x % (VOXELS / 4) : threadIdx.x / (CHANNELS / 4));
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (auto& of_channel : x)
+#pragma unroll
+      for (float& sum : of_channel) sum = 0;
   }
 
   __device__ __forceinline__ void add(const float4& share, const float4& weight) {
@@ -150,29 +158,49 @@ struct Patch {
 };
 
 // target[v] = sum_c weight[c, v] share[c], with the same shares for all images or those of each. A block for CHANNELS of the
-// channels (x) and some of the tiles (y).
+// channels (x) and some of the tiles (y), which takes CLASS_ROWS of the classes at a time.
+template <int CLASS_ROWS>
 static __global__ void __launch_bounds__(THREADS, MIX_BLOCKS) mix_by_class(
     Voxels weight, Voxels target, Tiling tiling, int64_t width,
     int64_t image_stride,  // of the shares, 0 or C * width
     const float* share     // [C, width], 0 from the target's channels on
 ) {
-  float* rows = dynamic_shared<float>();  // [CLASSES, PITCH]
+  float* rows = dynamic_shared<float>();  // [CLASS_ROWS, PITCH]
   const int64_t C = weight.channels, first_channel = int64_t(blockIdx.x) * CHANNELS;
-  for (TileWalk walk(tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
+  Patch patch(target);
+  Rows<CLASS_ROWS, VOXELS> weight_rows{weight};
+  TileWalk walk(tiling, blockIdx.y, gridDim.y);
+  int64_t first = 0;  // of the classes whose weights are loaded
+  const auto load = [&] {
+    if (walk.there()) weight_rows.load(walk.span(), first);
+  };
+  for (load(); walk.there();) {
     const Span span = walk.span();
-    Patch patch(target);
-    for (int64_t first = 0; first < C; first += CLASSES) {
-      Rows<CLASSES, VOXELS> weight_rows{weight};
-      weight_rows.load(span, first);
-      __syncthreads();
-      weight_rows.store(rows);
-      __syncthreads();
-      const float* shares = share + span.image * image_stride + first * width + first_channel + patch.channel;
-      for (int c = 0; c < CLASSES && first + c < C; ++c)
-        patch.add(*reinterpret_cast<const float4*>(shares + c * width), four_of(rows + c * PITCH, patch.voxel));
+    const int classes = int(C - first < CLASS_ROWS ? C - first : CLASS_ROWS);
+    const float* shares = share + span.image * image_stride + first * width + first_channel + patch.channel;
+    __syncthreads();
+    weight_rows.store(rows);
+    __syncthreads();
+    first += CLASS_ROWS;
+    const bool last = first >= C;
+    if (last) {
+      first = 0;
+      walk.next();
     }
+    load();  // on its way while these are added
+    for (int c = 0; c < classes; ++c)
+      patch.add(*reinterpret_cast<const float4*>(shares + c * width), four_of(rows + c * PITCH, patch.voxel));
+    if (!last) continue;
     patch.store(target, span, first_channel);
+    patch.clear();
   }
+}
+
+// Runs run(a constant) with the number of classes whose weights are at hand at once.
+template <class Run>
+void with_class_rows(int64_t C, const Run& run) {
+  if (C <= FEW_CLASSES) run(std::integral_constant<int, FEW_CLASSES>{});
+  else run(std::integral_constant<int, CLASSES>{});
 }
 
 inline int64_t groups(int64_t n, int64_t of) { return (n + of - 1) / of; }
@@ -184,8 +212,11 @@ inline void launch_mix_by_class(const Voxels& weight, const Voxels& target, int6
                                 const Device& device) {
   const Tiling tiling(target, VOXELS);
   const int64_t width = share_width(target.channels);
-  launch(mix_by_class, dim3(width / CHANNELS, blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
-         CLASSES * PITCH * sizeof(float), device.stream, weight, target, tiling, width, image_stride, share);
+  with_class_rows(weight.channels, [&](auto rows) {
+    constexpr int class_rows = decltype(rows)::value;
+    launch(mix_by_class<class_rows>, dim3(width / CHANNELS, blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
+           class_rows * PITCH * sizeof(float), device.stream, weight, target, tiling, width, image_stride, share);
+  });
 }
 
 // Sums by class over all images (`images` is 1) or of each (their number): [images, C * (d + 1)].
@@ -196,7 +227,7 @@ inline double* launch_sum_by_class(Arena& workspace, const Voxels& z, const Voxe
   const int64_t C = weight.channels, d = z.channels, sums = C * (d + 1);  // of an image
   const Tiling tiling(of_image, VOXELS);
   double* total = workspace.take<double>(images * sums);
-  const auto launch_with = [&](auto rows) {
+  with_class_rows(C, [&](auto rows) {
     constexpr int class_rows = decltype(rows)::value;
     const int64_t shared = shared_bytes<ClassSumsMemory<class_rows>>();
     const int64_t all = blocks_with_sums(sum_by_class<class_rows>, shared, images * tiling.tiles, sums, device);
@@ -206,9 +237,7 @@ inline double* launch_sum_by_class(Arena& workspace, const Voxels& z, const Voxe
     launch(sum_by_class<class_rows>, dim3(groups(d, CHANNELS), groups(C, class_rows), images * blocks), dim3(THREADS),
            shared, device.stream, z, weight, tiling, partials);
     launch_add_partials(partials, total, device);
-  };
-  if (C <= FEW_CLASSES) launch_with(std::integral_constant<int, FEW_CLASSES>{});
-  else launch_with(std::integral_constant<int, CLASSES>{});
+  });
   return total;
 }
 
