@@ -101,62 +101,6 @@ static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
     write(C * d + first_class + channel, weights);
 }
 
-// What a thread of mix_by_class computes: four channels of four voxels.
-struct Patch {
-  int channel, voxel;  // the first, of the block's and of the tile's
-  float x[4][4];
-
-  // Neighbouring threads write neighbouring elements.
-  __device__ explicit Patch(const Voxels& target) {
-    clear();
-    const bool planar = target.voxel_stride == 1;
-    channel = 4 * int(planar ? threadIdx.x / (VOXELS / 4) : threadIdx.x % (CHANNELS / 4));
-    voxel = 4 * int(planar ? threadIdx.x % (VOXELS / 4) : threadIdx.x / (CHANNELS / 4));
-  }
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (auto& of_channel : x)
-#pragma unroll
-      for (float& sum : of_channel) sum = 0;
-  }
-
-  __device__ __forceinline__ void add(const float4& share, const float4& weight) {
-    const float left[4] = {share.x, share.y, share.z, share.w}, right[4] = {weight.x, weight.y, weight.z, weight.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int v = 0; v < 4; ++v) x[i][v] = fmaf(left[i], right[v], x[i][v]);
-  }
-
-  __device__ __forceinline__ void store(const Voxels& target, const Span& span, int64_t first_channel) const {
-    const int64_t channels = target.channels - first_channel - channel;
-    const int voxels = span.n - voxel;
-    with_float_type(target.type, [&](auto zero) {
-      using T = decltype(zero);
-      T* p = element<T>(target, span.image, first_channel + channel, span.first + voxel);
-      if (has_aligned_rows(target) && voxels >= 4) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (i < channels) store_adjacent(p + i * target.channel_stride, x[i]);
-      } else if (has_aligned_points(target) && channels >= 4) {
-#pragma unroll
-        for (int v = 0; v < 4; ++v) {
-          const float four[4] = {x[0][v], x[1][v], x[2][v], x[3][v]};
-          if (v < voxels) store_adjacent(p + v * target.voxel_stride, four);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int v = 0; v < 4; ++v)
-            if (i < channels && v < voxels)
-              p[i * target.channel_stride + v * target.voxel_stride] = from_float<T>(x[i][v]);
-      }
-    });
-  }
-};
-
 // target[v] = sum_c weight[c, v] share[c], with the same shares for all images or those of each. A block for CHANNELS of the
 // channels (x) and some of the tiles (y), which takes CLASS_ROWS of the classes at a time.
 template <int CLASS_ROWS>
@@ -167,7 +111,11 @@ static __global__ void __launch_bounds__(THREADS, MIX_BLOCKS) mix_by_class(
 ) {
   float* rows = dynamic_shared<float>();  // [CLASS_ROWS, PITCH]
   const int64_t C = weight.channels, first_channel = int64_t(blockIdx.x) * CHANNELS;
-  Patch patch(target);
+  // Neighbouring threads write neighbouring elements.
+  constexpr int wide = VOXELS / 4, deep = CHANNELS / 4;
+  const int thread = int(threadIdx.x);
+  Patch patch = target.voxel_stride == 1 ? Patch{thread / wide * 4, thread % wide * 4}
+                                         : Patch{thread % deep * 4, thread / deep * 4};
   Rows<CLASS_ROWS, VOXELS> weight_rows{weight};
   TileWalk walk(tiling, blockIdx.y, gridDim.y);
   int64_t first = 0;  // of the classes whose weights are loaded
@@ -192,7 +140,7 @@ static __global__ void __launch_bounds__(THREADS, MIX_BLOCKS) mix_by_class(
       patch.add(*reinterpret_cast<const float4*>(shares + c * width), four_of(rows + c * PITCH, patch.voxel));
     if (!last) continue;
     patch.store(target, span, first_channel);
-    patch.clear();
+    patch = {patch.channel, patch.voxel};
   }
 }
 

@@ -84,4 +84,91 @@ struct Rows {
   }
 };
 
+// Four channels of four voxels of a tile, which a thread reads or writes.
+struct Patch {
+  int channel, voxel;  // the first ones
+  float x[4][4] = {};
+
+  __device__ __forceinline__ void add(const float4& of_channel, const float4& of_voxel) {
+    const float left[4] = {of_channel.x, of_channel.y, of_channel.z, of_channel.w};
+    const float right[4] = {of_voxel.x, of_voxel.y, of_voxel.z, of_voxel.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int v = 0; v < 4; ++v) x[i][v] = fmaf(left[i], right[v], x[i][v]);
+  }
+
+  // 0 beyond the ends.
+  __device__ __forceinline__ void load(const Voxels& source, const Span& span, int64_t first_channel) {
+    const int64_t channels = source.channels - first_channel - channel;
+    const int voxels = span.n - voxel;
+    with_float_type(source.type, [&](auto zero) {
+      using T = decltype(zero);
+      const T* p = element<const T>(source, span.image, first_channel + channel, span.first + voxel);
+      if (has_aligned_rows(source) && voxels >= 4) {
+        Adjacent<4, T> row[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (i < channels) row[i].load(p + i * source.channel_stride);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) row[i].convert(x[i]);
+        return;
+      }
+      if (has_aligned_points(source) && channels >= 4) {
+        Adjacent<4, T> point[4] = {};
+#pragma unroll
+        for (int v = 0; v < 4; ++v)
+          if (v < voxels) point[v].load(p + v * source.voxel_stride);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          float four[4];
+          point[v].convert(four);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x[i][v] = four[i];
+        }
+        return;
+      }
+      T elements[4][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          elements[i][v] = zero;
+          if (i < channels && v < voxels) elements[i][v] = p[i * source.channel_stride + v * source.voxel_stride];
+        }
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) x[i][v] = to_float(elements[i][v]);
+    });
+  }
+
+  __device__ __forceinline__ void store(const Voxels& target, const Span& span, int64_t first_channel) const {
+    const int64_t channels = target.channels - first_channel - channel;
+    const int voxels = span.n - voxel;
+    with_float_type(target.type, [&](auto zero) {
+      using T = decltype(zero);
+      T* p = element<T>(target, span.image, first_channel + channel, span.first + voxel);
+      if (has_aligned_rows(target) && voxels >= 4) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (i < channels) store_adjacent(p + i * target.channel_stride, x[i]);
+      } else if (has_aligned_points(target) && channels >= 4) {
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          const float four[4] = {x[0][v], x[1][v], x[2][v], x[3][v]};
+          if (v < voxels) store_adjacent(p + v * target.voxel_stride, four);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int v = 0; v < 4; ++v)
+            if (i < channels && v < voxels)
+              p[i * target.channel_stride + v * target.voxel_stride] = from_float<T>(x[i][v]);
+      }
+    });
+  }
+};
+
 }  // namespace semiseg

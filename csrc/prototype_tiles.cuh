@@ -290,17 +290,10 @@ struct WideTile {
   }
 
   // sum[r, v] += sum_k factor[k, 4 ty + r] columns[k, 4 tx + v]
-  __device__ __forceinline__ void multiply(const float* columns, int depth, float (&sum)[4][4]) const {
-    const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
-    for (int k = 0; k < depth; ++k) {
-      const float4 a = *reinterpret_cast<const float4*>(factor + k * ROW_PITCH + 4 * ty);
-      const float4 b = *reinterpret_cast<const float4*>(columns + k * PITCH + 4 * tx);
-      const float left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-#pragma unroll
-        for (int v = 0; v < 4; ++v) sum[r][v] = fmaf(left[r], right[v], sum[r][v]);
-    }
+  __device__ __forceinline__ void multiply(const float* columns, int depth, Patch& sum) const {
+    for (int k = 0; k < depth; ++k)
+      sum.add(*reinterpret_cast<const float4*>(factor + k * ROW_PITCH + sum.channel),
+              *reinterpret_cast<const float4*>(columns + k * PITCH + sum.voxel));
   }
 
   __device__ void read(const Voxels& source, const Span& span) {
@@ -308,7 +301,8 @@ struct WideTile {
     const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
     Rows<DEPTH, VOXELS> channels{source};
     for (int first_row = 0; first_row < C * K; first_row += ROWS) {
-      float sum[4][4] = {}, squares[4] = {};
+      Patch sum{4 * ty, 4 * tx};
+      float squares[4] = {};
       channels.load(span, 0);
       for (int j = 0; j < d; j += DEPTH) {
         __syncthreads();
@@ -332,7 +326,7 @@ struct WideTile {
         const int i = first_row + 4 * ty + r;
         if (i < C * K)
           *reinterpret_cast<float4*>(rows + i * PITCH + 4 * tx) =
-              make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+              make_float4(sum.x[r][0], sum.x[r][1], sum.x[r][2], sum.x[r][3]);
       }
       if (first_row == 0 && ty == 0)
         *reinterpret_cast<float4*>(square + 4 * tx) = make_float4(squares[0], squares[1], squares[2], squares[3]);
@@ -362,7 +356,8 @@ struct WideTile {
   __device__ void write_gradient(const Voxels& gradient, const Span& span) {
     const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
     for (int first_channel = 0; first_channel < d; first_channel += ROWS) {
-      float sum[4][4] = {};
+      Patch z{4 * ty, 4 * tx}, sum{4 * ty, 4 * tx};
+      z.load(*embeddings, span, first_channel);
       for (int i = 0; i < C * K; i += DEPTH) {
         __syncthreads();
         load_factor(1, d, first_channel, d, i, C * K);
@@ -370,17 +365,12 @@ struct WideTile {
         multiply(rows + i * PITCH, C * K - i < DEPTH ? C * K - i : DEPTH, sum);
       }
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int j = first_channel + 4 * ty + r;
+      for (int v = 0; v < 4; ++v) {
+        const float inverse = Length(square[4 * tx + v]).inverse;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int v = 4 * tx + i;
-          if (v >= span.n || j >= d) continue;
-          const float z = load_float(*embeddings, span.image, j, span.first + v);
-          const float value = fmaf(shrink[v], z, sum[r][i]) * Length(square[v]).inverse;
-          store_float(gradient, span.image, j, span.first + v, value);
-        }
+        for (int r = 0; r < 4; ++r) sum.x[r][v] = fmaf(shrink[4 * tx + v], z.x[r][v], sum.x[r][v]) * inverse;
       }
+      sum.store(gradient, span, first_channel);
     }
   }
 };
