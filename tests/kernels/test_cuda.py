@@ -176,6 +176,18 @@ def test_narrow_and_wide_tiles_agree(cuda, num_classes, layout):
     torch.testing.assert_close(gradients[0], gradients[1][:, :16], rtol=1e-4, atol=1e-6)
 
 
+def test_logarithms_of_many_voxels(cuda):
+    """A thread multiplies the sums that it takes logarithms of: those of equal logits are as large as sums can be."""
+    labels = torch.randint(0, 4, (1, 60000), dtype=torch.uint8)
+    ce, _ = dice_ce(torch.zeros(1, 4, 60000), labels)
+    torch.testing.assert_close(ce, torch.tensor([4.0]).log(), rtol=1e-6, atol=0)
+    z = torch.ones(1, 16, 60000)
+    prototypes = torch.ones(4, 3, 16)
+    head = prototype_head(z, prototypes, labels=labels)
+    torch.testing.assert_close(head.info_nce, torch.tensor(12.0).log(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(head.ce, torch.tensor([4.0]).log(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
 def test_negative_labels_are_none_of_many_classes(cuda, dtype):
     logits = torch.randn(1, 300, 40)  # in bytes, -1 is class 255
