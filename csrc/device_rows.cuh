@@ -1,10 +1,11 @@
-// Tiles of voxels and some of their channels, from memory to shared memory.
+// Tiles of voxels and some of their channels, from memory to shared memory or to registers.
 #pragma once
 
 #include "device_voxels.cuh"
 
 namespace semiseg {
 
+// By their components, see element_of.
 __device__ __forceinline__ void to_words(const uint4& x, uint32_t* words) {
   words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
 }
@@ -37,25 +38,24 @@ struct Rows {
     for (uint32_t& word : words) word = 0;
     const int64_t stride = row_step * x.channel_stride + voxel_step * x.voxel_stride;
     const auto there = [&](int k) { return row + k * row_step < count && voxel + k * voxel_step < span.n; };
-    const auto load_bits = [&](auto zero) {
+    with_bits_of(x.type, [&](auto zero) {
       using Bits = decltype(zero);
-      const Bits* p = element<const Bits>(x, span.image, first + row, span.first + voxel);
-      if (vectors) {
+      if constexpr (sizeof(Bits) <= sizeof(uint32_t)) {
+        const Bits* p = element<const Bits>(x, span.image, first + row, span.first + voxel);
+        if (vectors) {
 #pragma unroll
-        for (int k = 0; k < ELEMENTS / 4; ++k) {
-          Vector<4 * sizeof(Bits)> four{};
-          if (there(k)) four = __ldcs(reinterpret_cast<const decltype(four)*>(p + k * stride));
-          to_words(four, words + 4 * k);
+          for (int k = 0; k < ELEMENTS / 4; ++k) {
+            Vector<4 * sizeof(Bits)> four{};
+            if (there(k)) four = __ldcs(reinterpret_cast<const decltype(four)*>(p + k * stride));
+            to_words(four, words + 4 * k);
+          }
+        } else {
+#pragma unroll
+          for (int k = 0; k < ELEMENTS; ++k)
+            if (there(k)) words[k] = p[k * stride];
         }
-      } else {
-#pragma unroll
-        for (int k = 0; k < ELEMENTS; ++k)
-          if (there(k)) words[k] = p[k * stride];
       }
-    };
-    if (bytes_per_element(x.type) == 4) load_bits(uint32_t{});
-    else if (bytes_per_element(x.type) == 2) load_bits(uint16_t{});
-    else load_bits(uint8_t{});
+    });
   }
 
   __device__ __forceinline__ void store(float* rows) const {

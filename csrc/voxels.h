@@ -18,7 +18,7 @@ struct Voxels {
   int64_t batch_stride = 0, channel_stride = 0, voxel_stride = 0;  // in elements; one of the last two is 1
 };
 
-constexpr int64_t bytes_per_element(DataType type) {
+inline int64_t bytes_per_element(DataType type) {
   switch (type) {
     case DataType::bool8: case DataType::uint8: case DataType::int8: return 1;
     case DataType::bfloat16: case DataType::float16: case DataType::uint16: case DataType::int16: return 2;
