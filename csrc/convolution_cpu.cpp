@@ -30,6 +30,7 @@ struct Chunk {
   int64_t bytes, fewest, most;  // tiles in multiples of ROWS
 };
 constexpr Chunk FORWARD{128 << 10, 12, 96}, WEIGHT{256 << 10, 24, 96};  // the weight's sums are read once a chunk
+constexpr int64_t FEWEST_OF_WIDE = 36, WIDE = 1 << 15;  // I O, from which a slice's matrices leave the caches in between
 
 // The transforms along the first axis, for each of its points.
 constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
@@ -52,7 +53,8 @@ struct Tiles {
     width = (W + LINE_VOXELS - 1) / LINE_VOXELS;
     count = a.B * depth * height * width;
     const int64_t affordable = limits.bytes / (POINTS * (a.I + a.O) * int64_t(sizeof(float)));
-    chunk = maximum(limits.fewest, minimum(limits.most, affordable / ROWS * ROWS));
+    const int64_t fewest = a.I * a.O < WIDE ? limits.fewest : FEWEST_OF_WIDE;
+    chunk = maximum(fewest, minimum(limits.most, affordable / ROWS * ROWS));
   }
 
   // Tiles a power of two apart would share few cache sets.
@@ -378,21 +380,27 @@ INLINE vfloat& at_point(Slice* g, int p) { return g[p / POINTS][p % POINTS / LIN
 // What there is of a tap among a tile's points before they are transformed.
 INLINE vfloat& at_tap(Slice* g, int tap) { return g[tap / 9][tap / 3 % 3][tap % 3]; }
 
-// matrices[point, O / COLUMNS, i, COLUMNS] <- G g of the channel i
+// From one point's matrix to the next: a power of two apart they would share few cache sets.
+INLINE int64_t matrix_pitch(const Convolution& a) { return a.I * a.O + CHANNELS; }
+
+// matrices[point, O / COLUMNS, i, COLUMNS] <- G g of a block of CHANNELS i and COLUMNS o, so many as lie next to each other
 template <bool VOLUME>
-void transform_weights(const ConvolutionForward& a, int64_t i, float* matrices) {
+void transform_weights(const ConvolutionForward& a, int64_t block, float* matrices) {
   using T = Tiles<VOLUME>;
-  for (int64_t o = 0; o < a.O; o += WIDTH) {
-    Slice g[T::SLICES];
-    for (int tap = 0; tap < T::TAPS; ++tap) {
-      const float* w = a.weight + i * a.in_stride + (a.mirrored ? T::TAPS - 1 - tap : tap) * a.tap_stride;
-      for (int lane = 0; lane < WIDTH; ++lane) at_tap(g, tap)[lane] = w[(o + lane) * a.out_stride];
+  const int64_t blocks = a.I / CHANNELS, first_i = block % blocks * CHANNELS, first_o = block / blocks * COLUMNS;
+  for (int64_t i = first_i; i < first_i + CHANNELS; ++i) {
+    for (int64_t o = first_o; o < first_o + COLUMNS; o += WIDTH) {
+      Slice g[T::SLICES];
+      for (int tap = 0; tap < T::TAPS; ++tap) {
+        const float* w = a.weight + i * a.in_stride + (a.mirrored ? T::TAPS - 1 - tap : tap) * a.tap_stride;
+        for (int lane = 0; lane < WIDTH; ++lane) at_tap(g, tap)[lane] = w[(o + lane) * a.out_stride];
+      }
+      along_x(g, T::KERNEL_DEPTH, transform_line_weight);
+      along_y(g, T::KERNEL_DEPTH, transform_weight);
+      if constexpr (VOLUME) along_z(g, transform_weight);
+      float* matrix = matrices + (o / COLUMNS * a.I + i) * COLUMNS + o % COLUMNS;
+      for (int p = 0; p < T::SLICES * POINTS; ++p) store(matrix + p * matrix_pitch(a), at_point(g, p));
     }
-    along_x(g, T::KERNEL_DEPTH, transform_line_weight);
-    along_y(g, T::KERNEL_DEPTH, transform_weight);
-    if constexpr (VOLUME) along_z(g, transform_weight);
-    float* matrix = matrices + (o / COLUMNS * a.I + i) * COLUMNS + o % COLUMNS;
-    for (int p = 0; p < T::SLICES * POINTS; ++p) store(matrix + p * a.I * a.O, at_point(g, p));
   }
 }
 
@@ -401,11 +409,11 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
   using T = Tiles<VOLUME>;
   const T tiles(a, FORWARD);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
-  Buffer<float> matrices(T::SLICES * POINTS * I * O, Fill::nothing);
+  Buffer<float> matrices(T::SLICES * POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < I; ++i) transform_weights<VOLUME>(a, i, matrices);
+    for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block) transform_weights<VOLUME>(a, block, matrices);
     Buffer<float> in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I), initial(O);
     Buffer<float> sums(tiles.chunk * T::OUT_DEPTH * 2 * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
@@ -417,7 +425,7 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
         for (int p = 0; p < POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t t = 0; t < last - first; t += ROWS) {
-              const float* matrix = matrices + ((slice * POINTS + p) * O + o) * I;
+              const float* matrix = matrices + (slice * POINTS + p) * matrix_pitch(a) + o * I;
               float* products = out + t * out_pitch + p * O + o;
               const auto multiply_part = [&](int64_t i, const auto& put) {
                 const float* rows = in + t * in_pitch + p * I + i;

@@ -44,23 +44,25 @@ INLINE void multiply(const float* const* a, int64_t a_stride, const float* b, in
     for (int v = 0; v < COLUMN_VECTORS; ++v) put(r * out_stride + v * WIDTH, sums[r][v]);
 }
 
-// The same of n rows from t on, N of them at a time, and of what is left over in one block.
+// The same of n rows from t on, in so many blocks of N rows and fewer that differ by one: a smaller one waits for its sums.
 template <int N, int SEGMENTS, class Put>
 INLINE void multiply_rows(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
-                          const float* initial, int64_t out_stride, int64_t t, int64_t n, const Put& put) {
-  for (; t + N <= n; t += N) {
+                          const float* initial, int64_t out_stride, int64_t t, int64_t n, int64_t blocks, const Put& put) {
+  for (; n - t > (N - 1) * blocks; t += N, --blocks) {
     const float* rows[SEGMENTS];
     for (int s = 0; s < SEGMENTS; ++s) rows[s] = a[s] + t * a_stride;
     multiply<N, SEGMENTS>(rows, a_stride, b, b_segment, K, initial, out_stride, put.from(t * out_stride));
   }
   if constexpr (N > 1)
-    if (t < n) multiply_rows<N - 1, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, t, n, put);
+    if (blocks > 0)
+      multiply_rows<N - 1, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, t, n, blocks, put);
 }
 
 template <int SEGMENTS, class Put>
 void multiply_line(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
                    const float* initial, int64_t out_stride, int64_t n, const Put& put) {
-  multiply_rows<ROWS, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, 0, n, put);
+  const int64_t blocks = (n + ROWS - 1) / ROWS;
+  multiply_rows<ROWS, SEGMENTS>(a, a_stride, b, b_segment, K, initial, out_stride, 0, n, blocks, put);
 }
 
 // y[at] <- sum or, if ACTIVATED, its ReLU and what there is to add.

@@ -22,6 +22,7 @@ from semiseg.methods import Method
 BACKGROUND = "#8C8C8C"
 NO_CLASS = 255  # of voxels that the image does not hold
 PERPLEXITY = 30.0
+ITERATIONS = 500  # a thousand take twice as long, for a divergence 4 % lower
 SEED = 0
 
 
@@ -122,5 +123,6 @@ def _t_sne(
     from sklearn.manifold import TSNE  # takes a second to import
 
     # Not started from principal components: those of embeddings that have collapsed do not exist.
-    t_sne = TSNE(perplexity=min(PERPLEXITY, (len(points) - 1) / 3), init="random", random_state=SEED)
+    perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
+    t_sne = TSNE(perplexity=perplexity, init="random", max_iter=ITERATIONS, random_state=SEED)
     return t_sne.fit_transform(points)

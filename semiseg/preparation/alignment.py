@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-from scipy import stats
 
 MIRRORINGS = tuple(axes for count in range(4) for axes in itertools.combinations(range(3), count))
 # On 300 real volumes (100 LA, already cropped around the atrium, and 200 ACDC) no correct label reaches more
@@ -22,6 +21,8 @@ def best_mirroring(
     variance within the foreground classes. Intensities are ranks, so that neither their unit nor outliers
     count, and only voxels that some mirroring labels are looked at.
     """
+    from scipy import stats  # takes a second to import
+
     mirrored = [np.flip(label, axes) for axes in MIRRORINGS]
     region = np.zeros(label.shape, bool)
     for one in mirrored:
