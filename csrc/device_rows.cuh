@@ -84,6 +84,27 @@ struct Rows {
   }
 };
 
+// All channels of a tile in shared memory, [channels rounded up, PITCH]: as many at a time as the threads have vectors of.
+template <int VOXELS>
+struct ChannelRows {
+  static constexpr int AT_ONCE = 4 * THREADS / VOXELS, PITCH = Rows<AT_ONCE, VOXELS>::PITCH;
+
+  static __host__ __device__ __forceinline__ int floats(int channels) {
+    return (channels + AT_ONCE - 1) / AT_ONCE * AT_ONCE * PITCH;
+  }
+
+  // Waits until the block has done with what is there, and until all is there.
+  static __device__ __forceinline__ void load(const Voxels& x, const Span& span, float* rows) {
+    for (int64_t first = 0; first < x.channels; first += AT_ONCE) {
+      Rows<AT_ONCE, VOXELS> some{x};
+      some.load(span, first);
+      if (first == 0) __syncthreads();
+      some.store(rows + first * PITCH);
+    }
+    __syncthreads();
+  }
+};
+
 // Four channels of four voxels of a tile, which a thread reads or writes.
 struct Patch {
   int channel, voxel;  // the first ones

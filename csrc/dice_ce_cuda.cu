@@ -1,5 +1,6 @@
 // Cross-entropy and Dice of softmax_c(logit[c] / temperature), per region; see class_losses.cuh.
 #include "class_losses.cuh"
+#include "device_rows.cuh"
 #include "kernels.cuh"
 
 namespace semiseg::cuda {
@@ -61,7 +62,7 @@ struct NarrowLogits {
 
 // One with any number of classes, in shared memory: neighbouring threads share a voxel.
 struct WideLogits {
-  static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES, PITCH = VOXELS + 1;
+  static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES, PITCH = ChannelRows<VOXELS>::PITCH;
   static constexpr int BACKWARD_BLOCKS = 4;
 
   struct Voxel : SeveralLanes<LANES> {
@@ -73,7 +74,6 @@ struct WideLogits {
   };
 
   struct SoftTarget {
-    static constexpr bool ONE_CLASS = false;
     const Voxels& source;
     const Span& span;
     int offset;
@@ -95,16 +95,12 @@ struct WideLogits {
   float* rows;  // shared, [C, PITCH]
 
   __host__ __device__ WideLogits(Arena& shared, const Voxels& logits)
-      : C(int(logits.channels)), rows(shared.take<float>(C * PITCH)) {}
+      : C(int(logits.channels)), rows(shared.take<float>(ChannelRows<VOXELS>::floats(C))) {}
 
   __device__ __forceinline__ int offset(int) const { return threadIdx.x / LANES; }
 
-  __device__ void read(const Voxels& logits, const Span& span) const {
-    __syncthreads();
-    for_elements<VOXELS>(logits, [&](int c, int v) {
-      rows[c * PITCH + v] = v < span.n ? load_float(logits, span.image, c, span.first + v) : 0.f;
-    });
-    __syncthreads();
+  __device__ __forceinline__ void read(const Voxels& logits, const Span& span) const {
+    ChannelRows<VOXELS>::load(logits, span, rows);
   }
 
   template <class Run>

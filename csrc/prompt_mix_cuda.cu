@@ -6,6 +6,7 @@
 // warp has all of the voxels and some of the channels, which it reads or writes once. So a sum over voxels, in
 // grad_text, belongs to one warp, and what sums over channels, g, the warps add up at the end of the tile.
 #include "class_losses.cuh"
+#include "device_rows.cuh"
 #include "kernels.cuh"
 
 namespace semiseg::cuda {
@@ -20,7 +21,7 @@ template <int S>
 struct Shares {
   static constexpr int SLOTS = S, VOXELS = SLOTS * WARP;
   static constexpr int LANES = THREADS / VOXELS;  // neighbouring threads that share the softmax of a voxel
-  static constexpr int PITCH = VOXELS + 4;        // keeps vectors aligned
+  static constexpr int PITCH = ChannelRows<VOXELS>::PITCH;
 
   struct Voxel : SeveralLanes<LANES> {
     int offset;
@@ -33,7 +34,8 @@ struct Shares {
   float* rows;  // shared, [C, PITCH]
 
   __host__ __device__ __forceinline__ Shares(Arena& shared, const PromptMix& a)
-      : C(int(a.logits.channels)), mine{has_aligned_rows(a.prompt)}, rows(shared.take<float>(C * PITCH)) {}
+      : C(int(a.logits.channels)), mine{has_aligned_rows(a.prompt)},
+        rows(shared.take<float>(ChannelRows<VOXELS>::floats(C))) {}
 
   __device__ __forceinline__ Voxel voxel() const {
     const int v = threadIdx.x / LANES;
@@ -42,11 +44,7 @@ struct Shares {
 
   // The softmax of the thread's voxel().
   __device__ ClassSoftmax read(const Voxels& logits, const Span& span) const {
-    __syncthreads();
-    for_elements<VOXELS>(logits, [&](int c, int v) {
-      rows[c * PITCH + v] = v < span.n ? load_float(logits, span.image, c, span.first + v) : 0.f;
-    });
-    __syncthreads();
+    ChannelRows<VOXELS>::load(logits, span, rows);
     const Voxel x = voxel();
     float top = -INFINITY;
     for (int c = x.lane; c < C; c += LANES) top = x(c) > top ? x(c) : top;
