@@ -11,8 +11,6 @@ from torch import Tensor
 
 MOST_VALUES = 256
 SAMPLE = 4096  # voxels in which values are looked for at a time
-UNUSED_BITS = 8  # of a float32
-PLACES = 2 ** (32 - UNUSED_BITS)
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,10 @@ class CompactImage:
 def compact(
     image: np.ndarray,  # [*S] float32
 ) -> Tensor | CompactImage:
-    """An image of few values as a CompactImage where that takes half its memory or less, else as it is, shared.
-
-    Few are at most 256 that differ in all but the last eight bits: such values are looked up in one step.
-    """
+    """An image of at most 256 values as a CompactImage where that takes half its memory or less, else as it is, shared."""
     tensor = torch.as_tensor(image, dtype=torch.float32)
     voxels = missing = tensor.flatten()
-    places, values = _place(voxels), voxels[:0]
-    numbers = torch.zeros_like(voxels, dtype=torch.uint8)
+    numbers, values = torch.zeros_like(voxels, dtype=torch.int32), voxels[:0]
     while missing.numel():
         before = len(values)
         # The first look finds nearly all values of a scan, and more than there may be in an image of noise.
@@ -69,18 +63,10 @@ def compact(
         values = torch.cat([values, found]).unique()
         if not before < len(values) <= MOST_VALUES or 2 * (voxels.numel() + values.nbytes) > voxels.nbytes:
             return tensor
-        table = torch.zeros(PLACES, dtype=torch.uint8)
-        table[_place(values)] = torch.arange(len(values), dtype=torch.uint8)
-        numbers = table.index_select(0, places)
-        missing = voxels[values.index_select(0, numbers.int()) != voxels]
-    return CompactImage(numbers.view(tensor.shape), values) if voxels.numel() else tensor
-
-
-def _place(
-    values: Tensor,  # [n] float32
-) -> Tensor:  # [n] int32, 0 to PLACES - 1
-    """Where a float32 has its place among all, by its first bits."""
-    return (values.view(torch.int32) >> UNUSED_BITS) + PLACES // 2
+        numbers = torch.searchsorted(values, voxels, out_int32=True).clamp_(max=len(values) - 1)
+        # As bits: 0 and -0 are not the same.
+        missing = voxels[values.index_select(0, numbers).view(torch.int32) != voxels.view(torch.int32)]
+    return CompactImage(numbers.byte().view(tensor.shape), values) if voxels.numel() else tensor
 
 
 def expanded(values: Tensor | CompactImage) -> Tensor:
