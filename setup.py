@@ -229,7 +229,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "scipy",
-        "scikit-learn",
+        "scikit-learn>=1.5",
         "scikit-image",
         "jinja2",
         "pyyaml",

@@ -44,7 +44,8 @@ INLINE void multiply(const float* const* a, int64_t a_stride, const float* b, in
     for (int v = 0; v < COLUMN_VECTORS; ++v) put(r * out_stride + v * WIDTH, sums[r][v]);
 }
 
-// The same of n rows from t on, in so many blocks of N rows and fewer that differ by one: a smaller one waits for its sums.
+// The same of the rows t to n, in `blocks` blocks of at most N rows, which differ by one row at most: in a much smaller block
+// every product would wait for the sum before it.
 template <int N, int SEGMENTS, class Put>
 INLINE void multiply_rows(const float* const* a, int64_t a_stride, const float* b, int64_t b_segment, int64_t K,
                           const float* initial, int64_t out_stride, int64_t t, int64_t n, int64_t blocks, const Put& put) {

@@ -22,7 +22,7 @@ from semiseg.methods import Method
 BACKGROUND = "#8C8C8C"
 NO_CLASS = 255  # of voxels that the image does not hold
 PERPLEXITY = 30.0
-ITERATIONS = 500  # a thousand take twice as long, for a divergence 4 % lower
+ITERATIONS = 500  # twice as many lower the divergence by 4 % (1500 points in six clusters)
 SEED = 0
 
 
