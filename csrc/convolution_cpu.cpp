@@ -29,8 +29,8 @@ constexpr int64_t PREFETCHED = 4;                // voxels ahead
 struct Chunk {
   int64_t bytes, fewest, most;  // tiles in multiples of ROWS
 };
-constexpr Chunk FORWARD{128 << 10, 12, 96}, WEIGHT{256 << 10, 24, 96};  // the weight's sums are read once a chunk
-constexpr int64_t FEWEST_OF_WIDE = 36, WIDE = 1 << 15;  // I O, from which a slice's matrices leave the caches in between
+constexpr Chunk FORWARD{128 << 10, 2 * ROWS, 96}, WEIGHT{256 << 10, 24, 96};  // the weight's sums are read once a chunk
+constexpr int64_t FEWEST_OF_WIDE = 6 * ROWS, WIDE = 1 << 15;  // I O, from which a slice's matrices leave the caches in between
 
 // The transforms along the first axis, for each of its points.
 constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
@@ -384,9 +384,10 @@ INLINE vfloat& at_tap(Slice* g, int tap) { return g[tap / 9][tap / 3 % 3][tap % 
 INLINE int64_t matrix_pitch(const Convolution& a) { return a.I * a.O + CHANNELS; }
 
 // matrices[point, O / COLUMNS, i, COLUMNS] <- G g of a block of CHANNELS i and COLUMNS o, so many as lie next to each other
-template <bool VOLUME>
-void transform_weights(const ConvolutionForward& a, int64_t block, float* matrices) {
+template <bool VOLUME, int VECTORS>
+void transform_weights(const ConvolutionForward& a, Columns<VECTORS>, int64_t block, float* matrices) {
   using T = Tiles<VOLUME>;
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const int64_t blocks = a.I / CHANNELS, first_i = block % blocks * CHANNELS, first_o = block / blocks * COLUMNS;
   for (int64_t i = first_i; i < first_i + CHANNELS; ++i) {
     for (int64_t o = first_o; o < first_o + COLUMNS; o += WIDTH) {
@@ -404,16 +405,18 @@ void transform_weights(const ConvolutionForward& a, int64_t block, float* matric
   }
 }
 
-template <bool VOLUME, class Finish>
-void forward(const ConvolutionForward& a, const Finish& finish) {
+template <bool VOLUME, int VECTORS, class Finish>
+void forward(const ConvolutionForward& a, Columns<VECTORS> columns, const Finish& finish) {
   using T = Tiles<VOLUME>;
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const T tiles(a, FORWARD);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
   Buffer<float> matrices(T::SLICES * POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block) transform_weights<VOLUME>(a, block, matrices);
+    for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block)
+      transform_weights<VOLUME>(a, columns, block, matrices);
     Buffer<float> in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I), initial(O);
     Buffer<float> sums(tiles.chunk * T::OUT_DEPTH * 2 * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
@@ -428,9 +431,9 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
               const float* matrix = matrices + (slice * POINTS + p) * matrix_pitch(a) + o * I;
               float* products = out + t * out_pitch + p * O + o;
               const auto multiply_part = [&](int64_t i, const auto& put) {
-                const float* rows = in + t * in_pitch + p * I + i;
-                multiply<ROWS, 1>(&rows, in_pitch, matrix + i * COLUMNS, 0, minimum(SUM_CHANNELS, I - i), nullptr,
-                                  out_pitch, put);
+                const Rows<1> rows{{in + t * in_pitch + p * I + i}, in_pitch};
+                multiply<ROWS>(rows, columns, matrix + i * COLUMNS, 0, minimum(SUM_CHANNELS, I - i), nullptr, out_pitch,
+                               put);
               };
               multiply_part(0, [&](int64_t at, vfloat sum) { store(products + at, sum); });
               for (int64_t i = SUM_CHANNELS; i < I; i += SUM_CHANNELS)
@@ -442,8 +445,8 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
   }
 }
 
-template <bool VOLUME>
-void weight_gradient(const ConvolutionWeight& a) {
+template <bool VOLUME, int VECTORS>
+void weight_gradient(const ConvolutionWeight& a, Columns<VECTORS> columns) {
   using T = Tiles<VOLUME>;
   const T tiles(a, WEIGHT);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
@@ -462,9 +465,9 @@ void weight_gradient(const ConvolutionWeight& a) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
         gather_gradient(tiles, slice, a.grad_y, O, first, last, out);
         for (int p = 0; p < POINTS; ++p)
-          for (int64_t o = 0; o < O; o += COLUMNS)
+          for (int64_t o = 0; o < O; o += Columns<VECTORS>::COUNT)
             for (int64_t i = 0; i < I; i += SUM_ROWS)
-              add_products(in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first, sums + (p * I + i) * O + o,
+              add_products(columns, in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first, sums + (p * I + i) * O + o,
                            O);
       }
       // In the order of the tasks, so that any number of threads gives the same result.
@@ -493,10 +496,17 @@ void weight_gradient(const ConvolutionWeight& a) {
 
 void convolution_forward(const ConvolutionForward& a) {
   if (a.I % CHANNELS) return narrow_convolution_forward(a);
-  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr,
-              [&](const auto& finish) { a.volume ? forward<true>(a, finish) : forward<false>(a, finish); });
+  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
+    with_columns(a.O, [&](auto columns) {
+      a.volume ? forward<true>(a, columns, finish) : forward<false>(a, columns, finish);
+    });
+  });
 }
 
-void convolution_weight(const ConvolutionWeight& a) { a.volume ? weight_gradient<true>(a) : weight_gradient<false>(a); }
+void convolution_weight(const ConvolutionWeight& a) {
+  with_columns(a.O, [&](auto columns) {
+    a.volume ? weight_gradient<true>(a, columns) : weight_gradient<false>(a, columns);
+  });
+}
 
 }  // namespace semiseg::SEMISEG_LEVEL

@@ -10,8 +10,9 @@ namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-template <bool VOLUME, class Finish>
-void forward(const ConvolutionForward& a, const Finish& finish) {
+template <bool VOLUME, int VECTORS, class Finish>
+void forward(const ConvolutionForward& a, Columns<VECTORS> columns, const Finish& finish) {
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   constexpr int LINES = VOLUME ? 9 : 3, TAPS = 3 * LINES;
   const int64_t I = a.I, O = a.O, K = 3 * I, padded = (a.W + 2) * I;
   Buffer<float> matrices(LINES * K * O, Fill::nothing);  // [line, O / COLUMNS, K, COLUMNS]
@@ -26,19 +27,19 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
 #pragma omp for schedule(static)
     for (int64_t line = 0; line < a.B * a.D * a.H; ++line) {
       const int64_t plane = line / a.H, y = line - plane * a.H, z = plane % a.D;
-      const float* rows[LINES];
+      Rows<LINES> rows{{}, I};
       for (int n = 0; n < LINES; ++n) {
         const int64_t dz = VOLUME ? n / 3 - 1 : 0, dy = n % 3 - 1;
         float* copy = lines + n * padded;
-        rows[n] = copy;
+        rows.segments[n] = copy;
         if (z + dz >= 0 && z + dz < a.D && y + dy >= 0 && y + dy < a.H)
           memcpy(copy + I, a.x + (line + dz * a.H + dy) * a.W * I, a.W * I * sizeof(float));
         else
           memset(copy + I, 0, a.W * I * sizeof(float));
       }
       for (int64_t o = 0; o < O; o += COLUMNS)
-        multiply_line<LINES>(rows, I, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
-                             finish.from(line * a.W * O + o));
+        multiply_line(rows, columns, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
+                      finish.from(line * a.W * O + o));
     }
   }
 }
@@ -46,8 +47,11 @@ void forward(const ConvolutionForward& a, const Finish& finish) {
 }  // namespace
 
 void narrow_convolution_forward(const ConvolutionForward& a) {
-  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr,
-              [&](const auto& finish) { a.volume ? forward<true>(a, finish) : forward<false>(a, finish); });
+  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
+    with_columns(a.O, [&](auto columns) {
+      a.volume ? forward<true>(a, columns, finish) : forward<false>(a, columns, finish);
+    });
+  });
 }
 
 }  // namespace semiseg::SEMISEG_LEVEL

@@ -30,11 +30,16 @@ struct Lines {
   }
 };
 
+// The channels of both voxels of a pair are always a multiple of two vectors.
+constexpr Columns<2> OF_PAIRS;
+constexpr int64_t PAIR_COLUMNS = Columns<2>::COUNT;
+
 // The tap of a pair and of one of its two voxels.
 INLINE int tap(int pair, int64_t voxel) { return pair * 2 + int(voxel); }
 
-template <bool VOLUME, class Finish>
-void to_coarse(const StridedConvolutionForward& a, const Finish& finish) {
+template <bool VOLUME, int VECTORS, class Finish>
+void to_coarse(const StridedConvolutionForward& a, Columns<VECTORS> columns, const Finish& finish) {
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   using L = Lines<VOLUME>;
   const L lines(a);
   const int64_t K = 2 * a.I, O = a.O;
@@ -49,11 +54,11 @@ void to_coarse(const StridedConvolutionForward& a, const Finish& finish) {
               a.weight[o * a.out_stride + k % a.I * a.in_stride + tap(pair, k / a.I) * a.tap_stride];
 #pragma omp for schedule(static)
     for (int64_t line = 0; line < lines.count; ++line) {
-      const float* fine[L::PAIRS];
-      for (int pair = 0; pair < L::PAIRS; ++pair) fine[pair] = a.x + lines.fine(line, pair);
+      Rows<L::PAIRS> fine{{}, K, 2 * a.W * K};  // ahead is the next coarse line's
+      for (int pair = 0; pair < L::PAIRS; ++pair) fine.segments[pair] = a.x + lines.fine(line, pair);
       for (int64_t o = 0; o < O; o += COLUMNS)
-        multiply_line<L::PAIRS>(fine, K, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
-                                finish.from(line * a.W * O + o));
+        multiply_line(fine, columns, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
+                      finish.from(line * a.W * O + o));
     }
   }
 }
@@ -63,22 +68,25 @@ void to_fine(const StridedConvolutionForward& a, const Finish& finish) {
   using L = Lines<VOLUME>;
   const L lines(a);
   const int64_t K = a.O, N = 2 * a.I;
-  Buffer<float> matrices(L::PAIRS * K * N, Fill::nothing);  // [pair, N / COLUMNS, K, COLUMNS]
+  Buffer<float> matrices(L::PAIRS * K * N, Fill::nothing);  // [pair, N / PAIR_COLUMNS, K, PAIR_COLUMNS]
+  Buffer<float> bias(N);                                    // of both voxels of a pair
+  if (a.bias)
+    for (int64_t n = 0; n < N; ++n) bias[n] = a.bias[n % a.I];
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < K; ++k)
       for (int pair = 0; pair < L::PAIRS; ++pair)
         for (int64_t n = 0; n < N; ++n)
-          matrices[pair * K * N + (n / COLUMNS * K + k) * COLUMNS + n % COLUMNS] =
+          matrices[pair * K * N + (n / PAIR_COLUMNS * K + k) * PAIR_COLUMNS + n % PAIR_COLUMNS] =
               a.weight[k * a.out_stride + n % a.I * a.in_stride + tap(pair, n / a.I) * a.tap_stride];
 #pragma omp for schedule(static)
     for (int64_t line = 0; line < lines.count; ++line) {
-      const float* coarse = a.x + line * a.W * K;
+      const Rows<1> coarse{{a.x + line * a.W * K}, K};
       for (int pair = 0; pair < L::PAIRS; ++pair)
-        for (int64_t n = 0; n < N; n += COLUMNS)
-          multiply_line<1>(&coarse, K, matrices + (pair * N + n) * K, 0, K, a.bias ? a.bias + n % a.I : nullptr, N, a.W,
-                           finish.from(lines.fine(line, pair) + n));
+        for (int64_t n = 0; n < N; n += PAIR_COLUMNS)
+          multiply_line(coarse, OF_PAIRS, matrices + (pair * N + n) * K, 0, K, bias + n, N, a.W,
+                        finish.from(lines.fine(line, pair) + n));
     }
   }
 }
@@ -98,9 +106,9 @@ void weight_gradient(const StridedConvolutionWeight& a) {
       memset(sums, 0, count * sizeof(float));
       for (int64_t line = first; line < minimum(lines.count, first + part_lines); ++line)
         for (int pair = 0; pair < L::PAIRS; ++pair)
-          for (int64_t n = 0; n < N; n += COLUMNS)
+          for (int64_t n = 0; n < N; n += PAIR_COLUMNS)
             for (int64_t o = 0; o < O; o += SUM_ROWS)
-              add_products(a.coarse + line * a.W * O + o, O, a.fine + lines.fine(line, pair) + n, N, a.W,
+              add_products(OF_PAIRS, a.coarse + line * a.W * O + o, O, a.fine + lines.fine(line, pair) + n, N, a.W,
                            sums + (pair * O + o) * N + n, N);
       // In the order of the parts, so that any number of threads gives the same result.
 #pragma omp ordered
@@ -117,8 +125,11 @@ void weight_gradient(const StridedConvolutionWeight& a) {
 }  // namespace
 
 void strided_convolution_forward(const StridedConvolutionForward& a) {
-  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr,
-              [&](const auto& finish) { a.volume ? to_coarse<true>(a, finish) : to_coarse<false>(a, finish); });
+  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
+    with_columns(a.O, [&](auto columns) {
+      a.volume ? to_coarse<true>(a, columns, finish) : to_coarse<false>(a, columns, finish);
+    });
+  });
 }
 
 void strided_convolution_transposed(const StridedConvolutionForward& a) {
