@@ -1,14 +1,17 @@
 // y[b, s, o] = bias[o] + sum over i and the taps t in {-1, 0, 1}^axes of weight[o, i, t] x[b, s + t, i],  x = 0 outside
 // grad_x is the same of grad_y, taps mirrored, channels exchanged; grad_weight[o, i, t] = sum_bs grad_y[b, s, o] x[b, s + t, i]
 //
-// Winograd's F(2, 3) along every axis but the last: two neighbouring results are A^T (G g * B^T d) of the four d they read,
+// Winograd's F(2, 3): two neighbouring results are A^T (G g * B^T d) of the four d they read,
 //   B^T d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
 //   G g   = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
 //   A^T m = (m0 + m1 + m2, m1 - m2 - m3)
-// and F(4, 3) along the last, of the polynomials' values at 0, +-NEAR_ROOT, +-FAR_ROOT and infinity: four results of six d.
-// 4 products for 6, and 6 for 12: in a volume, 96 for the 432 of a tile of 2 x 2 x 4 voxels. The products of all channels
-// are matrix products, one for each of a tile's points. The weight's gradient is the adjoint, G^T sum (A grad_y * B^T d).
-// A volume's points are computed slice by slice, 4 x 6 of them: each has to do with two planes of x, and one or two of y.
+// and F(4, 3), of the polynomials' values at 0, +-NEAR_ROOT, +-FAR_ROOT and infinity: four results of six d. 4 products
+// for 6, and 6 for 12. F(4, 3) along the last axis, along the one before it where that rounds no worse than twice the
+// plain sum, else F(2, 3), and F(2, 3) along the first of three: in a volume, 144 products for the 864 of a tile of 2 x 4 x 4
+// voxels, or 96 for the 432 of 2 x 2 x 4. The products of all channels are matrix products, one for each of a tile's
+// points. The weight's gradient is the adjoint, G^T sum (A grad_y * B^T d).
+// A volume's points are computed slice by slice, 6 x 6 or 4 x 6 of them: each has to do with two planes of x, and one or
+// two of y.
 // Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 #include "kernels.h"
 #include "matrix_blocks.h"
@@ -18,12 +21,14 @@ namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;  // of a tile, along the last axis
-constexpr int POINTS = 4 * LINE_POINTS;          // of a slice
-constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
-constexpr int64_t SUM_CHANNELS = 64;             // whose products are added up in a row
-constexpr int64_t SUM_TILES = 1024;              // that the weight's gradient sums in float32
-constexpr int64_t PREFETCHED = 4;                // voxels ahead
+constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;   // of a tile, along the last axis
+constexpr int LINE_VECTORS = CHANNELS / WIDTH;    // of the channels that are transformed together
+// Tiles have four lines where a sum has so many products that they round at most twice as badly as the plain sum, of a
+// result and of a weight's gradient, and where the weight's matrices stay in the caches.
+constexpr int64_t TALL_PRODUCTS = 27 * 32, TALL_VOXELS = 1 << 16, TALL_WEIGHTS = 1 << 20;
+constexpr int64_t SUM_CHANNELS = 64;              // whose products are added up in a row
+constexpr int64_t SUM_TILES = 1024;               // that the weight's gradient sums in float32
+constexpr int64_t PREFETCHED = 4;                 // voxels ahead
 
 // How many tiles are a thread's at once: what fits, for most numbers of channels, into that much scratch.
 struct Chunk {
@@ -38,10 +43,14 @@ constexpr float FAR_FACTOR[4] = {-1, 1, -1, -1};
 constexpr float RESULT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};   // A^T
 constexpr float GRADIENT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, 1}};  // A^T but for the last sign, see transform_sums
 
-template <bool VOLUME>
+template <bool IN_VOLUME, int HEIGHT>
 struct Tiles {
+  static constexpr bool VOLUME = IN_VOLUME;
   static constexpr int SLICES = VOLUME ? 4 : 1, OUT_DEPTH = VOLUME ? 2 : 1, KERNEL_DEPTH = VOLUME ? 3 : 1;
   static constexpr int TAPS = 9 * KERNEL_DEPTH;
+  static constexpr int LINES = HEIGHT, POINT_LINES = LINES + 2;  // of voxels and of points, along the last axis but one
+  static constexpr int POINTS = POINT_LINES * LINE_POINTS;       // of a slice
+  using Slice = vfloat[POINT_LINES][LINE_POINTS];
 
   int64_t D, H, W;               // in voxels
   int64_t depth, height, width;  // in tiles
@@ -49,7 +58,7 @@ struct Tiles {
 
   Tiles(const Convolution& a, const Chunk& limits) : D(a.D), H(a.H), W(a.W) {
     depth = VOLUME ? (D + 1) / 2 : D;
-    height = (H + 1) / 2;
+    height = (H + LINES - 1) / LINES;
     width = (W + LINE_VOXELS - 1) / LINE_VOXELS;
     count = a.B * depth * height * width;
     const int64_t affordable = limits.bytes / (POINTS * (a.I + a.O) * int64_t(sizeof(float)));
@@ -69,7 +78,7 @@ struct Tiles {
     const int64_t line = tile / width, x = tile - line * width;
     const int64_t plane = line / height, y = line - plane * height;
     const int64_t image = plane / depth, z = plane - image * depth;
-    return {image, z * OUT_DEPTH, y * 2, x * LINE_VOXELS, minimum(width - x, last - tile)};
+    return {image, z * OUT_DEPTH, y * LINES, x * LINE_VOXELS, minimum(width - x, last - tile)};
   }
 
   // Runs work(row, number of its first tile) on the rows of the tiles first to last.
@@ -88,44 +97,20 @@ struct Tiles {
   }
 };
 
-// Along all axes but the last.
-
-// d <- B^T d
-INLINE void transform_input(vfloat& d0, vfloat& d1, vfloat& d2, vfloat& d3) {
-  const vfloat m0 = d0 - d2, m1 = d1 + d2, m2 = d2 - d1, m3 = d1 - d3;
-  d0 = m0, d1 = m1, d2 = m2, d3 = m3;
+// Runs work(tiles) with tiles of four lines where they take fewer products than those of two, and `tall` allows them.
+template <class Work>
+void with_tiles(const Convolution& a, const Chunk& limits, bool tall, const Work& work) {
+  const int64_t taps = a.volume ? 27 : 9;
+  tall = tall && taps * a.I * a.O < TALL_WEIGHTS && (a.H + 3) / 4 * 6 < (a.H + 1) / 2 * 4;
+  if (tall)
+    a.volume ? work(Tiles<true, 4>(a, limits)) : work(Tiles<false, 4>(a, limits));
+  else
+    a.volume ? work(Tiles<true, 2>(a, limits)) : work(Tiles<false, 2>(a, limits));
 }
 
-// One of the two of A^T m
-INLINE vfloat transformed_result(const float* m, int64_t pitch, int which) {
-  const vfloat m1 = load(m + pitch), m2 = load(m + 2 * pitch);
-  return which == 0 ? load(m) + (m1 + m2) : (m1 - m2) - load(m + 3 * pitch);
-}
+// F(2, 3) of four points, F(4, 3) of six.
 
-// d <- A d but for the last one's sign
-INLINE void transform_gradient(vfloat& d0, vfloat& d1, vfloat& d2, vfloat& d3) {
-  d3 = d1;
-  d2 = d0 - d1;
-  d1 = d0 + d1;
-}
-
-// g <- G g
-INLINE void transform_weight(vfloat& g0, vfloat& g1, vfloat& g2, vfloat& g3) {
-  const vfloat outer = g0 + g2, inner = g1;
-  g3 = g2;
-  g1 = 0.5f * (outer + inner);
-  g2 = 0.5f * (outer - inner);
-}
-
-// s0, s1, s2 <- G^T s, with the last one's sign as in A^T
-INLINE void transform_sums(vfloat& s0, vfloat& s1, vfloat& s2, vfloat s3) {
-  const vfloat half_sum = 0.5f * (s1 + s2), half_difference = 0.5f * (s1 - s2);
-  s0 += half_sum;
-  s1 = half_difference;
-  s2 = half_sum - s3;
-}
-
-// Along the last axis. These roots round least of those that a float32 holds in a few bits.
+// These roots round least of those that a float32 holds in a few bits.
 constexpr float NEAR_ROOT = 0.625f, FAR_ROOT = 1.5f;
 constexpr float NEAR_SQUARE = NEAR_ROOT * NEAR_ROOT, FAR_SQUARE = FAR_ROOT * FAR_ROOT;
 // The values of the polynomials that vanish at all other roots.
@@ -140,7 +125,11 @@ INLINE void at_roots(vfloat even, vfloat odd, float root, vfloat& plus, vfloat& 
 }
 
 // d <- B^T d
-INLINE void transform_line_input(vfloat (&d)[LINE_POINTS]) {
+INLINE void transform_input(vfloat (&d)[4]) {
+  const vfloat m0 = d[0] - d[2], m1 = d[1] + d[2], m2 = d[2] - d[1], m3 = d[1] - d[3];
+  d[0] = m0, d[1] = m1, d[2] = m2, d[3] = m3;
+}
+INLINE void transform_input(vfloat (&d)[6]) {
   const vfloat d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4];
   d[0] = (d4 - (NEAR_SQUARE + FAR_SQUARE) * d2) + NEAR_SQUARE * FAR_SQUARE * d[0];
   d[5] = (d[5] - (NEAR_SQUARE + FAR_SQUARE) * d3) + NEAR_SQUARE * FAR_SQUARE * d1;
@@ -148,8 +137,13 @@ INLINE void transform_line_input(vfloat (&d)[LINE_POINTS]) {
   at_roots(d4 - NEAR_SQUARE * d2, d3 - NEAR_SQUARE * d1, FAR_ROOT, d[3], d[4]);
 }
 
-// The first four of m <- A^T m
-INLINE void transform_line_result(vfloat (&m)[LINE_POINTS]) {
+// The first two or four of m <- A^T m
+INLINE void transform_result(vfloat (&m)[4]) {
+  const vfloat m1 = m[1], m2 = m[2];
+  m[0] += m1 + m2;
+  m[1] = (m1 - m2) - m[3];
+}
+INLINE void transform_result(vfloat (&m)[6]) {
   const vfloat near_sum = m[1] + m[2], near_difference = NEAR_ROOT * (m[1] - m[2]);
   const vfloat far_sum = m[3] + m[4], far_difference = FAR_ROOT * (m[3] - m[4]);
   m[0] += near_sum + far_sum;
@@ -158,8 +152,14 @@ INLINE void transform_line_result(vfloat (&m)[LINE_POINTS]) {
   m[3] = (NEAR_SQUARE * near_difference + FAR_SQUARE * far_difference) + m[5];
 }
 
+// d <- A (d0, d1), but for the last one's sign
+INLINE void transform_gradient(vfloat (&d)[4]) {
+  d[3] = d[1];
+  d[2] = d[0] - d[1];
+  d[1] = d[0] + d[1];
+}
 // d <- A (d0, d1, d2, d3)
-INLINE void transform_line_gradient(vfloat (&d)[LINE_POINTS]) {
+INLINE void transform_gradient(vfloat (&d)[6]) {
   const vfloat d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3];
   at_roots(d0 + NEAR_SQUARE * d2, d1 + NEAR_SQUARE * d3, NEAR_ROOT, d[1], d[2]);
   at_roots(d0 + FAR_SQUARE * d2, d1 + FAR_SQUARE * d3, FAR_ROOT, d[3], d[4]);
@@ -167,7 +167,13 @@ INLINE void transform_line_gradient(vfloat (&d)[LINE_POINTS]) {
 }
 
 // g <- G (g0, g1, g2)
-INLINE void transform_line_weight(vfloat (&g)[LINE_POINTS]) {
+INLINE void transform_weight(vfloat (&g)[4]) {
+  const vfloat outer = g[0] + g[2], inner = g[1];
+  g[3] = g[2];
+  g[1] = 0.5f * (outer + inner);
+  g[2] = 0.5f * (outer - inner);
+}
+INLINE void transform_weight(vfloat (&g)[6]) {
   const vfloat g0 = g[0], g1 = g[1], g2 = g[2];
   g[0] = AT_ZERO * g0;
   at_roots(AT_NEAR * (g0 + NEAR_SQUARE * g2), AT_NEAR * g1, NEAR_ROOT, g[1], g[2]);
@@ -175,8 +181,14 @@ INLINE void transform_line_weight(vfloat (&g)[LINE_POINTS]) {
   g[5] = g2;
 }
 
-// The first three of s <- G^T s
-INLINE void transform_line_sums(vfloat (&s)[LINE_POINTS]) {
+// The first three of s <- G^T s, with the last one's sign as transform_gradient leaves it
+INLINE void transform_sums(vfloat (&s)[4]) {
+  const vfloat half_sum = 0.5f * (s[1] + s[2]), half_difference = 0.5f * (s[1] - s[2]);
+  s[0] += half_sum;
+  s[1] = half_difference;
+  s[2] = half_sum - s[3];
+}
+INLINE void transform_sums(vfloat (&s)[6]) {
   const vfloat near_sum = AT_NEAR * (s[1] + s[2]), near_difference = AT_NEAR * (s[1] - s[2]);
   const vfloat far_sum = AT_FAR * (s[3] + s[4]), far_difference = AT_FAR * (s[3] - s[4]);
   s[0] = AT_ZERO * s[0] + (near_sum + far_sum);
@@ -185,45 +197,47 @@ INLINE void transform_line_sums(vfloat (&s)[LINE_POINTS]) {
 }
 
 // points[tile, p, i] <- one slice of B^T d of the tiles first to last of x.
-template <bool VOLUME>
-void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const float* zeros, int64_t I, int64_t first,
-                  int64_t last, float* points) {
+template <class T>
+void gather_input(const T& tiles, int slice, const float* x, const float* zeros, int64_t I, int64_t first, int64_t last,
+                  float* points) {
+  constexpr bool VOLUME = T::VOLUME;
+  constexpr int POINT_LINES = T::POINT_LINES;
   const int64_t pitch = tiles.pitch(I);
   const vfloat far_factor = broadcast(FAR_FACTOR[slice]);
-  tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
-    const float *near_lines[4], *far_lines[4];
+  tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
+    const float *near_lines[POINT_LINES], *far_lines[POINT_LINES];
     const auto find_line = [&](int64_t z, int64_t y) {
       const int64_t voxel = tiles.line(row.image, z, y);
       return voxel < 0 ? zeros : x + voxel * I;
     };
-    for (int y = 0; y < 4; ++y) {
+    for (int y = 0; y < POINT_LINES; ++y) {
       near_lines[y] = find_line(VOLUME ? row.z - 1 + NEAR[slice] : row.z, row.y - 1 + y);
       far_lines[y] = VOLUME ? find_line(row.z - 1 + FAR[slice], row.y - 1 + y) : nullptr;
     }
     for (int64_t i = 0; i < I; i += CHANNELS) {
       // Transformed along all axes but the last, a ring: tiles share two columns with the next.
-      vfloat columns[2 * LINE_VOXELS][LINE_VECTORS][4];
-      const auto load_column = [&](int64_t at, vfloat(&column)[LINE_VECTORS][4]) {
+      vfloat columns[2 * LINE_VOXELS][LINE_VECTORS][POINT_LINES];
+      const auto load_column = [&](int64_t at, vfloat(&column)[LINE_VECTORS][POINT_LINES]) {
         if (at < 0 || at >= tiles.W) {
           for (auto& d : column)
             for (vfloat& value : d) value = vfloat{};
           return;
         }
-#pragma GCC unroll 4
-        for (int y = 0; y < 4; ++y) {
+#pragma GCC unroll 6
+        for (int y = 0; y < POINT_LINES; ++y) {
           __builtin_prefetch(near_lines[y] + (at + PREFETCHED) * I + i);
           if constexpr (VOLUME) __builtin_prefetch(far_lines[y] + (at + PREFETCHED) * I + i);
         }
 #pragma GCC unroll 4
         for (int v = 0; v < LINE_VECTORS; ++v) {
-          vfloat* d = column[v];
+          vfloat(&d)[POINT_LINES] = column[v];
           const int64_t offset = at * I + i + v * WIDTH;
-#pragma GCC unroll 4
-          for (int y = 0; y < 4; ++y) {
+#pragma GCC unroll 6
+          for (int y = 0; y < POINT_LINES; ++y) {
             d[y] = load(near_lines[y] + offset);
             if constexpr (VOLUME) d[y] += far_factor * load(far_lines[y] + offset);
           }
-          transform_input(d[0], d[1], d[2], d[3]);
+          transform_input(d);
         }
       };
       const auto column = [&](int64_t number) -> auto& { return columns[number & (2 * LINE_VOXELS - 1)]; };
@@ -234,12 +248,12 @@ void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const f
 #pragma GCC unroll 4
         for (int v = 0; v < LINE_VECTORS; ++v) {
           float* p = points + (number + t) * pitch + i + v * WIDTH;
-#pragma GCC unroll 4
-          for (int y = 0; y < 4; ++y) {
+#pragma GCC unroll 6
+          for (int y = 0; y < POINT_LINES; ++y) {
             vfloat d[LINE_POINTS];
 #pragma GCC unroll 6
             for (int c = 0; c < LINE_POINTS; ++c) d[c] = column(t * LINE_VOXELS + c)[v][y];
-            transform_line_input(d);
+            transform_input(d);
 #pragma GCC unroll 6
             for (const vfloat& point : d) {
               store(p, point);
@@ -253,50 +267,56 @@ void gather_input(const Tiles<VOLUME>& tiles, int slice, const float* x, const f
 }
 
 // What a slice has to do with one of a row's planes of y.
+template <int LINES>
 struct Plane {
   int z;
   float factor;
   bool first, last;  // slice that has to do with it
-  int64_t lines[2];  // below 0 outside
+  int64_t lines[LINES];  // below 0 outside
 };
 
 // sums[tile, z, line, voxel, o] <- sums + one slice of A^T points[tile, p, o], beginning with the initial values;
 // of the last slice that has to do with a plane they are y.
-template <bool VOLUME, class Finish>
-void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
+template <class T, class Finish>
+void scatter_result(const T& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
                     const float* initial, float* sums, const Finish& finish) {
-  constexpr int DEPTH = Tiles<VOLUME>::OUT_DEPTH;
+  constexpr int DEPTH = T::OUT_DEPTH, LINES = T::LINES;
   const int64_t pitch = tiles.pitch(O);
-  tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
-    Plane planes[DEPTH];
+  tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
+    Plane<LINES> planes[DEPTH];
     int count = 0;
     for (int z = 0; z < DEPTH; ++z) {
-      const float factor = VOLUME ? RESULT[z][slice] : 1;
-      const auto line = [&](int64_t y) { return tiles.line(row.image, row.z + z, y); };
-      if (factor != 0 && line(row.y) >= 0)
-        planes[count++] = {z, factor, slice == z, slice == z + Tiles<VOLUME>::KERNEL_DEPTH - 1,
-                           {line(row.y), line(row.y + 1)}};
+      const float factor = T::VOLUME ? RESULT[z][slice] : 1;
+      if (factor == 0 || tiles.line(row.image, row.z + z, row.y) < 0) continue;
+      Plane<LINES>& plane = planes[count++];
+      plane = {z, factor, slice == z, slice == z + T::KERNEL_DEPTH - 1, {}};
+      for (int line = 0; line < LINES; ++line) plane.lines[line] = tiles.line(row.image, row.z + z, row.y + line);
     }
     for (int64_t t = 0; t < row.n; ++t) {
       const int64_t x = row.x + LINE_VOXELS * t, voxels = minimum(LINE_VOXELS, tiles.W - x);
       for (int64_t o = 0; o < O; o += WIDTH) {
-        for (int line = 0; line < 2; ++line) {
-          vfloat m[LINE_POINTS];
-          const float* p = points + (number + t) * pitch + o;
+        vfloat m[LINES][LINE_POINTS];
+        const float* p = points + (number + t) * pitch + o;
 #pragma GCC unroll 6
-          for (vfloat& point : m) {
-            point = transformed_result(p, LINE_POINTS * O, line);
-            p += O;
-          }
-          transform_line_result(m);
-          for (const Plane* plane = planes; plane < planes + count; ++plane) {
+        for (int c = 0; c < LINE_POINTS; ++c) {
+          vfloat column[T::POINT_LINES];
+#pragma GCC unroll 6
+          for (int y = 0; y < T::POINT_LINES; ++y) column[y] = load(p + (y * LINE_POINTS + c) * O);
+          transform_result(column);
+#pragma GCC unroll 4
+          for (int line = 0; line < LINES; ++line) m[line][c] = column[line];
+        }
+#pragma GCC unroll 4
+        for (int line = 0; line < LINES; ++line) {
+          transform_result(m[line]);
+          for (const Plane<LINES>* plane = planes; plane < planes + count; ++plane) {
             if (plane->lines[line] < 0) continue;
-            float* sum = sums + (((number + t) * DEPTH + plane->z) * 2 + line) * LINE_VOXELS * O + o;
+            float* sum = sums + (((number + t) * DEPTH + plane->z) * LINES + line) * LINE_VOXELS * O + o;
             const float* before = plane->first ? initial + o : sum;
             const int64_t step = plane->first ? 0 : O;
             vfloat v[LINE_VOXELS];
 #pragma GCC unroll 4
-            for (int c = 0; c < LINE_VOXELS; ++c) v[c] = load(before + c * step) + plane->factor * m[c];
+            for (int c = 0; c < LINE_VOXELS; ++c) v[c] = load(before + c * step) + plane->factor * m[line][c];
             if (!plane->last) {
 #pragma GCC unroll 4
               for (int c = 0; c < LINE_VOXELS; ++c) store(sum + c * O, v[c]);
@@ -317,118 +337,131 @@ void scatter_result(const Tiles<VOLUME>& tiles, int slice, const float* points, 
 }
 
 // points[tile, p, o] <- one slice of A grad_y, but for signs
-template <bool VOLUME>
-void gather_gradient(const Tiles<VOLUME>& tiles, int slice, const float* grad_y, int64_t O, int64_t first, int64_t last,
+template <class T>
+void gather_gradient(const T& tiles, int slice, const float* grad_y, int64_t O, int64_t first, int64_t last,
                      float* points) {
   const int64_t pitch = tiles.pitch(O);
-  tiles.for_rows(first, last, [&](const typename Tiles<VOLUME>::Row& row, int64_t number) {
+  tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
     for (int64_t t = 0; t < row.n; ++t) {
       const int64_t x = row.x + LINE_VOXELS * t;
       for (int64_t o = 0; o < O; o += WIDTH) {
-        vfloat d[4][LINE_POINTS];
-#pragma GCC unroll 2
-        for (int line = 0; line < 2; ++line) {
+        vfloat d[T::LINES][LINE_POINTS];
+#pragma GCC unroll 4
+        for (int line = 0; line < T::LINES; ++line) {
           for (int c = 0; c < LINE_VOXELS; ++c) d[line][c] = vfloat{};
 #pragma GCC unroll 2
-          for (int z = 0; z < Tiles<VOLUME>::OUT_DEPTH; ++z) {
-            const float factor = VOLUME ? GRADIENT[z][slice] : 1;
+          for (int z = 0; z < T::OUT_DEPTH; ++z) {
+            const float factor = T::VOLUME ? GRADIENT[z][slice] : 1;
             const int64_t voxel = tiles.line(row.image, row.z + z, row.y + line);
             if (factor == 0 || voxel < 0) continue;
             const float* in = grad_y + (voxel + x) * O + o;
 #pragma GCC unroll 4
-            for (int c = 0; c < LINE_VOXELS; ++c)
+            for (int c = 0; c < LINE_VOXELS; ++c) {
+              __builtin_prefetch(in + (c + PREFETCHED) * O);
               if (x + c < tiles.W) d[line][c] += factor * load(in + c * O);
+            }
           }
-          transform_line_gradient(d[line]);
+          transform_gradient(d[line]);
         }
-#pragma GCC unroll 6
-        for (int c = 0; c < LINE_POINTS; ++c) transform_gradient(d[0][c], d[1][c], d[2][c], d[3][c]);
         float* p = points + (number + t) * pitch + o;
-#pragma GCC unroll 4
-        for (int y = 0; y < 4; ++y)
 #pragma GCC unroll 6
-          for (const vfloat& point : d[y]) {
-            store(p, point);
-            p += O;
-          }
+        for (int c = 0; c < LINE_POINTS; ++c) {
+          vfloat column[T::POINT_LINES];
+#pragma GCC unroll 4
+          for (int line = 0; line < T::LINES; ++line) column[line] = d[line][c];
+          transform_gradient(column);
+#pragma GCC unroll 6
+          for (int y = 0; y < T::POINT_LINES; ++y) store(p + (y * LINE_POINTS + c) * O, column[y]);
+        }
       }
     }
   });
 }
 
-using Slice = vfloat[4][LINE_POINTS];
-
-// Run transform on the points along one axis of [4, 4, 6] or [1, 4, 6], for those of the other axes that are in use.
-template <class Transform>
-INLINE void along_z(Slice* g, const Transform& transform) {
-  for (int y = 0; y < 4; ++y)
-    for (int x = 0; x < LINE_POINTS; ++x) transform(g[0][y][x], g[1][y][x], g[2][y][x], g[3][y][x]);
+// Run transform on the points along one axis of a weight's slices, for those of the other axes that are in use.
+template <class T, class Transform>
+INLINE void along_z(typename T::Slice* g, const Transform& transform) {
+  for (int y = 0; y < T::POINT_LINES; ++y)
+    for (int x = 0; x < LINE_POINTS; ++x) {
+      vfloat line[] = {g[0][y][x], g[1][y][x], g[2][y][x], g[3][y][x]};
+      transform(line);
+      for (int z = 0; z < 4; ++z) g[z][y][x] = line[z];
+    }
 }
-template <class Transform>
-INLINE void along_y(Slice* g, int planes, const Transform& transform) {
-  for (int z = 0; z < planes; ++z)
-    for (int x = 0; x < LINE_POINTS; ++x) transform(g[z][0][x], g[z][1][x], g[z][2][x], g[z][3][x]);
+template <class T, class Transform>
+INLINE void along_y(typename T::Slice* g, const Transform& transform) {
+  for (int z = 0; z < T::KERNEL_DEPTH; ++z)
+    for (int x = 0; x < LINE_POINTS; ++x) {
+      vfloat line[T::POINT_LINES];
+      for (int y = 0; y < T::POINT_LINES; ++y) line[y] = g[z][y][x];
+      transform(line);
+      for (int y = 0; y < T::POINT_LINES; ++y) g[z][y][x] = line[y];
+    }
 }
-template <class Transform>
-INLINE void along_x(Slice* g, int planes, const Transform& transform) {
-  for (int z = 0; z < planes; ++z)
+template <class T, class Transform>
+INLINE void along_x(typename T::Slice* g, const Transform& transform) {
+  for (int z = 0; z < T::KERNEL_DEPTH; ++z)
     for (int y = 0; y < 3; ++y) transform(g[z][y]);
 }
 
-INLINE vfloat& at_point(Slice* g, int p) { return g[p / POINTS][p % POINTS / LINE_POINTS][p % LINE_POINTS]; }
+template <class T>
+INLINE vfloat& at_point(typename T::Slice* g, int p) {
+  return g[p / T::POINTS][p % T::POINTS / LINE_POINTS][p % LINE_POINTS];
+}
 
 // What there is of a tap among a tile's points before they are transformed.
-INLINE vfloat& at_tap(Slice* g, int tap) { return g[tap / 9][tap / 3 % 3][tap % 3]; }
+template <class T>
+INLINE vfloat& at_tap(typename T::Slice* g, int tap) {
+  return g[tap / 9][tap / 3 % 3][tap % 3];
+}
 
 // From one point's matrix to the next: a power of two apart they would share few cache sets.
 INLINE int64_t matrix_pitch(const Convolution& a) { return a.I * a.O + CHANNELS; }
 
 // matrices[point, O / COLUMNS, i, COLUMNS] <- G g of a block of CHANNELS i and COLUMNS o, so many as lie next to each other
-template <bool VOLUME, int VECTORS>
+template <class T, int VECTORS>
 void transform_weights(const ConvolutionForward& a, Columns<VECTORS>, int64_t block, float* matrices) {
-  using T = Tiles<VOLUME>;
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const int64_t blocks = a.I / CHANNELS, first_i = block % blocks * CHANNELS, first_o = block / blocks * COLUMNS;
   for (int64_t i = first_i; i < first_i + CHANNELS; ++i) {
     for (int64_t o = first_o; o < first_o + COLUMNS; o += WIDTH) {
-      Slice g[T::SLICES];
+      typename T::Slice g[T::SLICES];
       for (int tap = 0; tap < T::TAPS; ++tap) {
         const float* w = a.weight + i * a.in_stride + (a.mirrored ? T::TAPS - 1 - tap : tap) * a.tap_stride;
-        for (int lane = 0; lane < WIDTH; ++lane) at_tap(g, tap)[lane] = w[(o + lane) * a.out_stride];
+        for (int lane = 0; lane < WIDTH; ++lane) at_tap<T>(g, tap)[lane] = w[(o + lane) * a.out_stride];
       }
-      along_x(g, T::KERNEL_DEPTH, transform_line_weight);
-      along_y(g, T::KERNEL_DEPTH, transform_weight);
-      if constexpr (VOLUME) along_z(g, transform_weight);
+      const auto transform = [](auto& line) { transform_weight(line); };
+      along_x<T>(g, transform);
+      along_y<T>(g, transform);
+      if constexpr (T::VOLUME) along_z<T>(g, transform);
       float* matrix = matrices + (o / COLUMNS * a.I + i) * COLUMNS + o % COLUMNS;
-      for (int p = 0; p < T::SLICES * POINTS; ++p) store(matrix + p * matrix_pitch(a), at_point(g, p));
+      for (int p = 0; p < T::SLICES * T::POINTS; ++p) store(matrix + p * matrix_pitch(a), at_point<T>(g, p));
     }
   }
 }
 
-template <bool VOLUME, int VECTORS, class Finish>
-void forward(const ConvolutionForward& a, Columns<VECTORS> columns, const Finish& finish) {
-  using T = Tiles<VOLUME>;
+template <class T, int VECTORS, class Finish>
+void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns, const Finish& finish) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
-  const T tiles(a, FORWARD);
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
-  Buffer<float> matrices(T::SLICES * POINTS * matrix_pitch(a), Fill::nothing);
+  Buffer<float> matrices(T::SLICES * T::POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block)
-      transform_weights<VOLUME>(a, columns, block, matrices);
+      transform_weights<T>(a, columns, block, matrices);
     Buffer<float> in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I), initial(O);
-    Buffer<float> sums(tiles.chunk * T::OUT_DEPTH * 2 * LINE_VOXELS * O);
+    Buffer<float> sums(tiles.chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < tiles.count; first += tiles.chunk) {
       const int64_t last = minimum(tiles.count, first + tiles.chunk);
       for (int slice = 0; slice < T::SLICES; ++slice) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
-        for (int p = 0; p < POINTS; ++p)
+        for (int p = 0; p < T::POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t t = 0; t < last - first; t += ROWS) {
-              const float* matrix = matrices + (slice * POINTS + p) * matrix_pitch(a) + o * I;
+              const float* matrix = matrices + (slice * T::POINTS + p) * matrix_pitch(a) + o * I;
               float* products = out + t * out_pitch + p * O + o;
               const auto multiply_part = [&](int64_t i, const auto& put) {
                 const Rows<1> rows{{in + t * in_pitch + p * I + i}, in_pitch};
@@ -445,13 +478,11 @@ void forward(const ConvolutionForward& a, Columns<VECTORS> columns, const Finish
   }
 }
 
-template <bool VOLUME, int VECTORS>
-void weight_gradient(const ConvolutionWeight& a, Columns<VECTORS> columns) {
-  using T = Tiles<VOLUME>;
-  const T tiles(a, WEIGHT);
+template <class T, int VECTORS>
+void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS> columns) {
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
-  const int64_t parts = (tiles.count + SUM_TILES - 1) / SUM_TILES, slice_sums = POINTS * I * O;
-  Buffer<double> total(T::SLICES * slice_sums);  // [point, I, O]
+  const int64_t parts = (tiles.count + SUM_TILES - 1) / SUM_TILES, slice_sums = T::POINTS * I * O;
+  Buffer<double> total(T::SLICES * slice_sums, parts ? Fill::nothing : Fill::zeros);  // [point, I, O]
 #pragma omp parallel num_threads(a.threads)
   {
     Buffer<float> sums(slice_sums), in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I);
@@ -464,7 +495,7 @@ void weight_gradient(const ConvolutionWeight& a, Columns<VECTORS> columns) {
         const int64_t last = minimum(end, first + tiles.chunk);
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
         gather_gradient(tiles, slice, a.grad_y, O, first, last, out);
-        for (int p = 0; p < POINTS; ++p)
+        for (int p = 0; p < T::POINTS; ++p)
           for (int64_t o = 0; o < O; o += Columns<VECTORS>::COUNT)
             for (int64_t i = 0; i < I; i += SUM_ROWS)
               add_products(columns, in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first, sums + (p * I + i) * O + o,
@@ -472,20 +503,24 @@ void weight_gradient(const ConvolutionWeight& a, Columns<VECTORS> columns) {
       }
       // In the order of the tasks, so that any number of threads gives the same result.
 #pragma omp ordered
-      for (int64_t i = 0; i < slice_sums; ++i) total[slice * slice_sums + i] += sums[i];
+      for (int64_t i = 0; i < slice_sums; ++i) {
+        double& sum = total[slice * slice_sums + i];
+        sum = part ? sum + sums[i] : sums[i];
+      }
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < I; ++i) {
       for (int64_t o = 0; o < O; o += WIDTH) {
-        Slice g[T::SLICES];
-        for (int p = 0; p < T::SLICES * POINTS; ++p)
-          for (int lane = 0; lane < WIDTH; ++lane) at_point(g, p)[lane] = float(total[(p * I + i) * O + o + lane]);
-        if constexpr (VOLUME) along_z(g, transform_sums);
-        along_y(g, T::KERNEL_DEPTH, transform_sums);
-        along_x(g, T::KERNEL_DEPTH, transform_line_sums);
+        typename T::Slice g[T::SLICES];
+        for (int p = 0; p < T::SLICES * T::POINTS; ++p)
+          for (int lane = 0; lane < WIDTH; ++lane) at_point<T>(g, p)[lane] = float(total[(p * I + i) * O + o + lane]);
+        const auto transform = [](auto& line) { transform_sums(line); };
+        if constexpr (T::VOLUME) along_z<T>(g, transform);
+        along_y<T>(g, transform);
+        along_x<T>(g, transform);
         for (int tap = 0; tap < T::TAPS; ++tap) {
           float* w = a.grad_weight + i * a.in_stride + tap * a.tap_stride;
-          for (int lane = 0; lane < WIDTH; ++lane) w[(o + lane) * a.out_stride] = at_tap(g, tap)[lane];
+          for (int lane = 0; lane < WIDTH; ++lane) w[(o + lane) * a.out_stride] = at_tap<T>(g, tap)[lane];
         }
       }
     }
@@ -496,16 +531,17 @@ void weight_gradient(const ConvolutionWeight& a, Columns<VECTORS> columns) {
 
 void convolution_forward(const ConvolutionForward& a) {
   if (a.I % CHANNELS) return narrow_convolution_forward(a);
+  const bool tall = (a.volume ? 27 : 9) * a.I >= TALL_PRODUCTS;
   with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
     with_columns(a.O, [&](auto columns) {
-      a.volume ? forward<true>(a, columns, finish) : forward<false>(a, columns, finish);
+      with_tiles(a, FORWARD, tall, [&](const auto& tiles) { forward(a, tiles, columns, finish); });
     });
   });
 }
 
 void convolution_weight(const ConvolutionWeight& a) {
   with_columns(a.O, [&](auto columns) {
-    a.volume ? weight_gradient<true>(a, columns) : weight_gradient<false>(a, columns);
+    with_tiles(a, WEIGHT, a.B * a.D * a.H * a.W >= TALL_VOXELS, [&](const auto& tiles) { weight_gradient(a, tiles, columns); });
   });
 }
 

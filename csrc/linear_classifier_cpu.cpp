@@ -47,6 +47,7 @@ void linear_classifier_forward(const LinearClassifier& a) {
           const Panels panels(a.matrix + image * a.C * columns, a.C, columns, columns, 1);
           for (int64_t t = first; t < end; ++t) {
             const Span span = tiling.span(t);
+            Prefetch(a.x, tiling.next(t), 1).step();
             load_tile(a.x, span, tile.x, pitch);
             multiply(panels, tile.x, tile.logits, Plain{}, pitch, span.padded);
             store_tile(a.logits, span, tile.logits, pitch, streaming);

