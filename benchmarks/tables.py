@@ -402,6 +402,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "gpu-kernels-summary": gpu_summary_table,
     "prompt-conv": prompt_conv_table,
     "convolutions": convolutions_table,
+    "convolutions-avx512": convolutions_table,
     "prediction-memory": prediction_memory_table,
     "training-ladder": ladder_table,
     "evaluation-ladder": ladder_table,

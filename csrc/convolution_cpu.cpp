@@ -1,41 +1,37 @@
 // y[b, s, o] = bias[o] + sum over i and the taps t in {-1, 0, 1}^axes of weight[o, i, t] x[b, s + t, i],  x = 0 outside
 // grad_x is the same of grad_y, taps mirrored, channels exchanged; grad_weight[o, i, t] = sum_bs grad_y[b, s, o] x[b, s + t, i]
 //
-// Winograd's F(2, 3): two neighbouring results are A^T (G g * B^T d) of the four d they read,
-//   B^T d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
-//   G g   = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
-//   A^T m = (m0 + m1 + m2, m1 - m2 - m3)
-// and F(4, 3), of the polynomials' values at 0, +-NEAR_ROOT, +-FAR_ROOT and infinity: four results of six d. 4 products
-// for 6, and 6 for 12. F(4, 3) along the last axis, along the one before it where that rounds no worse than twice the
-// plain sum, else F(2, 3), and F(2, 3) along the first of three: in a volume, 144 products for the 864 of a tile of 2 x 4 x 4
-// voxels, or 96 for the 432 of 2 x 2 x 4. The products of all channels are matrix products, one for each of a tile's
-// points. The weight's gradient is the adjoint, G^T sum (A grad_y * B^T d).
-// A volume's points are computed slice by slice, 6 x 6 or 4 x 6 of them: each has to do with two planes of x, and one or
-// two of y.
-// Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
+// By Winograd's transforms (winograd.h): F(4, 3) along the last axis, along the one before it where that rounds no more than
+// twice as badly as the plain sum, else F(2, 3), and F(2, 3) along the first of three. In a volume these are 144 products
+// for the 864 of a tile of 2 x 4 x 4 voxels, or 96 for the 432 of 2 x 2 x 4. The products of all channels are matrix
+// products, one for each of a tile's points. A volume's points are computed slice by slice, 6 x 6 or 4 x 6 of them: each has
+// to do with two planes of x, and one or two of y.
 #include "kernels.h"
 #include "matrix_blocks.h"
 #include "tile.h"
+#include "winograd.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;   // of a tile, along the last axis
-constexpr int LINE_VECTORS = CHANNELS / WIDTH;    // of the channels that are transformed together
-// Tiles have four lines where a sum has so many products that they round at most twice as badly as the plain sum, of a
-// result and of a weight's gradient, and where the weight's matrices stay in the caches.
+constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;  // of a tile, along the last axis
+constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
+constexpr int64_t SUM_CHANNELS = 64;             // whose products are added up in a row
+constexpr int64_t SUM_TILES = 1024;              // that the weight's gradient sums in float32
+constexpr int64_t PREFETCHED = 4;                // voxels ahead
+
+// A tile has four lines where a result or a weight's gradient sums so many products that it rounds at most twice as badly as
+// the plain sum, and where the weight's matrices stay in the caches.
 constexpr int64_t TALL_PRODUCTS = 27 * 32, TALL_VOXELS = 1 << 16, TALL_WEIGHTS = 1 << 20;
-constexpr int64_t SUM_CHANNELS = 64;              // whose products are added up in a row
-constexpr int64_t SUM_TILES = 1024;               // that the weight's gradient sums in float32
-constexpr int64_t PREFETCHED = 4;                 // voxels ahead
 
 // How many tiles are a thread's at once: what fits, for most numbers of channels, into that much scratch.
 struct Chunk {
   int64_t bytes, fewest, most;  // tiles in multiples of ROWS
 };
 constexpr Chunk FORWARD{128 << 10, 2 * ROWS, 96}, WEIGHT{256 << 10, 24, 96};  // the weight's sums are read once a chunk
-constexpr int64_t FEWEST_OF_WIDE = 6 * ROWS, WIDE = 1 << 15;  // I O, from which a slice's matrices leave the caches in between
+// From so many I O on a slice's matrices leave the caches in between.
+constexpr int64_t FEWEST_OF_WIDE = 6 * ROWS, WIDE = 1 << 15;
 
 // The transforms along the first axis, for each of its points.
 constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
@@ -106,94 +102,6 @@ void with_tiles(const Convolution& a, const Chunk& limits, bool tall, const Work
     a.volume ? work(Tiles<true, 4>(a, limits)) : work(Tiles<false, 4>(a, limits));
   else
     a.volume ? work(Tiles<true, 2>(a, limits)) : work(Tiles<false, 2>(a, limits));
-}
-
-// F(2, 3) of four points, F(4, 3) of six.
-
-// These roots round least of those that a float32 holds in a few bits.
-constexpr float NEAR_ROOT = 0.625f, FAR_ROOT = 1.5f;
-constexpr float NEAR_SQUARE = NEAR_ROOT * NEAR_ROOT, FAR_SQUARE = FAR_ROOT * FAR_ROOT;
-// The values of the polynomials that vanish at all other roots.
-constexpr float AT_ZERO = 1 / (NEAR_SQUARE * FAR_SQUARE);
-constexpr float AT_NEAR = 0.5f / (NEAR_SQUARE * (NEAR_SQUARE - FAR_SQUARE));
-constexpr float AT_FAR = 0.5f / (FAR_SQUARE * (FAR_SQUARE - NEAR_SQUARE));
-
-// plus, minus <- even +- root odd
-INLINE void at_roots(vfloat even, vfloat odd, float root, vfloat& plus, vfloat& minus) {
-  plus = even + root * odd;
-  minus = even - root * odd;
-}
-
-// d <- B^T d
-INLINE void transform_input(vfloat (&d)[4]) {
-  const vfloat m0 = d[0] - d[2], m1 = d[1] + d[2], m2 = d[2] - d[1], m3 = d[1] - d[3];
-  d[0] = m0, d[1] = m1, d[2] = m2, d[3] = m3;
-}
-INLINE void transform_input(vfloat (&d)[6]) {
-  const vfloat d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4];
-  d[0] = (d4 - (NEAR_SQUARE + FAR_SQUARE) * d2) + NEAR_SQUARE * FAR_SQUARE * d[0];
-  d[5] = (d[5] - (NEAR_SQUARE + FAR_SQUARE) * d3) + NEAR_SQUARE * FAR_SQUARE * d1;
-  at_roots(d4 - FAR_SQUARE * d2, d3 - FAR_SQUARE * d1, NEAR_ROOT, d[1], d[2]);
-  at_roots(d4 - NEAR_SQUARE * d2, d3 - NEAR_SQUARE * d1, FAR_ROOT, d[3], d[4]);
-}
-
-// The first two or four of m <- A^T m
-INLINE void transform_result(vfloat (&m)[4]) {
-  const vfloat m1 = m[1], m2 = m[2];
-  m[0] += m1 + m2;
-  m[1] = (m1 - m2) - m[3];
-}
-INLINE void transform_result(vfloat (&m)[6]) {
-  const vfloat near_sum = m[1] + m[2], near_difference = NEAR_ROOT * (m[1] - m[2]);
-  const vfloat far_sum = m[3] + m[4], far_difference = FAR_ROOT * (m[3] - m[4]);
-  m[0] += near_sum + far_sum;
-  m[1] = near_difference + far_difference;
-  m[2] = NEAR_SQUARE * near_sum + FAR_SQUARE * far_sum;
-  m[3] = (NEAR_SQUARE * near_difference + FAR_SQUARE * far_difference) + m[5];
-}
-
-// d <- A (d0, d1), but for the last one's sign
-INLINE void transform_gradient(vfloat (&d)[4]) {
-  d[3] = d[1];
-  d[2] = d[0] - d[1];
-  d[1] = d[0] + d[1];
-}
-// d <- A (d0, d1, d2, d3)
-INLINE void transform_gradient(vfloat (&d)[6]) {
-  const vfloat d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3];
-  at_roots(d0 + NEAR_SQUARE * d2, d1 + NEAR_SQUARE * d3, NEAR_ROOT, d[1], d[2]);
-  at_roots(d0 + FAR_SQUARE * d2, d1 + FAR_SQUARE * d3, FAR_ROOT, d[3], d[4]);
-  d[5] = d3;
-}
-
-// g <- G (g0, g1, g2)
-INLINE void transform_weight(vfloat (&g)[4]) {
-  const vfloat outer = g[0] + g[2], inner = g[1];
-  g[3] = g[2];
-  g[1] = 0.5f * (outer + inner);
-  g[2] = 0.5f * (outer - inner);
-}
-INLINE void transform_weight(vfloat (&g)[6]) {
-  const vfloat g0 = g[0], g1 = g[1], g2 = g[2];
-  g[0] = AT_ZERO * g0;
-  at_roots(AT_NEAR * (g0 + NEAR_SQUARE * g2), AT_NEAR * g1, NEAR_ROOT, g[1], g[2]);
-  at_roots(AT_FAR * (g0 + FAR_SQUARE * g2), AT_FAR * g1, FAR_ROOT, g[3], g[4]);
-  g[5] = g2;
-}
-
-// The first three of s <- G^T s, with the last one's sign as transform_gradient leaves it
-INLINE void transform_sums(vfloat (&s)[4]) {
-  const vfloat half_sum = 0.5f * (s[1] + s[2]), half_difference = 0.5f * (s[1] - s[2]);
-  s[0] += half_sum;
-  s[1] = half_difference;
-  s[2] = half_sum - s[3];
-}
-INLINE void transform_sums(vfloat (&s)[6]) {
-  const vfloat near_sum = AT_NEAR * (s[1] + s[2]), near_difference = AT_NEAR * (s[1] - s[2]);
-  const vfloat far_sum = AT_FAR * (s[3] + s[4]), far_difference = AT_FAR * (s[3] - s[4]);
-  s[0] = AT_ZERO * s[0] + (near_sum + far_sum);
-  s[1] = NEAR_ROOT * near_difference + FAR_ROOT * far_difference;
-  s[2] = (NEAR_SQUARE * near_sum + FAR_SQUARE * far_sum) + s[5];
 }
 
 // points[tile, p, i] <- one slice of B^T d of the tiles first to last of x.
@@ -277,7 +185,7 @@ struct Plane {
 
 // sums[tile, z, line, voxel, o] <- sums + one slice of A^T points[tile, p, o], beginning with the initial values;
 // of the last slice that has to do with a plane they are y.
-template <class T, class Finish>
+template <class T>
 void scatter_result(const T& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
                     const float* initial, float* sums, const Finish& finish) {
   constexpr int DEPTH = T::OUT_DEPTH, LINES = T::LINES;
@@ -440,10 +348,11 @@ void transform_weights(const ConvolutionForward& a, Columns<VECTORS>, int64_t bl
   }
 }
 
-template <class T, int VECTORS, class Finish>
-void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns, const Finish& finish) {
+template <class T, int VECTORS>
+void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
+  const Finish finish(a.y, a.B * a.D * a.H * a.W * O, a.negative_slope);
   Buffer<float> matrices(T::SLICES * T::POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
@@ -498,8 +407,8 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
         for (int p = 0; p < T::POINTS; ++p)
           for (int64_t o = 0; o < O; o += Columns<VECTORS>::COUNT)
             for (int64_t i = 0; i < I; i += SUM_ROWS)
-              add_products(columns, in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first, sums + (p * I + i) * O + o,
-                           O);
+              add_products(columns, in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first,
+                           sums + (p * I + i) * O + o, O);
       }
       // In the order of the tasks, so that any number of threads gives the same result.
 #pragma omp ordered
@@ -532,10 +441,8 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
 void convolution_forward(const ConvolutionForward& a) {
   if (a.I % CHANNELS) return narrow_convolution_forward(a);
   const bool tall = (a.volume ? 27 : 9) * a.I >= TALL_PRODUCTS;
-  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
-    with_columns(a.O, [&](auto columns) {
-      with_tiles(a, FORWARD, tall, [&](const auto& tiles) { forward(a, tiles, columns, finish); });
-    });
+  with_columns(a.O, [&](auto columns) {
+    with_tiles(a, FORWARD, tall, [&](const auto& tiles) { forward(a, tiles, columns); });
   });
 }
 

@@ -92,36 +92,29 @@ void multiply_line(const Rows<SEGMENTS>& rows, Columns<VECTORS> columns, const f
   multiply_rows<ROWS>(rows, columns, b, b_segment, K, initial, out_stride, 0, n, blocks, put);
 }
 
-// y[at] <- sum or, if ACTIVATED, its ReLU and what there is to add.
-template <bool ACTIVATED, bool STREAMED>
+// y[at] <- the ReLU of a sum, and what there is to add
 struct Finish {
   float* y;
-  const float* added;
-  float negative_slope;
+  const float* added;    // may be absent
+  float negative_slope;  // 1 leaves the sum as it is
+  bool streamed;
 
-  INLINE Finish from(int64_t at) const { return {y + at, added ? added + at : nullptr, negative_slope}; }
+  Finish(float* y, int64_t values, float negative_slope, const float* added = nullptr)
+      : y(y), added(added), negative_slope(negative_slope), streamed(streams(y, values * int64_t(sizeof(float)))) {}
+
+  INLINE Finish from(int64_t at) const {
+    Finish finish = *this;
+    finish.y += at;
+    if (added) finish.added += at;
+    return finish;
+  }
 
   INLINE void operator()(int64_t at, vfloat sum) const {
-    if constexpr (ACTIVATED) {
-      sum = relu(sum, negative_slope);
-      if (added) sum += load(added + at);
-    }
-    if constexpr (STREAMED)
-      stream(y + at, sum);
-    else
-      store(y + at, sum);
+    sum = relu(sum, negative_slope);
+    if (added) sum += load(added + at);
+    streamed ? stream(y + at, sum) : store(y + at, sum);
   }
 };
-
-// Runs work(finish) with what suits a result of that many values.
-template <class Work>
-INLINE void with_finish(float* y, int64_t values, float negative_slope, const float* added, const Work& work) {
-  const bool activated = negative_slope != 1 || added, streamed = streams(y, values * int64_t(sizeof(float)));
-  if (activated && streamed) work(Finish<true, true>{y, added, negative_slope});
-  if (activated && !streamed) work(Finish<true, false>{y, added, negative_slope});
-  if (!activated && streamed) work(Finish<false, true>{y, added, negative_slope});
-  if (!activated && !streamed) work(Finish<false, false>{y, added, negative_slope});
-}
 
 // sums[r, c] += sum over the n rows t of a[t, r] b[t, c] for SUM_ROWS r and the columns c
 template <int VECTORS>

@@ -10,11 +10,12 @@ namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-template <bool VOLUME, int VECTORS, class Finish>
-void forward(const ConvolutionForward& a, Columns<VECTORS> columns, const Finish& finish) {
+template <bool VOLUME, int VECTORS>
+void forward(const ConvolutionForward& a, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   constexpr int LINES = VOLUME ? 9 : 3, TAPS = 3 * LINES;
   const int64_t I = a.I, O = a.O, K = 3 * I, padded = (a.W + 2) * I;
+  const Finish finish(a.y, a.B * a.D * a.H * a.W * O, a.negative_slope);
   Buffer<float> matrices(LINES * K * O, Fill::nothing);  // [line, O / COLUMNS, K, COLUMNS]
   for (int64_t o = 0; o < O; ++o)
     for (int tap = 0; tap < TAPS; ++tap)
@@ -47,11 +48,7 @@ void forward(const ConvolutionForward& a, Columns<VECTORS> columns, const Finish
 }  // namespace
 
 void narrow_convolution_forward(const ConvolutionForward& a) {
-  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
-    with_columns(a.O, [&](auto columns) {
-      a.volume ? forward<true>(a, columns, finish) : forward<false>(a, columns, finish);
-    });
-  });
+  with_columns(a.O, [&](auto columns) { a.volume ? forward<true>(a, columns) : forward<false>(a, columns); });
 }
 
 }  // namespace semiseg::SEMISEG_LEVEL

@@ -37,12 +37,13 @@ constexpr int64_t PAIR_COLUMNS = Columns<2>::COUNT;
 // The tap of a pair and of one of its two voxels.
 INLINE int tap(int pair, int64_t voxel) { return pair * 2 + int(voxel); }
 
-template <bool VOLUME, int VECTORS, class Finish>
-void to_coarse(const StridedConvolutionForward& a, Columns<VECTORS> columns, const Finish& finish) {
+template <bool VOLUME, int VECTORS>
+void to_coarse(const StridedConvolutionForward& a, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   using L = Lines<VOLUME>;
   const L lines(a);
   const int64_t K = 2 * a.I, O = a.O;
+  const Finish finish(a.y, lines.count * a.W * O, a.negative_slope);
   Buffer<float> matrices(L::PAIRS * K * O, Fill::nothing);  // [pair, O / COLUMNS, K, COLUMNS]
 #pragma omp parallel num_threads(a.threads)
   {
@@ -63,11 +64,12 @@ void to_coarse(const StridedConvolutionForward& a, Columns<VECTORS> columns, con
   }
 }
 
-template <bool VOLUME, class Finish>
-void to_fine(const StridedConvolutionForward& a, const Finish& finish) {
+template <bool VOLUME>
+void to_fine(const StridedConvolutionForward& a) {
   using L = Lines<VOLUME>;
   const L lines(a);
   const int64_t K = a.O, N = 2 * a.I;
+  const Finish finish(a.y, lines.count * a.W * L::PAIRS * N, a.negative_slope, a.added);
   Buffer<float> matrices(L::PAIRS * K * N, Fill::nothing);  // [pair, N / PAIR_COLUMNS, K, PAIR_COLUMNS]
   Buffer<float> bias(N);                                    // of both voxels of a pair
   if (a.bias)
@@ -125,17 +127,10 @@ void weight_gradient(const StridedConvolutionWeight& a) {
 }  // namespace
 
 void strided_convolution_forward(const StridedConvolutionForward& a) {
-  with_finish(a.y, a.B * a.D * a.H * a.W * a.O, a.negative_slope, nullptr, [&](const auto& finish) {
-    with_columns(a.O, [&](auto columns) {
-      a.volume ? to_coarse<true>(a, columns, finish) : to_coarse<false>(a, columns, finish);
-    });
-  });
+  with_columns(a.O, [&](auto columns) { a.volume ? to_coarse<true>(a, columns) : to_coarse<false>(a, columns); });
 }
 
-void strided_convolution_transposed(const StridedConvolutionForward& a) {
-  with_finish(a.y, a.B * a.D * a.H * a.W * (a.volume ? 8 : 4) * a.I, a.negative_slope, a.added,
-              [&](const auto& finish) { a.volume ? to_fine<true>(a, finish) : to_fine<false>(a, finish); });
-}
+void strided_convolution_transposed(const StridedConvolutionForward& a) { a.volume ? to_fine<true>(a) : to_fine<false>(a); }
 
 void strided_convolution_weight(const StridedConvolutionWeight& a) {
   a.volume ? weight_gradient<true>(a) : weight_gradient<false>(a);

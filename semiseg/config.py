@@ -69,7 +69,7 @@ class TrainingConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where the device computes in it
+    precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where that is quicker
     channels_last: bool = True
     cuda_graph: bool | None = None  # capture a step's work on the GPU once and replay it; none: where one GPU trains
     deterministic: bool = False  # the same numbers on every run on a GPU too, at the cost of speed there
