@@ -415,6 +415,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "evaluation-ladder-avx2": ladder_table,
     "gradient-rounding": gradient_rounding_table,
     "training-profile": training_profile_table,
+    "training-profile-avx512": training_profile_table,
     "training-profile-gpu": training_profile_table,
     "phantom": training_table,
     "phantom-plain": training_table,
