@@ -30,10 +30,11 @@ def convolution(
     The C++ kernel computes in float32 by Winograd's F(4, 3) along the last axis and F(2, 3) along the others: 96
     multiplications a pair of channels where the sum has 432 (24 for 72 in two axes). From 32 channels on, 96 in two axes,
     F(4, 3) along the last two: 144 for 864 (36 for 144). Rounding stays that of float32, with errors of up to 2 times
-    PyTorch's (up to 6 times for a single image, which PyTorch sums another way); a NaN or an infinity in x makes all results
-    of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for
-    channels-last x, channels in multiples of 16 (without gradients x may have fewer than 16) and at least 2048 voxels of
-    volumes, 1024 of images; else PyTorch convolves.
+    PyTorch's (up to 6 times for a single image, which PyTorch sums another way); a NaN or an infinity in x makes all
+    results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
+    is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x, channels
+    in multiples of 16 (without gradients x may have fewer than 16) and at least 2048 voxels of volumes, 1024 of images;
+    else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """

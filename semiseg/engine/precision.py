@@ -12,7 +12,7 @@ from semiseg.config import Config
 # oneDNN's gradient of a bfloat16 3x3x3 convolution's weights, as computed with AVX512-BF16, reads memory that was never
 # written where the first side is 2, which some stage of the V-Net meets with patches of these first sides.
 UNSAFE_FIRST_SIDES = (16, 32)
-# With AVX512-BF16 alone the convolutions of semiseg_kernels are quicker in float32.
+# With AVX512-BF16 alone the convolutions of semiseg_kernels are as quick in float32.
 BFLOAT16_UNITS = "amx_bf16"
 AMPERE = (8, 0)  # the first compute capability with bfloat16
 
@@ -46,7 +46,7 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has units for matrices in bfloat16; elsewhere float32 is quicker."""
+    """Whether a device has units for matrices in bfloat16; elsewhere float32 is as quick or quicker."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= AMPERE
     return torch.cpu.get_capabilities().get(BFLOAT16_UNITS, False)
