@@ -11,6 +11,8 @@ struct Convolution {
   int64_t I, O;        // channels read and written, multiples of 16; forward also reads fewer than 16
   int64_t out_stride, in_stride, tap_stride;
   int threads;
+
+  int64_t taps() const { return volume ? 27 : 9; }
 };
 
 struct ConvolutionForward : Convolution {

@@ -21,8 +21,8 @@ constexpr int64_t SUM_CHANNELS = 64;             // whose products are added up 
 constexpr int64_t SUM_TILES = 1024;              // that the weight's gradient sums in float32
 constexpr int64_t PREFETCHED = 4;                // voxels ahead
 
-// A tile has four lines where a result or a weight's gradient sums so many products that it rounds at most twice as badly as
-// the plain sum, and where the weight's matrices stay in the caches.
+// A tile has four lines where a result or a weight's gradient sums so many products that it rounds no worse than some two
+// times the plain sum, and where the weight's matrices stay in the caches.
 constexpr int64_t TALL_PRODUCTS = 27 * 32, TALL_VOXELS = 1 << 16, TALL_WEIGHTS = 1 << 20;
 
 // How many tiles are a thread's at once: what fits, for most numbers of channels, into that much scratch.
@@ -96,8 +96,7 @@ struct Tiles {
 // Runs work(tiles) with tiles of four lines where they take fewer products than those of two, and `tall` allows them.
 template <class Work>
 void with_tiles(const Convolution& a, const Chunk& limits, bool tall, const Work& work) {
-  const int64_t taps = a.volume ? 27 : 9;
-  tall = tall && taps * a.I * a.O < TALL_WEIGHTS && (a.H + 3) / 4 * 6 < (a.H + 1) / 2 * 4;
+  tall = tall && a.taps() * a.I * a.O < TALL_WEIGHTS && (a.H + 3) / 4 * 6 < (a.H + 1) / 2 * 4;
   if (tall)
     a.volume ? work(Tiles<true, 4>(a, limits)) : work(Tiles<false, 4>(a, limits));
   else
@@ -440,15 +439,16 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
 
 void convolution_forward(const ConvolutionForward& a) {
   if (a.I % CHANNELS) return narrow_convolution_forward(a);
-  const bool tall = (a.volume ? 27 : 9) * a.I >= TALL_PRODUCTS;
+  const bool tall = a.taps() * a.I >= TALL_PRODUCTS;
   with_columns(a.O, [&](auto columns) {
     with_tiles(a, FORWARD, tall, [&](const auto& tiles) { forward(a, tiles, columns); });
   });
 }
 
 void convolution_weight(const ConvolutionWeight& a) {
+  const bool tall = a.B * a.D * a.H * a.W >= TALL_VOXELS;
   with_columns(a.O, [&](auto columns) {
-    with_tiles(a, WEIGHT, a.B * a.D * a.H * a.W >= TALL_VOXELS, [&](const auto& tiles) { weight_gradient(a, tiles, columns); });
+    with_tiles(a, WEIGHT, tall, [&](const auto& tiles) { weight_gradient(a, tiles, columns); });
   });
 }
 
