@@ -62,6 +62,12 @@ struct Tiles {
     chunk = maximum(fewest, minimum(limits.most, affordable / ROWS * ROWS));
   }
 
+  // About as large, in as many chunks for every thread.
+  int64_t balanced_chunk(int threads) const {
+    const int64_t chunks = maximum(1, (2 * count + chunk * threads) / (2 * chunk * threads)) * threads;
+    return maximum(ROWS, round_up((count + chunks - 1) / chunks, ROWS));
+  }
+
   // Tiles a power of two apart would share few cache sets.
   static int64_t pitch(int64_t channels) { return POINTS * channels + CHANNELS; }
 
@@ -351,6 +357,7 @@ template <class T, int VECTORS>
 void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
+  const int64_t chunk = tiles.balanced_chunk(a.threads);
   const Finish finish(a.y, a.B * a.D * a.H * a.W * O, a.negative_slope);
   Buffer<float> matrices(T::SLICES * T::POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
@@ -358,12 +365,12 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block)
       transform_weights<T>(a, columns, block, matrices);
-    Buffer<float> in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I), initial(O);
-    Buffer<float> sums(tiles.chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
+    Buffer<float> in(chunk * in_pitch), out(chunk * out_pitch), zeros(a.W * I), initial(O);
+    Buffer<float> sums(chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < tiles.count; first += tiles.chunk) {
-      const int64_t last = minimum(tiles.count, first + tiles.chunk);
+    for (int64_t first = 0; first < tiles.count; first += chunk) {
+      const int64_t last = minimum(tiles.count, first + chunk);
       for (int slice = 0; slice < T::SLICES; ++slice) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
         for (int p = 0; p < T::POINTS; ++p)

@@ -9,6 +9,7 @@ constexpr int64_t CHANNELS = 16;  // numbers of channels are multiples of it: a 
 constexpr int ROWS = WIDTH == 16 ? 8 : 6;
 constexpr int SUM_ROWS = WIDTH == 16 ? 8 : 4;
 constexpr int64_t SUMMED = 16;  // products that are added up in a row
+constexpr int64_t AHEAD = 512;  // values, of what is added to results
 
 // The columns of a block in vectors: two, as every number of a row is then read once for two products.
 template <int VECTORS>
@@ -111,7 +112,10 @@ struct Finish {
 
   INLINE void operator()(int64_t at, vfloat sum) const {
     sum = relu(sum, negative_slope);
-    if (added) sum += load(added + at);
+    if (added) {
+      __builtin_prefetch(added + at + AHEAD);
+      sum += load(added + at);
+    }
     streamed ? stream(y + at, sum) : store(y + at, sum);
   }
 };

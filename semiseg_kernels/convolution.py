@@ -10,7 +10,9 @@ from torch.autograd.function import once_differentiable
 from . import backends, checks, reference
 
 CHANNEL_MULTIPLE = 16  # other numbers of channels are padded
-FEWEST_TILES = 256  # for fewer, transforming the weight takes longer than what it spares
+# For fewer voxels, transforming the weight, and its gradient, takes longer than what it spares.
+FEWEST_VOXELS = {2: 1024, 3: 2048}  # by axes
+FEWEST_WITHOUT_GRADIENTS = 768
 
 
 def convolution(
@@ -33,8 +35,8 @@ def convolution(
     PyTorch's (up to 6 times for a single image, which PyTorch sums another way); a NaN or an infinity in x makes all
     results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
     is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x, channels
-    in multiples of 16 (without gradients x may have fewer than 16) and at least 2048 voxels of volumes, 1024 of images;
-    else PyTorch convolves.
+    in multiples of 16 (without gradients x may have fewer than 16) and at least 2048 voxels of volumes, 1024 of images
+    (without gradients 768 of either); else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
@@ -42,11 +44,11 @@ def convolution(
     check_side(x, weight, 3)
     checks.check_convolution(weight, bias, 1, x, x.shape[1])
     checks.check_fraction("negative_slope", negative_slope)
-    tiles = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
-    narrow = x.shape[1] < CHANNEL_MULTIPLE and not needs_gradient(x, weight, bias)
-    if x.device.type != "cpu" or (
-        backends.is_automatic() and not kernel_pays(x, weight, tiles >= FEWEST_TILES, narrow)
-    ):
+    gradients = needs_gradient(x, weight, bias)
+    fewest = FEWEST_VOXELS[x.dim() - 2] if gradients else FEWEST_WITHOUT_GRADIENTS
+    enough = x.shape[0] * x.shape[2:].numel() >= fewest
+    narrow = x.shape[1] < CHANNEL_MULTIPLE and not gradients
+    if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough, narrow)):
         return reference.convolution(x, weight, bias, negative_slope)
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
     if backend == "reference":
