@@ -298,12 +298,12 @@ def launches(monkeypatch):
 
 # Shape of x, O, layout, dtype
 AUTOMATIC = {
-    "256 tiles of a volume": ((1, 32, 16, 16, 8), 16, "channels_last", torch.float32),
-    "256 tiles of images": ((4, 16, 16, 16), 48, "channels_last", torch.float32),
+    "2048 voxels of a volume": ((1, 32, 16, 16, 8), 16, "channels_last", torch.float32),
+    "1024 pixels of images": ((4, 16, 16, 16), 48, "channels_last", torch.float32),
 }
 PYTORCHS = {
-    "255 tiles of a volume": ((1, 32, 15, 17, 8), 16, "channels_last", torch.float32),
-    "255 tiles of images": ((3, 16, 17, 20), 48, "channels_last", torch.float32),
+    "2040 voxels of a volume": ((1, 32, 15, 17, 8), 16, "channels_last", torch.float32),
+    "1020 pixels of images": ((3, 16, 17, 20), 48, "channels_last", torch.float32),
     "contiguous": ((1, 32, 16, 16, 8), 16, "contiguous", torch.float32),
     "bfloat16": ((1, 32, 16, 16, 8), 16, "channels_last", torch.bfloat16),
     "float64": ((1, 32, 16, 16, 8), 16, "channels_last", torch.float64),
@@ -337,8 +337,23 @@ def test_few_channels_are_convolved_without_gradients_only(launches):
     assert launches == ["convolution_forward"]
 
 
+@pytest.mark.parametrize("sides", [(8, 12, 8), (24, 32)])
+def test_fewer_voxels_are_enough_without_gradients(launches, sides):
+    """The weight's gradient takes longest there."""
+    axes = len(sides)
+    x, weight = torch.randn(1, 16, *sides), torch.randn(32, 16, *[3] * axes, requires_grad=True)
+    x, smaller = (in_layout(image, "channels_last") for image in (x, x[..., 1:]))
+    convolution(x, weight)
+    with torch.no_grad():
+        convolution(smaller, weight)
+        assert launches == []
+        expected = reference.convolution(x, weight)
+        torch.testing.assert_close(convolution(x, weight), expected, rtol=1e-4, atol=1e-4)
+    assert launches == ["convolution_forward"]
+
+
 def test_autocast_is_pytorchs(launches):
-    shape, O, layout, _ = AUTOMATIC["256 tiles of a volume"]
+    shape, O, layout, _ = AUTOMATIC["2048 voxels of a volume"]
     x, weight, bias = in_layout(torch.randn(shape), layout), torch.randn(O, 32, 3, 3, 3), torch.randn(O)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = convolution(x, weight, bias)
