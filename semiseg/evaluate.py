@@ -36,10 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
     run, config = RunDirectory.open(options.run)
     run.check_finished()
     given = parse_overrides(options.overrides)
-    if set(given) - {"evaluation", "dataset"}:
-        raise ValueError(
-            f"overrides {', '.join(options.overrides)}: accepted are keys of evaluation and dataset"
-        )
+    for override in options.overrides:
+        key = override.partition("=")[0]
+        if key != "dataset.root" and key.split(".")[0] != "evaluation":
+            raise ValueError(f"override {override}: accepted are dataset.root and keys of evaluation")
     config = config_from_mapping(merge(config_to_mapping(config), given))
     print(results_table(evaluate(config, run)))
     print(f"written to {run.results} and {run.report}")
@@ -49,6 +49,7 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     """Write results.json: the reported checkpoint, and beside the last one the best on the validation split."""
     device = choose_device(config.training.device)
     dataset = open_configured_dataset(config)
+    run.check_dataset(dataset)
     text = TextEmbeddings.load(run.text) if run.text.is_file() else None
     method = build_method(config, len(dataset.class_names), device, text)
     reported = config.evaluation.select

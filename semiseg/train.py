@@ -52,7 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
         [sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path)], check=False
     )
     if evaluation.returncode:
-        sys.exit(evaluation.returncode)
+        # Of a process that a signal ended, the status that shells give it.
+        status = evaluation.returncode if evaluation.returncode > 0 else 128 - evaluation.returncode
+        print(
+            f"{run.path} is trained, but its evaluation ended with status {status}: "
+            f"repeat it with `{run.evaluate_command}`",
+            file=sys.stderr,
+        )
+        sys.exit(status)
 
 
 def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> RunDirectory | None:

@@ -28,6 +28,18 @@ class DatasetDescription:
         """What there is to remember of a dataset."""
         return cls(dataset.class_names, dataset.dimensions, dataset.preprocessing)
 
+    def difference(self, other: DatasetDescription) -> str:
+        """The first field in which another dataset differs, what it was and what it is; empty where none does."""
+        given = other._fields()
+        for name, value in self._fields().items():
+            if given[name] != value:
+                return f"{name} was {value!r} and is {given[name]!r}"
+        return ""
+
+    def _fields(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        return fields | fields.pop("preprocessing")
+
     def save(self, path: Path) -> None:
         """Write JSON."""
         write_json(path, dataclasses.asdict(self))

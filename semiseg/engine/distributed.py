@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from semiseg.config import Config
+from semiseg.engine.seeds import PROCESSES, derived_seed
 from semiseg.methods import METHODS
 from semiseg_kernels import use_process_group
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for one exchange; longer means that a process hangs
 WORK_TIMEOUT = timedelta(days=2)  # for what one process does alone, such as evaluating
-SEED_STRIDE = 2**40  # between the processes' seeds of dropout
 
 
 class Processes:
@@ -102,7 +102,7 @@ class Processes:
     def seed(self, seed: int) -> None:
         """Give each process its own random numbers for dropout."""
         if self.count > 1:
-            torch.manual_seed(seed + self.rank * SEED_STRIDE)
+            torch.manual_seed(derived_seed(seed, PROCESSES, self.rank))
 
     def broadcast(self, method: nn.Module) -> None:
         """Give every process the parameters and buffers of the first, once all have come this far."""

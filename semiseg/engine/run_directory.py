@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,16 @@ import torch
 import yaml
 
 from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
+from semiseg.data import Dataset
+from semiseg.data.description import DatasetDescription
 from semiseg.engine.atomic import remove_leftovers, write_json, write_text
 from semiseg.engine.environment import environment
 from semiseg.engine.precision import precision
+
+try:
+    import fcntl
+except ImportError:  # a system without it, such as Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class RunDirectory:
@@ -47,6 +56,11 @@ class RunDirectory:
         return f"python -m semiseg.train --resume {shlex.quote(str(self.path))}"
 
     @property
+    def evaluate_command(self) -> str:
+        """The command that evaluates this run."""
+        return f"python -m semiseg.evaluate --run {shlex.quote(str(self.path))}"
+
+    @property
     def is_finished(self) -> bool:
         """Whether training has come to its end."""
         return self.checkpoint().is_file() and not self.training_state.is_file()
@@ -65,6 +79,36 @@ class RunDirectory:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.environment} is damaged: {error}") from None
 
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Raise ValueError where a dataset is not like the one trained on; of a run too old to know, any is accepted."""
+        if not self.dataset.is_file():
+            return
+        difference = DatasetDescription.load(self.dataset).difference(DatasetDescription.of(dataset))
+        if difference:
+            raise ValueError(
+                f"{self.path} was trained on another dataset: {difference} in the one given; "
+                "accepted is one prepared alike"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training this run until the block is left or the process dies.
+
+        Raises ValueError where another trains it. Systems and file systems without locks keep nobody.
+        """
+        if fcntl is None:
+            yield
+            return
+        # A file that every run has and nothing replaces. For writing, because NFS locks no other.
+        with self.config.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.path} is being trained already") from None
+            except OSError:
+                pass
+            yield
+
     def reopen(self, config: Config, device: torch.device) -> RunDirectory:
         """Clean up behind a process that was killed, and add what this one is, as `create` writes it."""
         remove_leftovers(self.path)
@@ -80,14 +124,14 @@ class RunDirectory:
         Raises ValueError where `output` names a folder that holds something already.
         """
         if config.output is None:
-            path = _first_free(Path("runs") / config.name)
+            path = _make_first_free(Path("runs") / config.name)
         else:
             path = Path(config.output)
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise ValueError(
                     f"output is {path}, which exists already; accepted is a new or an empty folder"
                 )
-        path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
         write_json(run.environment, _session(config, device))
@@ -109,9 +153,13 @@ def _session(config: Config, device: torch.device) -> dict[str, Any]:
     return {"command": command, "precision": precision(config, device), **environment()}
 
 
-def _first_free(path: Path) -> Path:
+def _make_first_free(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:  # perhaps another process made it just now
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")

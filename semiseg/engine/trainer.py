@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.precision import check_precision
 from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.seeds import STAGES, derived_seed
 from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
 from semiseg.engine.training_step import TrainingStep, check_cuda_graph
 from semiseg.evaluation.evaluator import evaluate_cases, validation_config
@@ -32,16 +34,20 @@ from semiseg.text import TextEmbeddings
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a configuration asks for; `auto` is the GPU where there is one."""
+    """The device a configuration asks for; `auto` is the GPU where there is one.
+
+    Raises ValueError for any other than the CPU and the GPUs that PyTorch finds.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"training.device is {name!r}, accepted are auto, cpu, cuda, cuda:1 ...") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"training.device is {name!r}, but PyTorch finds no GPU")
-    return device
+    accepted = re.fullmatch("cpu|cuda(?::(0|[1-9][0-9]*))?", name)
+    if not accepted:
+        raise ValueError(f"training.device is {name!r}, accepted are auto, cpu, cuda, cuda:0, cuda:1 ...")
+    if name != "cpu" and int(accepted[1] or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"training.device is {name!r}, but the number of GPUs that PyTorch finds is {torch.cuda.device_count()}"
+        )
+    return torch.device(name)
 
 
 def open_configured_dataset(config: Config) -> Dataset:
@@ -76,8 +82,9 @@ def train(
     FloatingPointError where the loss stops being finite, ConnectionError where another process ended, and Interrupted
     after Ctrl-C or SIGTERM.
     """
-    training = Training(config, resume)
-    training.run()
+    with ExitStack() as held:
+        training = Training(config, resume, held)
+        training.run()
     return training.directory
 
 
@@ -88,9 +95,13 @@ class Training:
         self,
         config: Config,
         resume: RunDirectory | None,  # a run to go on with
+        held: ExitStack,  # keeps the run to this training until the caller leaves it
     ) -> None:
-        self.config, self.resume = config, resume
+        self.config, self.resume, self.held = config, resume, held
         self.processes = Processes()
+        if resume is not None and self.processes.is_main:
+            # Before its state is read, which another process may be replacing.
+            held.enter_context(resume.locked())
         self.processes.check(config)
         self.device = self.processes.own_device(choose_device(config.training.device))
         check_precision(config, self.device)
@@ -99,6 +110,8 @@ class Training:
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.dataset = open_configured_dataset(config)
+        if resume is not None:
+            resume.check_dataset(self.dataset)
         self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)
         _check_classes(self.labelled, self.dataset.class_names)
         self.text = self._text()
@@ -230,6 +243,7 @@ class Training:
             going_on = f"going on after iteration {self.iteration}, "
         else:
             directory = RunDirectory.create(config, self.device)
+            self.held.enter_context(directory.locked())
             DatasetDescription.of(self.dataset).save(directory.dataset)
             if self.text is not None:
                 self.text.save(directory.text)
@@ -287,7 +301,7 @@ def _sampler(
         Augmentation(config.dataset.augmentation, training.patch_size),
         training.labelled_batch,
         training.unlabelled_batch if stage.uses_unlabelled else 0,
-        seed=config.seed + number * 2**32,
+        seed=derived_seed(config.seed, STAGES, number),
         process=processes.rank,
         processes=processes.count,
     )

@@ -8,6 +8,7 @@ from semiseg.models.initialisation import initialise
 from semiseg.models.predicted_class import predicted_class
 from semiseg.models.voxel_prompt import CONVOLUTIONS
 from semiseg_kernels import masked_class_mean, sum_over_processes
+from semiseg_kernels.reference.common import EPSILON
 
 MASK_RESAMPLING = ("area", "nearest")
 
@@ -50,9 +51,18 @@ class VisionTextConsistency(nn.Module):
         """Mean of 1 - cos(class mean, text) over the classes that have a voxel; 0 without any."""
         losses = []
         for projection in self.projections:
-            projected = functional.normalize(projection(features).float(), dim=1)
+            projected = unit_vectors(projection(features).float())
             losses.append(text_distance(masked_class_mean(projected, weight), self.text, weight))
         return torch.stack(losses).sum()
+
+
+def unit_vectors(
+    v: Tensor,  # [B, E, *S]
+) -> Tensor:
+    """v / |v| along the channels; 0, and gradient 0, where |v| < EPSILON."""
+    norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    # Clamping the norm instead would multiply the gradient there by 1 / EPSILON.
+    return v / norm.masked_fill(norm < EPSILON, torch.inf)
 
 
 def text_distance(

@@ -288,6 +288,19 @@ def test_a_gpu_of_its_own(monkeypatch):
     assert chosen == [0, 1]
 
 
+def test_dropout_differs_between_processes_and_iterations(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    masks = {}
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        for seed in (5, 6, -1):
+            Processes().seed(seed)
+            masks[rank, seed] = torch.dropout(torch.ones(64), 0.5, True).tolist()
+    assert len({tuple(mask) for mask in masks.values()}) == 9
+    torch.manual_seed(5)
+    assert masks[0, 5] == torch.dropout(torch.ones(64), 0.5, True).tolist()
+
+
 def test_one_process_is_left_alone(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     processes, value = Processes(), torch.tensor([3.0])

@@ -1,5 +1,8 @@
 """Stopping a run and going on with it: nothing differs from a run that was never stopped."""
 
+import dataclasses
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +15,8 @@ from small_runs import MPER, SLICES, VOLUMES, assert_same_run, iterations
 
 from semiseg.config import load_config
 from semiseg.data import TrainingSampler
+from semiseg.data.description import DatasetDescription
+from semiseg.engine import run_directory
 from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import train
@@ -127,6 +132,65 @@ def test_a_damaged_environment_is_named(tmp_path, content):
     run.environment.write_text(content)
     with pytest.raises(ValueError, match="environment.json is damaged"):
         run.read_environment()
+
+
+def test_a_run_is_trained_by_one_at_a_time(configured, tmp_path, monkeypatch):
+    config, run = configured(SUPERVISED, "run"), RunDirectory(tmp_path / "run")
+    temporary = run.path / ".last.1.safetensors"
+    refusals = []
+
+    def resume_beside(call):
+        temporary.touch()
+        with pytest.raises(ValueError) as refused:
+            train(config, run)
+        refusals.append(str(refused.value))
+        assert temporary.exists()
+        if call == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    count_calls(monkeypatch, TrainingSampler, "next", resume_beside)
+    with pytest.raises(Interrupted):
+        train(config)
+    assert train(config, run).is_finished
+    assert refusals == [f"{run.path} is being trained already"] * 4
+    with run.locked():
+        pass
+
+
+def no_locks(*arguments):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"), [(run_directory, "fcntl", None), (fcntl, "flock", no_locks)]
+)
+def test_nothing_is_refused_without_locks(owner, name, value, tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    run.config.touch()
+    monkeypatch.setattr(owner, name, value)
+    with run.locked(), run.locked():
+        pass
+
+
+def test_other_data_than_that_of_the_run_is_refused(configured, tmp_path, monkeypatch):
+    config, run = configured(SUPERVISED, "run"), RunDirectory(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(Interrupted):
+            train(config)
+    written = DatasetDescription.load(run.dataset)
+    other = dataclasses.replace(written.preprocessing, spacing=(1.0, 1.0, 2.0))
+    dataclasses.replace(written, preprocessing=other).save(run.dataset)
+    files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    with pytest.raises(ValueError) as refused:
+        train(config, run)
+    assert str(refused.value) == (
+        f"{run.path} was trained on another dataset: spacing was (1.0, 1.0, 2.0) and is "
+        f"{written.preprocessing.spacing} in the one given; accepted is one prepared alike"
+    )
+    assert {path: path.read_bytes() for path in files} == files
+    run.dataset.unlink()  # as a run that is too old
+    assert train(config, run).is_finished
 
 
 def test_states_are_written_by_time(configured, monkeypatch):

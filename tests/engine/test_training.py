@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +14,17 @@ import yaml
 from h5_files import write_left_atrium
 from safetensors.torch import load_file
 from small_runs import MPER, VOLUMES
+from untrained_runs import untrained_run
 
+from semiseg import evaluate
+from semiseg import train as train_module
 from semiseg.config import load_config
+from semiseg.data.left_atrium import LeftAtrium
+from semiseg.data.preprocessing import Preprocessing
 from semiseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
-from semiseg.engine.trainer import build_method, choose_device, train
+from semiseg.engine.trainer import Training, build_method, choose_device, train
 from semiseg.train import main
 
 TINY = ["training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]", "network.filters=[2]"]
@@ -83,6 +91,77 @@ def test_evaluate_again_with_another_head(two_runs):
     assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
 
 
+CLASSES, PREPROCESSING = LeftAtrium.class_names, LeftAtrium.preprocessing
+CT = Preprocessing(None, PREPROCESSING.spacing, "fixed", (-125.0, 275.0), 80.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("class_names", "preprocessing", "overrides", "message"),
+    [
+        (
+            ("left atrium", "background"),
+            PREPROCESSING,
+            [],
+            "class_names was ('left atrium', 'background') and is ('background', 'left atrium') in the one given",
+        ),
+        (
+            CLASSES,
+            Preprocessing(None, (1.0, 1.0, 3.0)),
+            [],
+            "spacing was (1.0, 1.0, 3.0) and is (0.625, 0.625, 0.625) in the one given",
+        ),
+        (CLASSES, CT, [], "intensity was 'fixed' and is 'standardise' in the one given"),
+        (
+            CLASSES,
+            PREPROCESSING,
+            ["evaluation.batch=2", "dataset.labelled=5"],
+            "override dataset.labelled=5: accepted are dataset.root and keys of evaluation",
+        ),
+    ],
+)
+def test_evaluation_refuses_what_the_run_was_not_trained_on(
+    class_names, preprocessing, overrides, message, left_atrium, capsys
+):
+    path = untrained_run(left_atrium / "run", "la_supervised", preprocessing, class_names)
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["--run", str(path), f"dataset.root={left_atrium}", *overrides])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and message in line and not RunDirectory(path).results.exists()
+
+
+def test_an_evaluation_that_fails_is_told_with_how_to_repeat_it(tmp_path, monkeypatch, capsys):
+    run = RunDirectory(untrained_run(tmp_path / "a run"))
+    killed = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=-9))
+    monkeypatch.setattr(train_module, "subprocess", killed)
+    with pytest.raises(SystemExit) as ended:
+        main(["--resume", str(run.path)])
+    assert ended.value.code == 137
+    assert capsys.readouterr().err == (
+        f"{run.path} is trained, but its evaluation ended with status 137: "
+        f"repeat it with `python -m semiseg.evaluate --run '{run.path}'`\n"
+    )
+
+
+def test_stages_draw_other_batches(left_atrium):
+    """The first those of a run with that stage alone."""
+
+    def first_batches(config, *overrides):
+        config = load_config(config, [*VOLUMES, *overrides, f"dataset.root={left_atrium}", "seed=3"])
+        return [sampler.next()[0] for sampler in Training(config, None, ExitStack()).samplers]
+
+    pretraining, self_training = first_batches("la_mper", "method.zero_box=[20, 10, 10]")
+    (supervised,) = first_batches("la_supervised")
+    assert torch.equal(pretraining, supervised) and not torch.equal(pretraining, self_training)
+
+
+def test_two_runs_that_begin_together_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # each looks before the other has made one
+    config = load_config("phantom_supervised", TINY)
+    runs = [RunDirectory.create(config, torch.device("cpu")) for _ in range(2)]
+    assert [run.path.name for run in runs] == ["phantom_supervised", "phantom_supervised-2"]
+
+
 def test_supervised_and_its_only_head(tmp_path):
     config = load_config("phantom_supervised", [*TINY_SUPERVISED, f"output={tmp_path / 'run'}"])
     assert train(config).checkpoint().is_file()
@@ -92,7 +171,8 @@ def test_supervised_and_its_only_head(tmp_path):
 
 def test_selecting_on_the_test_set_warns_and_says_so(tmp_path):
     write_left_atrium(tmp_path)
-    overrides = [*VOLUMES, "method.iterations=2", "evaluation.select=test", f"dataset.root={tmp_path}"]
+    selected = ["evaluation.select=test", "evaluation.validation_interval=2"]
+    overrides = [*VOLUMES, *selected, "method.iterations=2", f"dataset.root={tmp_path}"]
     result = command("train", "--config", "la_supervised", *overrides, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "WARNING: the checkpoint is selected on the test set" in result.stdout + result.stderr
