@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
@@ -20,14 +22,44 @@ PRESETS = ("paper", "released")
 
 
 @dataclass(frozen=True)
+class Range:
+    """The numbers a key accepts, as metadata of its type: Annotated[float, Range(0, 1)]."""
+
+    low: int
+    high: float = math.inf
+    open_low: bool = False  # low itself is not accepted
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = self.low < number if self.open_low else self.low <= number
+        return above and (number < self.high if self.open_high else number <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"values {'above' if self.open_low else 'from'} {self.low}"
+        if self.open_high:
+            return f"values from {self.low} to below {self.high}"
+        return f"{self.low}..{self.high}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]  # PyTorch's end at 2**64 - 1; a resumed run adds its iteration
+PositiveFloat = Annotated[float, Range(0, open_low=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     """Which scans, and how many of them count as labelled."""
 
     name: str  # la, acdc, pancreas, own or phantom
-    labelled: int  # training volumes (ACDC: patients) whose labels may be used, the first of the list
+    labelled: PositiveInt  # training volumes (ACDC: patients) whose labels may be used, the first of the list
     augmentation: str  # a name semiseg.data.Augmentation knows
     root: str | None = None  # folder of the plain h5 layout; default $SEMISEG_DATA/LA, /ACDC, ...
-    cohort_seed: int = 0  # phantom only: which cohort is generated
+    cohort_seed: Seed = 0  # phantom only: which cohort is generated
 
 
 @dataclass(frozen=True)
@@ -35,10 +67,10 @@ class NetworkConfig:
     """The segmentation network."""
 
     name: str  # vnet (3D) or unet (2D)
-    filters: tuple[
-        int, ...
-    ]  # channels; vnet: one number, at full resolution; unet: one a stage, finest first
-    dropout: tuple[float, ...]  # vnet: one probability, before and after the decoder; unet: one a stage
+    # channels; vnet: one number, at full resolution; unet: one a stage, finest first
+    filters: tuple[PositiveInt, ...]
+    # vnet: one probability, before and after the decoder; unet: one a stage
+    dropout: tuple[FractionBelowOne, ...]
     embedding_after_dropout: bool = False  # z is the classifier's input before (paper) or after its dropout
 
     @property
@@ -63,32 +95,33 @@ class NetworkConfig:
 class TrainingConfig:
     """What every method shares: patches, batches, the optimiser, the machine."""
 
-    patch_size: tuple[int, ...]  # voxels
-    labelled_batch: int
-    unlabelled_batch: int
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    patch_size: tuple[PositiveInt, ...]  # voxels
+    labelled_batch: PositiveInt
+    unlabelled_batch: NonNegativeInt
+    learning_rate: PositiveFloat = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 1e-4
     precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where that is quicker
     channels_last: bool = True
-    cuda_graph: bool | None = None  # capture a step's work on the GPU once and replay it; none: where one GPU trains
+    # capture a step's work on the GPU once and replay it; none: where one GPU trains
+    cuda_graph: bool | None = None
     deterministic: bool = False  # the same numbers on every run on a GPU too, at the cost of speed there
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
-    checkpoint_minutes: float = 5.0  # between the states that --resume goes on from; 0: after every iteration
+    # between the states that --resume goes on from; 0: after every iteration
+    checkpoint_minutes: NonNegativeFloat = 5.0
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How a trained network is applied to whole volumes, and which checkpoint is reported."""
 
-    stride: tuple[int, ...] | None  # sliding window, voxels; none for 2D: slice by slice
-    validation_stride: tuple[int, ...] | None = None  # the same during training; none: half the patch
-    batch: int = 4  # windows or slices a forward pass
+    stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; none for 2D: slice by slice
+    validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; none: half the patch
+    batch: PositiveInt = 4  # windows or slices a forward pass
     head: str = "linear"  # linear, prototype or mean
     largest_component: bool = False
-    validation_interval: int = (
-        0  # iterations; 0: only at the end. Used where the dataset has a validation split
-    )
+    # iterations; 0: only at the end. Used where the dataset has a validation split
+    validation_interval: NonNegativeInt = 0
     select: str = "last"  # last, validation or test: the checkpoint results.json reports
 
 
@@ -103,7 +136,7 @@ class Config:
     evaluation: EvaluationConfig
     name: str
     preset: str = "paper"
-    seed: int = 0
+    seed: Seed = 0
     output: str | None = None  # the run directory; default runs/<name>, numbered if that exists
 
 
@@ -120,14 +153,22 @@ def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
     Raises ValueError naming the key, what was given and what is accepted; FileNotFoundError for a missing file.
     """
     given = parse_overrides(overrides)
-    preset = given.get("preset") or _merge_files(name_or_path, "paper").get("preset", "paper")
+    path = _find(name_or_path)
+    preset = given.get("preset") or _merge_files(path, "paper").get("preset", "paper")
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}, accepted are {', '.join(PRESETS)}")
-    values = _merge_files(name_or_path, preset)
+    values = _merge_files(path, preset)
     values = merge(values, given)
     values["preset"] = preset
-    values.setdefault("name", Path(name_or_path).stem)
-    return config_from_mapping(values)
+    values.setdefault("name", path.stem)
+    config = config_from_mapping(values)
+    # Not of a run that is trained already: its best checkpoint is there or is not.
+    if config.evaluation.select != "last" and not config.evaluation.validation_interval:
+        raise ValueError(
+            f"evaluation.select is {config.evaluation.select}, accepted with evaluation.validation_interval=0 is last; "
+            "set evaluation.validation_interval to choose among checkpoints"
+        )
+    return config
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> Config:
@@ -137,7 +178,7 @@ def config_from_mapping(values: Mapping[str, Any]) -> Config:
     values = dict(values)
     method = values.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
-    if name not in METHODS:
+    if name not in tuple(METHODS):  # a mapping would raise TypeError for a list
         raise ValueError(f"method.name is {name!r}, accepted are {', '.join(METHODS)}")
     schemas = {"method": METHODS[name].Options}
     config = _build(Config, values, "", schemas)
@@ -170,8 +211,15 @@ def _check(config: Config) -> None:
         )
     evaluation = config.evaluation
     for key, stride in (("stride", evaluation.stride), ("validation_stride", evaluation.validation_stride)):
-        if stride is not None and len(stride) != dimensions:
+        if stride is None:
+            continue
+        if len(stride) != dimensions:
             raise ValueError(f"evaluation.{key} has {len(stride)} sides, accepted are {dimensions}")
+        if any(step > side for step, side in zip(stride, config.training.patch_size, strict=True)):
+            raise ValueError(
+                f"evaluation.{key} is {list(stride)}, accepted are on each axis 1 to the side of "
+                f"training.patch_size, {list(config.training.patch_size)}"
+            )
     if evaluation.stride is None and evaluation.validation_stride is not None:
         raise ValueError(
             f"evaluation.validation_stride is {evaluation.validation_stride}, accepted is null where "
@@ -184,26 +232,47 @@ def _check(config: Config) -> None:
         "evaluation.head": ("linear", "prototype", "mean"),
         "evaluation.select": ("last", "validation", "test"),
     }
-    positive = ["dataset.labelled", "training.patch_size", "training.labelled_batch", "evaluation.stride",
-                "evaluation.validation_stride", "evaluation.batch", "training.learning_rate",
-                "network.filters"]  # fmt: skip
     for key, accepted in choices.items():
         if _lookup(config, key) not in accepted:
             raise ValueError(f"{key} is {_lookup(config, key)!r}, accepted are {', '.join(accepted)}")
-    if not config.training.checkpoint_minutes >= 0:
-        raise ValueError(
-            f"training.checkpoint_minutes is {config.training.checkpoint_minutes}, accepted are values from 0"
-        )
-    for key in positive:
-        value = _lookup(config, key)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(number is not None and not number > 0 for number in numbers):
-            raise ValueError(f"{key} is {value}, accepted are values above 0")
 
 
 def _lookup(config: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys are texts, none of them twice in a section, where PyYAML would keep the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, because later the keys that `<<` merges in stand among the section's own.
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (
+            key for key, _ in node.value if isinstance(key, yaml.ScalarNode)
+        ):  # PyYAML refuses others
+            kind = key.tag.rpartition(":")[2]
+            if kind not in ("str", "merge"):
+                problem = f"key {key.value!r} is read as {kind}, accepted are names"
+            elif key.value in seen:
+                problem = f"key {key.value!r} is given twice, accepted is once in a section"
+            else:
+                seen.add(key.value)
+                continue
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
+
+
+def _read_yaml(text: str | bytes, failure: str) -> Any:
+    """What a text holds. Raises ValueError with the failure and, in the same line, what is wrong and where."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of dates and numbers that are none
+        reason = str(error).splitlines()[0]
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise ValueError(f"{failure}: {reason}") from None
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -212,10 +281,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override {override!r} is not of the form section.key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"override {override!r}: the value is not YAML") from None
+        value = _read_yaml(text, f"override {override!r}: the value is not YAML")
         for part in reversed(key.split(".")):
             value = {part: value}
         values = merge(values, value)
@@ -224,38 +290,59 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises ValueError naming the file where it holds anything else."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    content = _read_yaml(path.read_bytes(), f"{path} cannot be read")
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no mapping of keys to values")
     return content
 
 
-def _merge_files(name_or_path: str, preset: str) -> dict[str, Any]:
-    """A file over the files it names as `base`, each with its own part of the preset."""
-    content = read_mapping(_find(name_or_path))
-    values: dict[str, Any] = {}
+def _merge_files(path: Path, preset: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file over the files it names as `base`, each with its own part of the preset.
+
+    chain: the files that led to this one, each the base of the one before.
+    """
+    chain = (*chain, path.resolve())
+    if chain[-1] in chain[:-1]:
+        raise ValueError(
+            f"{path} builds on itself: base leads from {' to '.join(map(str, chain))}; accepted are bases without a cycle"
+        )
+    content = read_mapping(path)
     bases = content.pop("base", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        values = merge(values, _merge_files(base, preset))
-    presets = content.pop("presets", {}) or {}
-    values = merge(values, content)
-    return merge(values, presets.get(preset, {}))
+    names = [bases] if isinstance(bases, str) else bases
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{path}: base is {bases!r}, accepted are a configuration's name or file, or a list of such"
+        )
+    presets = content.pop("presets", {})
+    if not isinstance(presets, dict) or not all(
+        key in PRESETS and isinstance(section, dict) for key, section in presets.items()
+    ):
+        raise ValueError(
+            f"{path}: presets is {presets!r}, accepted are sections of keys named {', '.join(PRESETS)}"
+        )
+    values: dict[str, Any] = {}
+    for name in names:
+        values = merge(values, _merge_files(_find(name, path), preset, chain))
+    return merge(merge(values, content), presets.get(preset, {}))
 
 
-def _find(name_or_path: str) -> Path:
-    built_in = CONFIG_FOLDER / f"{name_or_path}.yaml"
-    if built_in.is_file():
-        return built_in
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
+def _find(
+    name_or_path: str,
+    built_on_it: Path | None = None,  # the file that names it as its base
+) -> Path:
+    """The file of a configuration; that of a base is looked for beside the file that names it first."""
+    shipped = CONFIG_FOLDER / f"{name_or_path}.yaml"
+    if built_on_it is None:
+        what, places = f"configuration {name_or_path!r} is neither a file", (shipped, Path(name_or_path))
+    else:
+        what = f"{built_on_it}: base {name_or_path!r} is neither a file beside it"
+        places = built_on_it.parent / name_or_path, shipped
+    for place in places:
+        if place.is_file():
+            return place
     close = difflib.get_close_matches(name_or_path, config_names(), n=1, cutoff=0.0)
     raise FileNotFoundError(
-        f"configuration {name_or_path!r} is neither a file nor one of {', '.join(config_names())}"
-        + (f"; the nearest is {close[0]}" if close else "")
+        f"{what} nor one of {', '.join(config_names())}" + (f"; the nearest is {close[0]}" if close else "")
     )
 
 
@@ -271,7 +358,7 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'configuration'} is {values!r}, expected a section of keys")
-    hints = typing.get_type_hints(schema)
+    hints = typing.get_type_hints(schema, include_extras=True)
     known = {f.name: f for f in fields(schema)}
     for key in values:
         if key not in known:
@@ -306,6 +393,12 @@ def _nearest(prefix: str, key: str, schema: type, schemas: Mapping[str, type]) -
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        plain, accepted = arguments
+        number = _convert(value, plain, key)
+        if number not in accepted:
+            raise ValueError(f"{key} is {number}, accepted are {accepted}")
+        return number
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -313,17 +406,15 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple) or not value:
             raise ValueError(f"{key} is {value!r}, expected a list such as [112, 112, 80]")
-        return tuple(_convert(item, arguments[0], key) for item in value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is hint:
-        return value
-    raise ValueError(f"{key} is {value!r}, expected {hint.__name__}")
+        return tuple(_convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value))
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            value = float(value)  # text too: YAML 1.1 reads 1e-4 as such
+    if type(value) is not hint:
+        raise ValueError(f"{key} is {value!r}, expected {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f"{key} is {value}, accepted are finite numbers")
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,26 @@
 """Configurations: inheritance, presets, overrides, and what is refused."""
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
+import torch
 import yaml
 
-from semiseg.config import config_from_mapping, config_names, config_to_mapping, load_config
+from semiseg.config import (
+    DatasetConfig,
+    EvaluationConfig,
+    NetworkConfig,
+    TrainingConfig,
+    config_from_mapping,
+    config_names,
+    config_to_mapping,
+    load_config,
+)
+from semiseg.engine.trainer import choose_device
+from semiseg.methods import METHODS
 
 NAMES = config_names()
 
@@ -106,7 +120,7 @@ def test_file_with_base(tmp_path):
         ("training.patch_size=[112, 112]", "takes 3"),
         ("training.patch_size=112", "expected a list"),
         ("training.labelled_batch=two", "expected int"),
-        ("training.labelled_batch=0", "above 0"),
+        ("training.labelled_batch=0", "training.labelled_batch is 0, accepted are values from 1"),
         ("evaluation.head=cosine", "accepted are linear, prototype, mean"),
         ("evaluation.select=best", "accepted are last, validation, test"),
         ("method.confidence=1.5", "method.confidence is 1.5"),
@@ -143,7 +157,7 @@ def test_a_refusal_is_one_line_and_a_status(tmp_path):
         (
             "la_mper",
             "[56,56,0]",
-            "evaluation.validation_stride is \\(56, 56, 0\\), accepted are values above 0",
+            r"evaluation.validation_stride\[2\] is 0, accepted are values from 1",
         ),
         ("acdc_mper", "[128,128]", "accepted is null where evaluation.stride is null"),
     ],
@@ -151,3 +165,244 @@ def test_a_refusal_is_one_line_and_a_status(tmp_path):
 def test_validation_stride_is_checked(name, stride, complaint):
     with pytest.raises(ValueError, match=complaint):
         load_config(name, [f"evaluation.validation_stride={stride}"])
+
+
+UNIT, POSITIVE, FROM_0, FROM_1 = "0..1", "values above 0", "values from 0", "values from 1"
+BELOW_1, SEEDS, FINITE = "values from 0 to below 1", f"0..{2**63 - 1}", "finite numbers"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "accepted"),
+    [
+        ("phantom_supervised", "seed", "99999999999999999999", SEEDS),
+        ("phantom_supervised", "seed", "-1", SEEDS),
+        ("phantom_supervised", "dataset.labelled", "0", FROM_1),
+        ("phantom_supervised", "dataset.cohort_seed", "-1", SEEDS),
+        ("phantom_supervised", "training.unlabelled_batch", "-1", FROM_0),
+        ("phantom_supervised", "training.learning_rate", "0.0", POSITIVE),
+        ("phantom_supervised", "training.learning_rate", ".inf", FINITE),
+        ("phantom_supervised", "training.momentum", "-1.0", UNIT),
+        ("phantom_supervised", "training.weight_decay", "-1.0", FROM_0),
+        ("phantom_supervised", "training.weight_decay", ".nan", FINITE),
+        ("phantom_supervised", "training.checkpoint_minutes", "-1.0", FROM_0),
+        ("phantom_supervised", "evaluation.batch", "0", FROM_1),
+        ("phantom_supervised", "evaluation.validation_interval", "-1", FROM_0),
+        ("phantom_supervised", "method.iterations", "0", FROM_1),
+        ("phantom_supervised", "method.learning_rate_step", "0", FROM_1),
+        ("phantom_mper", "method.pretraining_iterations", "-5", FROM_0),
+        ("phantom_mper", "method.iterations", "-5", FROM_1),
+        ("phantom_mper", "method.contrast_weight", ".nan", FINITE),
+        ("phantom_mper", "method.ramp_up_iterations", "-4", FROM_0),
+        ("phantom_mper", "method.ramp_up_step", "0", FROM_1),
+        ("phantom_mper", "method.ramp_up_weight", "-1.0", FROM_0),
+        ("phantom_mper", "method.learning_rate_step", "-1", FROM_1),
+        ("phantom_mper", "method.teacher_decay", "2.0", UNIT),
+        ("phantom_mper", "method.num_prototypes", "0", FROM_1),
+        ("phantom_mper", "method.class_temperature", "-1.0", POSITIVE),
+        ("phantom_mper", "method.temperature", "0.0", POSITIVE),
+        ("phantom_mper", "method.prototype_momentum", "1.5", UNIT),
+        ("phantom_mper", "method.confidence", "1.0", BELOW_1),
+        ("phantom_mper", "method.pseudo_label_weight", ".nan", FINITE),
+        ("phantom_mper", "method.kmeans_batch", "0", FROM_1),
+        ("phantom_vclipseg", "method.iterations", "0", FROM_1),
+        ("phantom_vclipseg", "method.ramp_up_iterations", "-1", FROM_0),
+        ("phantom_vclipseg", "method.ramp_up_step", "0", FROM_1),
+        ("phantom_vclipseg", "method.learning_rate_step", "0", FROM_1),
+        ("phantom_vclipseg", "method.labelled_weight", "-1.0", FROM_0),
+        ("phantom_vclipseg", "method.consistency_weight", ".inf", FINITE),
+        ("phantom_vclipseg", "method.prompt_width", "0", FROM_1),
+        ("phantom_vclipseg", "method.fusion_kernel", "-1", FROM_1),
+        ("phantom_vclipseg", "method.text_width", "0", FROM_1),
+        ("phantom_vclipseg", "method.text_seed", "9223372036854775808", SEEDS),
+    ],
+)
+def test_numbers_out_of_range(name, key, value, accepted):
+    with pytest.raises(ValueError) as error:
+        load_config(name, [f"{key}={value}"])
+    assert str(error.value) == f"{key} is {yaml.safe_load(value)}, accepted are {accepted}"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "accepted"),
+    [
+        ("phantom_supervised", "network.filters", "0", FROM_1),
+        ("phantom_supervised", "network.dropout", "1.0", BELOW_1),
+        ("phantom_supervised", "training.patch_size", "-16", FROM_1),
+        ("phantom_mper", "method.zero_box", "0", FROM_1),
+        ("phantom_vclipseg", "method.controller_widths", "0", FROM_1),
+    ],
+)
+def test_numbers_out_of_range_in_a_list(name, key, value, accepted):
+    with pytest.raises(ValueError) as error:
+        load_config(name, [f"{key}=[{value}]"])
+    assert str(error.value) == f"{key}[0] is {value}, accepted are {accepted}"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        DatasetConfig,
+        NetworkConfig,
+        TrainingConfig,
+        EvaluationConfig,
+        *(method.Options for method in METHODS.values()),
+    ],
+)
+def test_every_number_has_a_range(section):
+    """One without would be found out of range by a run that has trained for hours."""
+    assert not [
+        key.name for key in fields(section) if re.search(r"(?<!Annotated\[)\b(int|float)\b", key.type)
+    ]
+
+
+def test_the_limits_themselves_are_accepted():
+    config = load_config(
+        "phantom_mper",
+        [f"seed={2**63 - 1}", "method.pretraining_iterations=0", "method.ramp_up_iterations=0",
+         "method.prototype_momentum=1", "method.teacher_decay=0", "method.confidence=0", "training.momentum=0",
+         "evaluation.stride=[48, 48, 32]", "evaluation.validation_stride=[1, 1, 32]"],
+    )  # fmt: skip
+    assert config.seed == 2**63 - 1 and config.method.pretraining_iterations == 0
+
+
+@pytest.mark.parametrize("key", ["stride", "validation_stride"])
+@pytest.mark.parametrize(
+    ("name", "stride", "patch"),
+    [("phantom_mper", "[24, 49, 16]", "[48, 48, 32]"), ("acdc_mper", "[257, 1]", "[256, 256]")],
+)
+def test_strides_that_leave_gaps(name, key, stride, patch):
+    overrides = {"stride": f"evaluation.stride={patch}", key: f"evaluation.{key}={stride}"}
+    with pytest.raises(ValueError) as error:
+        load_config(name, overrides.values())
+    accepted = f"on each axis 1 to the side of training.patch_size, {patch}"
+    assert str(error.value) == f"evaluation.{key} is {stride}, accepted are {accepted}"
+
+
+@pytest.mark.parametrize("select", ["validation", "test"])
+def test_selection_needs_checkpoints_to_choose_from(select):
+    with pytest.raises(
+        ValueError, match=f"evaluation.select is {select}, .* set evaluation.validation_interval"
+    ):
+        load_config("phantom_mper", [f"evaluation.select={select}"])
+    chosen = load_config(
+        "phantom_mper", [f"evaluation.select={select}", "evaluation.validation_interval=200"]
+    )
+    assert chosen.evaluation.select == select
+    # That of a run whose network is trained: evaluation and prediction take the checkpoint that is there.
+    values = config_to_mapping(load_config("phantom_mper"))
+    values["evaluation"]["select"] = select
+    assert config_from_mapping(values).evaluation.select == select
+
+
+BASES = "a configuration's name or file, or a list of such"
+SECTIONS = "sections of keys named paper, released"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: 5", f"own.yaml: base is 5, accepted are {BASES}"),
+        ("base:", f"own.yaml: base is None, accepted are {BASES}"),
+        ("base: [phantom_mper, 7]", f"own.yaml: base is ['phantom_mper', 7], accepted are {BASES}"),
+        ("presets: foo", f"own.yaml: presets is 'foo', accepted are {SECTIONS}"),
+        ("presets: {paper: 3}", f"own.yaml: presets is {{'paper': 3}}, accepted are {SECTIONS}"),
+        ("presets: {papr: {}}", f"own.yaml: presets is {{'papr': {{}}}}, accepted are {SECTIONS}"),
+        ("seed: 1\n1: x", "own.yaml cannot be read: line 2: key '1' is read as int, accepted are names"),
+        ("on: x", "own.yaml cannot be read: line 1: key 'on' is read as bool, accepted are names"),
+        ("method: {1: 2}", "own.yaml cannot be read: line 1: key '1' is read as int, accepted are names"),
+        ("? [a]\n: 1", "own.yaml cannot be read: line 1: found unhashable key"),
+        ("seed: 1\nname: a\nseed: 2", "own.yaml cannot be read: line 3: key 'seed' is given twice"),
+        (
+            "method:\n  iterations: 1\n  'iterations': 2",
+            "own.yaml cannot be read: line 3: key 'iterations' is given",
+        ),
+        ("seed: [", "own.yaml cannot be read: line 1: expected the node content"),
+        ("seed: 2024-13-45", "own.yaml cannot be read: month must be in 1..12"),
+        ("method: {name: [a]}", "method.name is ['a'], accepted are supervised, mper"),
+    ],
+)
+def test_mistakes_in_the_structure_of_a_file(content, message, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError) as error:
+        load_config(str(path))
+    assert str(error.value).removeprefix(f"{tmp_path}/").startswith(message)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.name=[mper]", "method.name is ['mper'], accepted are supervised, mper"),
+        ("method={1: 2}", "override 'method={1: 2}': the value is not YAML: line 1: key '1' is read as int"),
+        ("method={a: 1, a: 2}", "line 1: key 'a' is given twice"),
+    ],
+)
+def test_mistakes_in_the_structure_of_an_override(override, message):
+    with pytest.raises(ValueError) as error:
+        load_config("phantom_mper", [override])
+    assert message in str(error.value)
+
+
+def test_merged_keys_may_be_overwritten(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "base: phantom_mper\ntraining: {<<: {momentum: 0.5, labelled_batch: 2}, labelled_batch: 4}\n"
+    )
+    training = load_config(str(path)).training
+    assert (training.momentum, training.labelled_batch) == (0.5, 4)
+
+
+@pytest.mark.parametrize(
+    ("bases", "cycle"), [({"a": "a"}, "aa"), ({"a": "b", "b": "a"}, "aba"), ({"a": "b", "b": "b"}, "abb")]
+)
+def test_bases_that_lead_back(bases, cycle, tmp_path):
+    for name, base in bases.items():
+        (tmp_path / f"{name}.yaml").write_text(f"base: [phantom_mper, {base}.yaml]\n")
+    chain = " to ".join(str(tmp_path / f"{name}.yaml") for name in cycle)
+    with pytest.raises(ValueError) as error:
+        load_config(str(tmp_path / "a.yaml"))
+    asked = tmp_path / f"{cycle[-1]}.yaml"
+    assert (
+        str(error.value)
+        == f"{asked} builds on itself: base leads from {chain}; accepted are bases without a cycle"
+    )
+
+
+def test_a_base_is_looked_for_beside_the_file_that_names_it(tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "configurations", tmp_path / "elsewhere"
+    for place, seed in ((folder, 1), (elsewhere, 2)):
+        place.mkdir()
+        (place / "common.yaml").write_text(f"base: phantom_mper\nseed: {seed}\n")
+    (folder / "own.yaml").write_text("base: common.yaml\n")
+    (folder / "same.yaml").write_text("base: [common.yaml, common.yaml]\n")
+    monkeypatch.chdir(elsewhere)
+    assert load_config(str(folder / "own.yaml")).seed == 1
+    assert load_config(str(folder / "same.yaml")).seed == 1
+
+    (folder / "common.yaml").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        load_config(str(folder / "own.yaml"))
+    message = f"{folder / 'own.yaml'}: base 'common.yaml' is neither a file beside it nor one of acdc_mper, "
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "name", ["mps", "meta", "cpu:3", "cpu:0", "cuda:-1", "cuda:01", "cuda:", "gpu", "CPU", ""]
+)
+def test_devices_that_are_none(name):
+    with pytest.raises(ValueError) as error:
+        choose_device(name)
+    assert (
+        str(error.value) == f"training.device is {name!r}, accepted are auto, cpu, cuda, cuda:0, cuda:1 ..."
+    )
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="training.device is 'cuda:2', but the number of GPUs .* is 2"):
+        choose_device("cuda:2")

@@ -12,20 +12,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from semiseg.config import (
+    Config,
+    Fraction,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from semiseg.data import Case, copy_paste, region_map, zero_box_mask
 from semiseg.methods.method import Batch, Method, Stage, add_losses
 from semiseg.methods.prototype_initialisation import cluster_embeddings
 from semiseg.models import PrototypeClassifier, embedding_width
 from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
 from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce, largest_components
-
-if TYPE_CHECKING:
-    from semiseg.config import Config
 
 LABELLED, PSEUDO_LABELLED = 0, 1  # the regions of a mix, as region_map gives them
 
@@ -35,23 +40,23 @@ class MPERConfig:
     """Every open point of the method; the presets `paper` and `released` set them all."""
 
     name: str
-    pretraining_iterations: int
-    iterations: int  # of self-training
-    zero_box: tuple[int, ...]  # voxels, the part of a mix that comes from the other image
-    contrast_weight: float  # γ
-    ramp_up_iterations: int  # T of λ(t)
-    ramp_up_step: int = 1  # λ moves every so many iterations
-    ramp_up_weight: float = 1.0  # λ at the end of the ramp
-    learning_rate_step: int | None = None  # iterations of self-training between tenfold cuts
-    teacher_decay: float = 0.99  # EMA
+    pretraining_iterations: NonNegativeInt
+    iterations: PositiveInt  # of self-training
+    zero_box: tuple[PositiveInt, ...]  # voxels, the part of a mix that comes from the other image
+    contrast_weight: NonNegativeFloat  # γ
+    ramp_up_iterations: NonNegativeInt  # T of λ(t)
+    ramp_up_step: PositiveInt = 1  # λ moves every so many iterations
+    ramp_up_weight: NonNegativeFloat = 1.0  # λ at the end of the ramp
+    learning_rate_step: PositiveInt | None = None  # iterations of self-training between tenfold cuts
+    teacher_decay: Fraction = 0.99  # EMA
     teacher_buffers: bool = True  # BatchNorm statistics follow the student too
     teacher_mode: str = "train"  # train: batch statistics and dropout; eval
-    num_prototypes: int = 3  # K
-    class_temperature: float = 0.1  # τ₁
-    temperature: float = 0.1  # τ₂
-    prototype_momentum: float = 0.999  # η
+    num_prototypes: PositiveInt = 3  # K
+    class_temperature: PositiveFloat = 0.1  # τ₁
+    temperature: PositiveFloat = 0.1  # τ₂
+    prototype_momentum: Fraction = 0.999  # η
     prototype_steps: str = "one"  # one from the union of both mixes; four: each mix, labelled then unlabelled
-    confidence: float = 0.9  # α
+    confidence: FractionBelowOne = 0.9  # α
     update_unit_length: bool = False  # cluster means of z / |z|, prototypes kept at unit length
     update_classes: str = "all"  # or foreground
     update_requires_agreement: bool = False  # only voxels whose prototype prediction is their label
@@ -59,9 +64,9 @@ class MPERConfig:
     contrast_positive: str = "nearest"  # nearest of all prototypes; label: nearest of the label's class
     contrast_ignore_first: bool = False  # leave out voxels whose positive is prototype 0 of class 0
     contrast_reduction: str = "mean"  # over all voxels of both mixes; sum: a mean per mix, summed
-    pseudo_label_weight: float = 0.5  # of the pseudo-labelled region in L_cons, the labelled one has 1
+    pseudo_label_weight: NonNegativeFloat = 0.5  # of pseudo-labelled voxels in L_cons, labelled ones have 1
     join_mixes: bool = False  # both mixes in one forward pass (joint BatchNorm statistics)
-    kmeans_batch: int = 262_144  # voxels per step of the clustering
+    kmeans_batch: PositiveInt = 8_192  # voxels per step of the clustering
 
     def __post_init__(self) -> None:
         accepted = {
@@ -74,10 +79,6 @@ class MPERConfig:
         for key, values in accepted.items():
             if getattr(self, key) not in values:
                 raise ValueError(f"method.{key} is {getattr(self, key)!r}, accepted are {', '.join(values)}")
-        if not 0 <= self.confidence < 1:
-            raise ValueError(f"method.confidence is {self.confidence}, accepted are values from 0 to below 1")
-        if self.num_prototypes < 1:
-            raise ValueError(f"method.num_prototypes is {self.num_prototypes}, accepted are values from 1")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class MPER(Method):
                 f"{training.unlabelled_batch}, accepted for mper are two equal even numbers"
             )
         sides = zip(box, training.patch_size, strict=False)
-        if len(box) != len(training.patch_size) or any(not 1 <= inner <= outer for inner, outer in sides):
+        if len(box) != len(training.patch_size) or any(inner > outer for inner, outer in sides):
             raise ValueError(
                 f"method.zero_box is {list(box)}, accepted is a box within the patch {training.patch_size}"
             )

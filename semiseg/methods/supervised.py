@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from semiseg.config import PositiveInt
 from semiseg.methods.method import Batch, Method, Stage
 from semiseg.models.losses import region_weighted_loss
 from semiseg_kernels import dice_ce
@@ -16,8 +17,8 @@ from semiseg_kernels import dice_ce
 @dataclass(frozen=True)
 class SupervisedConfig:
     name: str
-    iterations: int
-    learning_rate_step: int | None = None
+    iterations: PositiveInt
+    learning_rate_step: PositiveInt | None = None
 
 
 class SupervisedStage(Stage):

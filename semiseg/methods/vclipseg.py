@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from semiseg.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed
 from semiseg.methods.method import Batch, Method, Stage
 from semiseg.models import (
     TWO_DECODERS,
@@ -48,66 +49,55 @@ from semiseg.text import (
 )
 from semiseg_kernels import dice_ce
 
-if TYPE_CHECKING:
-    from semiseg.config import Config
-
 
 @dataclass(frozen=True)
 class VCLIPSegConfig:
     """Every open point of the method; the presets `paper` and `released` set them all."""
 
     name: str
-    iterations: int
-    ramp_up_iterations: int  # T of λ_u(t)
-    ramp_up_step: int = 1  # λ_u moves every so many iterations
-    learning_rate_step: int | None = None  # iterations between tenfold cuts
+    iterations: PositiveInt
+    ramp_up_iterations: NonNegativeInt  # T of λ_u(t)
+    ramp_up_step: PositiveInt = 1  # λ_u moves every so many iterations
+    learning_rate_step: PositiveInt | None = None  # iterations between tenfold cuts
     branches: str = "two_decoders"  # or two_networks, which can have neither prompt nor text consistency
     voxel_prompt: bool = True  # VWPM
     text_consistency: bool = True  # VTCM
     pseudo_label: str = "dynamic"  # DLB; mutual: mutual consistency; cross: cross pseudo supervision
     pseudo_label_form: str = "soft"  # of the dynamic one, P as it is; hard: its arg max
     unlabelled_loss_over: str = "unlabelled"  # images that L_u sees; all: the labelled ones too
-    labelled_weight: float = 1.0  # of L_l
-    consistency_weight: float = 0.5  # λ_r
-    sharpening_temperature: float = 0.1  # of mutual consistency
+    labelled_weight: NonNegativeFloat = 1.0  # of L_l
+    consistency_weight: NonNegativeFloat = 0.5  # λ_r
+    sharpening_temperature: PositiveFloat = 0.1  # of mutual consistency
     mask_resampling: str = "area"  # of the voxels where decoders and truth agree, to the bottleneck; nearest
-    projection_heads: int = 1  # on the fused bottleneck; 2: one a decoder, their losses added
-    prompt_width: int = 256  # of the text embeddings when they are mixed
-    controller_widths: tuple[int, ...] = (64, 16)  # of the convolution and the hidden layer
-    fusion_kernel: int = 3  # side of the convolution that fuses features and prompt
+    projection_heads: Annotated[int, Range(1, 2)] = 1  # on the bottleneck; 2: one a decoder, losses added
+    prompt_width: PositiveInt = 256  # of the text embeddings when they are mixed
+    controller_widths: tuple[PositiveInt, ...] = (64, 16)  # of the convolution and the hidden layer
+    fusion_kernel: PositiveInt = 3  # side of the convolution that fuses features and prompt
     text: str = "clip"  # where the embeddings come from: clip, file or random
     text_prompt: str = "A pixel of [CLS]"  # [CLS] is the class's name
     clip_model: str = "openai/clip-vit-base-patch32"  # a name on the Hugging Face hub, or a folder
     text_file: str | None = None  # .npz, .safetensors or .pt with one embedding a class, background first
-    text_width: int = 512  # of random embeddings
-    text_seed: int = 0  # of random embeddings
+    text_width: PositiveInt = 512  # of random embeddings
+    text_seed: Seed = 0  # of random embeddings
 
     def __post_init__(self) -> None:
-        accepted: dict[str, tuple] = {
+        accepted = {
             "branches": ("two_decoders", "two_networks"),
             "pseudo_label": ("dynamic", "mutual", "cross"),
             "pseudo_label_form": ("soft", "hard"),
             "unlabelled_loss_over": ("unlabelled", "all"),
             "mask_resampling": ("area", "nearest"),
-            "projection_heads": (1, 2),
             "text": SOURCES,
         }
         for key, values in accepted.items():
             if getattr(self, key) not in values:
-                raise ValueError(
-                    f"method.{key} is {getattr(self, key)!r}, accepted are {', '.join(map(str, values))}"
-                )
-        if len(self.controller_widths) != 2 or min(*self.controller_widths, self.prompt_width) < 1:
+                raise ValueError(f"method.{key} is {getattr(self, key)!r}, accepted are {', '.join(values)}")
+        if len(self.controller_widths) != 2:
             raise ValueError(
-                f"method.controller_widths is {list(self.controller_widths)} and method.prompt_width "
-                f"{self.prompt_width}, accepted are two widths and one, all above 0"
+                f"method.controller_widths is {list(self.controller_widths)}, accepted are two widths"
             )
         if self.fusion_kernel % 2 != 1:
             raise ValueError(f"method.fusion_kernel is {self.fusion_kernel}, accepted are odd sides")
-        if not self.sharpening_temperature > 0:
-            raise ValueError(
-                f"method.sharpening_temperature is {self.sharpening_temperature}, accepted are values above 0"
-            )
         if CLASS_PLACEHOLDER not in self.text_prompt:
             raise ValueError(
                 f"method.text_prompt is {self.text_prompt!r}, accepted are texts with {CLASS_PLACEHOLDER}"

@@ -203,7 +203,10 @@ def test_inputs_do_not_depend_on_the_order_of_operations(module):
 @needs_cpu
 def test_profile_of_a_training_step(module, monkeypatch):
     profile, tables = module("training_profile"), module("tables")
-    small = ("training.patch_size=[32, 16, 16]", "method.zero_box=[20, 10, 10]", "network.filters=[4]")
+    small = (
+        "training.patch_size=[32, 16, 16]", "evaluation.stride=[32, 16, 16]", "method.zero_box=[20, 10, 10]",
+        "network.filters=[4]",
+    )  # fmt: skip
     monkeypatch.setitem(profile.WORKLOADS, "phantom_mper", (small, ("background", "a", "b"), (36, 20, 20)))
     monkeypatch.setattr(profile, "PRECISIONS", ("float32",))
     monkeypatch.setattr(profile, "STEPS", {"cpu": 1})

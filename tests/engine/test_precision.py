@@ -12,7 +12,12 @@ WITH, WITHOUT = {"avx512_bf16": True, "amx_bf16": True}, {"avx512_bf16": True, "
 
 def product_dtype(asked, capabilities, patch=(48, 48, 32), device=CPU):
     config = load_config(
-        "phantom_supervised", [f"training.precision={asked}", f"training.patch_size={list(patch)}"]
+        "phantom_supervised",
+        [
+            f"training.precision={asked}",
+            f"training.patch_size={list(patch)}",
+            f"evaluation.stride={list(patch)}",
+        ],
     )
     with mock.patch("torch.cpu.get_capabilities", return_value=capabilities), autocast(config, device):
         dtype = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype

@@ -377,7 +377,7 @@ def test_small_configurations_need_no_download(name):
             "accepted with method.voxel_prompt and method.text_consistency false",
         ),
         ("method.pseudo_label=none", "accepted are dynamic, mutual, cross"),
-        ("method.projection_heads=3", "accepted are 1, 2"),
+        ("method.projection_heads=3", "accepted are 1..2"),
         ("method.mask_resampling=trilinear", "accepted are area, nearest"),
         ("method.text=bert", "accepted are clip, file, random"),
         ("method.text=file", "accepted are text=file with a text_file"),
