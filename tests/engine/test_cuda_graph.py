@@ -36,7 +36,7 @@ def train(name, device, cuda_graph):
         method.prototypes.copy_(torch.randn(method.prototypes.shape))
     step = TrainingStep(config, method, stage, build_optimiser(config, method), device, Processes())
     torch.manual_seed(2)  # of dropout
-    data = batch_of(config, num_classes)
+    data = batch_of(config, num_classes, seed=1)
     losses = []
     for iteration in range(STEPS):
         tensors = (tensor.roll(iteration, -1).to(device) for tensor in vars(data).values())

@@ -12,12 +12,15 @@ from semiseg.methods.method import Batch
 from semiseg_kernels import use_backend
 
 CPU = torch.device("cpu")
-SMALL = ("training.patch_size=[32, 16, 16]", "method.zero_box=[20, 10, 10]", "network.filters=[4]")
+SEEDS = range(5)
+PATCH = ("training.patch_size=[32, 16, 16]", "evaluation.stride=[32, 16, 16]")
 # Dropout of single values draws its random numbers in the order of memory, so another format drops others.
 METHODS_AND_SIZES = {
-    "supervised": ("phantom_supervised", SMALL[0], "network.filters=[16]"),  # so many have convolutions of their own
-    "mper": ("phantom_mper", *SMALL, "method.ramp_up_iterations=0"),
-    "vclipseg": ("phantom_vclipseg", SMALL[0], SMALL[2], "method.ramp_up_iterations=0"),
+    "supervised": ("phantom_supervised", *PATCH, "network.filters=[16]"),  # so many have convolutions of their own
+    "mper": (
+        "phantom_mper", *PATCH, "method.zero_box=[20, 10, 10]", "network.filters=[4]", "method.ramp_up_iterations=0",
+    ),
+    "vclipseg": ("phantom_vclipseg", *PATCH, "network.filters=[4]", "method.ramp_up_iterations=0"),
     "mper on slices": (
         "acdc_mper", "training.patch_size=[64, 48]", "method.zero_box=[40, 30]", "network.dropout=[0, 0, 0, 0, 0]",
         "training.labelled_batch=4", "training.unlabelled_batch=4", "method.ramp_up_iterations=0",
@@ -29,9 +32,9 @@ METHODS_AND_SIZES = {
 }  # fmt: skip
 
 
-def batch_of(config, num_classes):
+def batch_of(config, num_classes, seed):
     training = config.training
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     image, unlabelled = (
         torch.randn(count, 1, *training.patch_size, generator=generator)
         for count in (training.labelled_batch, training.unlabelled_batch)
@@ -43,7 +46,7 @@ def batch_of(config, num_classes):
     return Batch(image + 3 * level.unsqueeze(1), label, unlabelled + 3 * smooth(unlabelled, 9, 1, 4))
 
 
-def step_of(name, backend, channels_last, dtype=torch.float32):
+def step_of(name, seed, backend, channels_last, dtype=torch.float32):
     """Losses of a step, and everything the method holds after it."""
     configuration, *overrides = METHODS_AND_SIZES[name]
     config = load_config(
@@ -52,7 +55,7 @@ def step_of(name, backend, channels_last, dtype=torch.float32):
     )
     num_classes = 4 if "slices" in name else 3
     with use_backend(backend):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         text = METHODS[config.method.name].text(config, [f"class {c}" for c in range(num_classes)])
         method = build_method(config, num_classes, CPU, text).to(dtype)
         stage = method.stages(torch.Generator().manual_seed(0))[-1]
@@ -61,24 +64,32 @@ def step_of(name, backend, channels_last, dtype=torch.float32):
         optimiser = build_optimiser(config, method)
         torch.manual_seed(2)  # of dropout
         batch = Batch(*(tensor.to(dtype) if tensor.is_floating_point() else tensor
-                        for tensor in vars(batch_of(config, num_classes)).values()))  # fmt: skip
+                        for tensor in vars(batch_of(config, num_classes, seed)).values()))  # fmt: skip
         losses = TrainingStep(config, method, stage, optimiser, CPU, Processes())(batch, 0)
     return {**losses, **method.state_dict()}
 
 
-def errors(result, exact):  # of every tensor, relative to its size
+def errors(name, backend, channels_last, exact):
+    """Of a step's losses and of all the method holds after it, relative to their sizes: root mean square and largest.
+
+    The median of several steps: in some a feature falls on the other side of a ReLU's zero, which decides the error.
+    """
+
     def size(value):
         return value.double().square().mean().sqrt()
 
-    return torch.stack([size(result[key].double() - value) / (size(value) + 1e-6) for key, value in exact.items()])
+    steps = []
+    for seed, truth in exact.items():
+        result = step_of(name, seed, backend, channels_last)
+        of_tensors = [size(result[key].double() - value) / (size(value) + 1e-6) for key, value in truth.items()]
+        steps.append(torch.stack([size(torch.stack(of_tensors)), max(of_tensors)]))
+    return torch.stack(steps).median(0).values
 
 
 @pytest.mark.parametrize("name", METHODS_AND_SIZES)
 def test_a_step_of_the_fast_path_is_one_of_the_plain_path(name):
-    """Over all losses, parameters and buffers, the error is at most twice that of PyTorch's own operations in float32."""
-    exact = step_of(name, "reference", channels_last=False, dtype=torch.float64)
-    # Their error differs from one memory format to the other, as other features fall on the other side of a ReLU's zero.
-    plain = [errors(step_of(name, "reference", channels_last), exact) for channels_last in (False, True)]
-    fast = errors(step_of(name, "auto", channels_last=True), exact)
-    assert fast.square().mean().sqrt() <= 2 * max(of_format.square().mean().sqrt() for of_format in plain)
-    assert fast.max() <= 2 * max(of_format.max() for of_format in plain)
+    """The error is at most twice that of PyTorch's own operations in float32, in the worse memory format."""
+    exact = {seed: step_of(name, seed, "reference", channels_last=False, dtype=torch.float64) for seed in SEEDS}
+    plain = torch.maximum(*(errors(name, "reference", channels_last, exact) for channels_last in (False, True)))
+    fast = errors(name, "auto", channels_last=True, exact=exact)
+    assert (fast <= 2 * plain).all(), f"{fast} where PyTorch's are {plain}"
