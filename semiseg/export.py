@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from semiseg.commands import command
+from semiseg.commands import check_destination, command
 from semiseg.engine.atomic import replace_atomically
 from semiseg.methods import Method
 from semiseg.prediction import Predictor
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"{options.output}: accepted are files that end in {' or '.join(FORMATS)}")
     if options.output.exists():
         raise ValueError(f"{options.output} exists already; accepted is a new file")
+    check_destination(options.output)
     if options.output.suffix == ".onnx":
         _require("onnx", "onnxscript")
     predictor = Predictor(options.run, ["training.device=cpu", *options.overrides])
@@ -116,7 +118,10 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
 
 def write_pt2(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
     """Write what torch.export.load reads, the metadata in its extra file `semiseg.json`."""
-    torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(metadata)})
+    # Through memory: where PyTorch cannot write a file itself, its error is none that says so.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(metadata)})
+    path.write_bytes(content.getvalue())
 
 
 def run_pt2(path: Path, windows: Tensor) -> Tensor:

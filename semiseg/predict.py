@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from pathlib import Path
 
 from tqdm import tqdm
 
-from semiseg.commands import EXPECTED, command
+from semiseg.commands import EXPECTED, check_destination, check_utf8, command
 from semiseg.prediction import Predictor
-from semiseg.preparation.volume_files import check_header
-
-NIFTI = (".nii.gz", ".nii")
-FILES = (*NIFTI, ".nrrd")
+from semiseg.preparation.volume_files import NIFTI_ENDINGS, SCAN_ENDINGS, has_ending, read_header, stem
 
 
 @command
@@ -48,14 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
 
     scans = find_scans(options.input)
+    for scan in scans:
+        check_utf8(scan)
     masks = mask_paths(options.input, scans, options.output)
     wanted = [*masks, *(map(probabilities_path, masks) if options.probabilities else ())]
     check_new(wanted)
+    check_destination(masks[0])
     for scan in scans:
         if not scan.is_dir():
-            check_header(scan)
+            read_header(scan)
     predictor = Predictor(options.run, options.overrides)
-    make_writable_folder(masks[0].parent)
+    masks[0].parent.mkdir(parents=True, exist_ok=True)
 
     failed = []
     for scan, mask in zip(scans, masks, strict=True):
@@ -82,37 +81,45 @@ def find_scans(source: Path) -> list[Path]:
 
     Raises FileNotFoundError where there is none, ValueError for a file of another kind or a folder of both kinds.
     """
-    if source.is_file() and source.name.endswith(FILES):
+    if source.is_file() and has_ending(source, SCAN_ENDINGS):
         return [source]
     if source.is_file():
-        raise ValueError(f"{source}: accepted are files that end in {', '.join(FILES)}, and folders")
+        raise ValueError(f"{source}: accepted are files that end in {', '.join(SCAN_ENDINGS)}, and folders")
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: missing; expected a scan or a folder")
-    files = sorted(path for path in source.iterdir() if path.name.endswith(FILES) and path.name[0] != ".")
+    files = sorted(
+        path for path in source.iterdir() if has_ending(path, SCAN_ENDINGS) and path.name[0] != "."
+    )
     has_dicom = any(path.suffix.lower() == ".dcm" for path in source.rglob("*"))
     if files and has_dicom:
         raise ValueError(f"{source}: holds NIfTI or NRRD files and DICOM files; expected one kind")
     if not files and not has_dicom:
         raise FileNotFoundError(
-            f"{source}: holds no scan; expected files that end in {', '.join(FILES)}, or a DICOM series (*.dcm)"
+            f"{source}: holds no scan; expected files that end in {', '.join(SCAN_ENDINGS)}, or a DICOM series (*.dcm)"
         )
     return files or [source]
 
 
 def mask_paths(source: Path, scans: list[Path], output: Path) -> list[Path]:
-    """Where the mask of every scan goes. ValueError where a file is named for a folder of scans."""
-    if output.name.endswith(NIFTI) and not output.is_dir():
+    """Where the mask of every scan goes.
+
+    Raises ValueError where a file is named for a folder of scans, or one that is no NIfTI file.
+    """
+    if has_ending(output, NIFTI_ENDINGS) and not output.is_dir():
         if scans != [source]:
             raise ValueError(f"{output}: accepted for a folder of scans is a folder")
         return [output]
-    if output.is_file():
-        raise ValueError(f"{output}: accepted are files that end in {' or '.join(NIFTI)}, and folders")
-    return [output / f"{_stem(scan)}.nii.gz" for scan in scans]
+    if output.is_file() or (scans == [source] and output.suffix and not output.is_dir()):
+        raise ValueError(
+            f"{output}: accepted are files that end in {' or '.join(NIFTI_ENDINGS)}, folders that exist, and names of "
+            "new ones without an ending"
+        )
+    return [output / f"{stem(scan)}.nii.gz" for scan in scans]
 
 
 def probabilities_path(mask: Path) -> Path:
     """Beside the mask: case.nii.gz -> case_probabilities.nii.gz"""
-    return mask.with_name(f"{_stem(mask)}_probabilities.nii.gz")
+    return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
 
 
 def check_new(paths: list[Path]) -> None:
@@ -124,18 +131,6 @@ def check_new(paths: list[Path]) -> None:
     if existing:
         others = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise ValueError(f"{existing[0]} exists already{others}; accepted are new files")
-
-
-def make_writable_folder(path: Path) -> None:
-    """Make a folder, if it is not there. OSError where nothing can be written into it."""
-    path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"{path}: not writable")
-
-
-def _stem(path: Path) -> str:
-    name = path.absolute().name
-    return next((name.removesuffix(end) for end in FILES if name.endswith(end)), name)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from torch import Tensor
 from tqdm import tqdm
 
+from semiseg.commands import first_line, is_out_of_memory
 from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import load_checkpoint
@@ -21,7 +22,7 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
 from semiseg.evaluation.evaluator import class_map, probability_slabs
 from semiseg.models.folding import fold_batch_norm
-from semiseg.preparation.volume import Volume
+from semiseg.preparation.volume import Volume, resampled_shape, sides
 from semiseg.preparation.volume_files import read_volume, write_nifti
 from semiseg.text import TextEmbeddings
 from semiseg_kernels import largest_components
@@ -69,6 +70,16 @@ class Predictor:
         checkpoint = directory.checkpoint(self.config.evaluation.select)
         self.iteration = int(load_checkpoint(checkpoint, self.method, self.device)["iteration"])
         self.method.eval()
+        if (
+            self.config.dataset.name == "pancreas"
+            and self.description.preprocessing.intensity == "standardise"
+        ):
+            warnings.warn(
+                f"{run}: its training scans were cropped around the organ before their intensities were standardised; "
+                "a scan that is not cropped alike comes out wrong, unless the network is trained on what this version "
+                "of `python -m semiseg.prepare pancreas` writes",
+                stacklevel=2,
+            )
 
     def predict(
         self,
@@ -81,9 +92,23 @@ class Predictor:
         """Segment a scan. Memory: some bytes a voxel, and 4 a voxel and class with `probabilities`.
 
         Warns where the scan is resampled from a spacing far from the training's, or smaller than the patch.
-        Raises FileNotFoundError where there is no scan, ValueError where it cannot be read or holds NaN, and for
-        a spacing that is not three positive numbers.
+        Raises FileNotFoundError where there is no scan, ValueError where it cannot be read, holds NaN or takes more
+        memory than there is, and for a spacing that is not three positive numbers.
         """
+        try:
+            return self._segmentation(scan, spacing, probabilities, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            path = scan.path if isinstance(scan, Volume) else scan
+            raise ValueError(
+                f"{path}: out of memory on {self.device} ({first_line(error)}); less is taken by an evaluation.batch "
+                f"below {self.config.evaluation.batch}"
+            ) from None
+
+    def _segmentation(
+        self, scan: str | Path | Volume, spacing: Sequence[float] | None, probabilities: bool, progress: bool
+    ) -> Segmentation:
         volume = scan if isinstance(scan, Volume) else read_volume(Path(scan))
         affine, file_axes = volume.affine, io_orientation(volume.affine)
         orientation = self.description.preprocessing.orientation
@@ -117,11 +142,12 @@ class Predictor:
             raise ValueError(f"{volume.path}: holds NaN or infinity; expected finite intensities")
         wanted, given = preprocessing.spacing, volume.spacing
         steps = [1.0] * 3
+        shape = volume.values.shape
         if wanted is not None and not volume.has_spacing(wanted):
             steps = [old / new for old, new in zip(given, wanted, strict=True)]
-        image = volume.prepared(preprocessing)
-        self._warn(volume.path, given, image.shape)
-        return image, steps
+            shape = resampled_shape(shape, given, wanted)
+        self._warn(volume.path, given, shape)  # before a wrong header can exhaust the memory
+        return volume.prepared(preprocessing), steps
 
     def _collected(
         self,
@@ -132,18 +158,12 @@ class Predictor:
         classes = np.empty(shape, np.uint8)
         kept = np.empty((self.method.num_classes, *shape), np.float32) if probabilities else None
         first = 0
-        try:
-            for slab in slabs:
-                planes = slice(first, first + slab.shape[1])
-                classes[planes] = class_map(slab).cpu()
-                if kept is not None:
-                    kept[:, planes] = slab.cpu()
-                first = planes.stop
-        except torch.OutOfMemoryError:
-            batch = self.config.evaluation.batch
-            raise ValueError(
-                f"evaluation.batch is {batch}, which {self.device} has no memory for; accepted are smaller ones"
-            ) from None
+        for slab in slabs:
+            planes = slice(first, first + slab.shape[1])
+            classes[planes] = class_map(slab).cpu()
+            if kept is not None:
+                kept[:, planes] = slab.cpu()
+            first = planes.stop
         return classes, kept
 
     def _warn(self, path: Path, spacing: Sequence[float], shape: Sequence[int]) -> None:
@@ -152,7 +172,7 @@ class Predictor:
             ratios = np.divide(spacing, trained)
             if max(ratios.max(), 1 / ratios.min()) > FAR_SPACING:
                 warnings.warn(
-                    f"{path}: voxels of {_sides(spacing)} mm are resampled to the training's {_sides(trained)} mm; "
+                    f"{path}: voxels of {sides(spacing)} mm are resampled to the training's {sides(trained)} mm; "
                     "if the header is wrong, give the true size as spacing",
                     stacklevel=3,
                 )
@@ -161,8 +181,8 @@ class Predictor:
             side < least for side, least in zip(shape[-len(patch) :], patch, strict=True)
         ):
             warnings.warn(
-                f"{path}: {_sides(shape)} voxels at the training's spacing are fewer than a patch, "
-                f"{_sides(patch)}; the rest is filled with zeros",
+                f"{path}: {sides(shape)} voxels at the training's spacing are fewer than a patch, "
+                f"{sides(patch)}; the rest is filled with zeros",
                 stacklevel=3,
             )
 
@@ -216,7 +236,3 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None) -> Volume:
     affine = volume.affine.copy()
     affine[:3, :3] *= np.divide(spacing, volume.spacing)
     return replace(volume, affine=affine)
-
-
-def _sides(numbers: Sequence[float]) -> str:
-    return " × ".join(f"{number:.4g}" for number in numbers)

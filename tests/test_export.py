@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import numpy as np
 import onnx
@@ -73,6 +74,27 @@ def test_a_file_that_computes_something_else_is_not_left(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="differ by .* accepted are 0.0001"):
         main(["--run", str(run), "--output", str(tmp_path / "model.pt2")])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_a_destination_that_cannot_be_written_is_refused_before_the_network_is_read(
+    ending, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(export, "Predictor", None)
+    (tmp_path / "afile").write_text("precious")
+    output = tmp_path / "afile" / f"model.{ending}"
+    with pytest.raises(OSError, match=f"model.{ending}: cannot be written, as .*afile is no folder"):
+        main(["--run", "run", "--output", str(output)])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(OSError, match="cannot be written, as the folder .* is not writable"):
+        main(["--run", "run", "--output", str(tmp_path / f"model.{ending}")])
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    run = str(untrained_run(tmp_path / "run"))
+    predictor = Predictor(run, ["training.device=cpu"])
+    with pytest.raises(OSError, match="cannot write .*gone/model.pt2"):
+        export.export(predictor, tmp_path / "gone" / "model.pt2")
 
 
 def test_bad_arguments_are_named(monkeypatch, tmp_path):

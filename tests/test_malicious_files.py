@@ -12,6 +12,7 @@ from untrained_runs import untrained_run
 
 from semiseg import evaluate, predict, report, train
 from semiseg.config import load_config
+from semiseg.data.phantom import Phantom
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.text import clip_text, file_text
 
@@ -81,7 +82,9 @@ def refused(main, arguments, name, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = untrained_run(tmp_path_factory.mktemp("run") / "run", "phantom_vclipseg")
+    folder = untrained_run(
+        tmp_path_factory.mktemp("run") / "run", "phantom_vclipseg", Phantom.preprocessing, Phantom.class_names
+    )
     run = RunDirectory(folder)
     assert run.text.is_file()
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -1,7 +1,11 @@
 """`python -m semiseg.predict` and `Predictor`: masks that lie where the scan says, whatever its axes and voxels."""
 
+import os
+import re
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,6 +17,7 @@ from scipy import ndimage
 from untrained_runs import untrained_run
 
 from semiseg import Predictor
+from semiseg.commands import command
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.evaluation.evaluator import predict_case
 from semiseg.methods import Method
@@ -368,13 +373,122 @@ def test_the_command_ends_in_one_line_and_status_2(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/no.nii: missing; expected a scan or a folder\n"
 
 
-def test_too_little_memory_on_a_gpu_names_the_batch(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate much"),
+        MemoryError("Unable to allocate much"),
+    ],
+    ids=["CUDA", "CPU", "NumPy"],
+)
+def test_too_little_memory_names_the_scan_and_the_batch(error, monkeypatch, tmp_path):
     def exhausted(method, windows, head="linear"):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
+        raise error
 
     monkeypatch.setattr(Method, "probabilities", exhausted)
-    with pytest.raises(ValueError, match="evaluation.batch is 4, which cpu has no memory for"):
+    line = r"scan: out of memory on cpu \(.* allocate.*\); less is taken by an evaluation.batch below 4"
+    with pytest.raises(ValueError, match=line):
         Predictor(untrained_run(tmp_path / "run")).predict(Volume(WHERE, scan(), np.eye(4)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] can't allocate memory"),
+        torch.OutOfMemoryError("out of memory"),
+    ],
+)
+def test_every_command_says_what_takes_less_memory(error, capsys):
+    @command
+    def exhausted(arguments):
+        raise error
+
+    with pytest.raises(SystemExit) as raised:
+        exhausted([])
+    assert raised.value.code == 2
+    assert re.fullmatch(r"error: out of memory \(.+\); .*training.patch_size.*\n", capsys.readouterr().err)
+
+
+def test_a_defect_keeps_its_traceback():
+    @command
+    def defective(arguments):
+        raise RuntimeError("expected scalar type Float")
+
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        defective([])
+
+
+def test_a_folder_goes_on_after_a_scan_that_memory_cannot_hold(thresholding, tmp_path, capsys):
+    """Voxels of 100 mm, which a header only says by mistake: the warning comes before the refusal."""
+    run = untrained_run(
+        tmp_path / "run", preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), "fixed", None, 0.0, 1.0)
+    )
+    for name, size in (("a", 1.0), ("b", 100.0), ("c", 1.0)):
+        write_nifti(
+            tmp_path / "scans" / f"{name}.nii.gz", scan((32, 32, 16)), np.diag([size, size, size, 1.0])
+        )
+    with pytest.raises(ValueError, match="1 of 3 scans have no mask: b.nii.gz"):
+        predict(["--run", str(run), "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+    warning, error = (line for line in capsys.readouterr().err.splitlines() if "b.nii.gz: " in line)
+    assert "if the header is wrong, give the true size as spacing" in warning
+    assert re.search(r"error: .*voxels of 100 × 100 × 100 mm are 3200 × 3200 × 1600 of .* GB", error)
+
+
+def test_endings_in_large_letters(thresholding, tmp_path):
+    image, run = scan((32, 32, 16)), str(untrained_run(tmp_path / "run"))
+    for name in ("a.NII.GZ", "b.Nii"):
+        write_nifti(tmp_path / name.lower(), image, LPS)
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        (tmp_path / name.lower()).rename(tmp_path / "scans" / name)
+    predict(["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    source, mask = str(tmp_path / "scans" / "b.Nii"), tmp_path / "MASK.NII.GZ"
+    predict(["--run", run, "--input", source, "--output", str(mask)])
+    assert mask.read_bytes()[:2] == b"\x1f\x8b" and np.array_equal(read_nifti(mask).values, image > THRESHOLD)
+
+
+def test_bad_names_and_destinations_are_refused_before_the_network_is_read(monkeypatch, tmp_path):
+    monkeypatch.setattr("semiseg.predict.Predictor", None)
+    monkeypatch.setattr("semiseg.predict.read_header", None)
+
+    def refused(message, output, name="scan.nii.gz"):
+        (tmp_path / name).write_text("never read")
+        with pytest.raises((ValueError, OSError), match=message):
+            predict(["--run", "run", "--input", str(tmp_path / name), "--output", str(tmp_path / output)])
+        (tmp_path / name).unlink()
+
+    for output in ("mask.nrrd", "mask.png", "mask.gz"):
+        refused(rf"{output}: accepted are files that end in .nii.gz or .nii, folders", output)
+    refused(r"'.*M\\udcfcller.nii': accepted are names in UTF-8", "masks", os.fsdecode(b"M\xfcller.nii"))
+    (tmp_path / "afile").write_text("precious")
+    refused("afile/masks/scan.nii.gz: cannot be written, as .*afile is no folder", "afile/masks")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    refused("mask.nii: cannot be written, as the folder .* is not writable", "mask.nii")
+
+
+def test_a_folder_may_have_a_dot_in_its_name(thresholding, tmp_path):
+    run = str(untrained_run(tmp_path / "run"))
+    write_nifti(tmp_path / "scans" / "a.nii.gz", scan((32, 32, 16)), LPS)
+    (tmp_path / "masks.v2").mkdir()
+    for source, output in ((tmp_path / "scans", "masks.v1"), (tmp_path / "scans" / "a.nii.gz", "masks.v2")):
+        predict(["--run", run, "--input", str(source), "--output", str(tmp_path / output)])
+        assert (tmp_path / output / "a.nii.gz").is_file()
+
+
+def test_a_network_of_standardised_crops_is_warned_of(tmp_path):
+    standardised = Preprocessing("LPS", (1.0, 1.0, 1.0), clip=(-125.0, 275.0))
+    fixed = replace(standardised, intensity="fixed", mean=30.0, deviation=80.0)
+    overrides = ("dataset.name=pancreas", "dataset.root=/nowhere")
+    with pytest.warns(
+        UserWarning, match="cropped around the organ before their intensities were standardised"
+    ):
+        Predictor(untrained_run(tmp_path / "run", preprocessing=standardised, overrides=overrides))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Predictor(untrained_run(tmp_path / "other", preprocessing=fixed, overrides=overrides))
 
 
 MEMORY = """

@@ -12,11 +12,17 @@ from semiseg.data.case import Case, UnlabelledCase
 def read_list(path: Path) -> list[str]:
     """Return the case names of a list file, one per line, in order.
 
-    Raises FileNotFoundError if the file is missing, ValueError if it is empty or names a case twice.
+    Raises FileNotFoundError if the file is missing, ValueError if it is no text, empty or names a case twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; expected a text file with one case name per line")
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: no text in UTF-8 ({error.reason}); expected one case name per line"
+        ) from None
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{path}: empty; expected one case name per line")
     if len(set(names)) < len(names):

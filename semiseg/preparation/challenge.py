@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from semiseg.preparation.checks import LabelPlacement, as_classes, check_image
-from semiseg.preparation.layout import check_new, note, progress, whole_folder, write_list
+from semiseg.preparation.layout import check_name, check_new, note, progress, whole_folder, write_list
 from semiseg.preparation.splits import Scan, Splits, listed, split
 from semiseg.preparation.volume import Volume, on_grid_of
 
@@ -90,11 +90,13 @@ def prepare(
     Every scan is read and checked before the first is written. Raises ValueError or FileNotFoundError if
     `dest` holds something, a scan is incomplete or malformed, or a label lies mirrored against its image.
     """
-    dest = dest.resolve()
     check_new(dest)
+    dest = dest.resolve()
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; expected what the challenge hands out")
     scans = challenge.find(source)
+    for scan in scans:
+        check_name(scan.name, scan.image)
     if lists is None:
         splits = split(scans, challenge.splits)
     else:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,27 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from semiseg.commands import check_destination, first_line
+
 Item = TypeVar("Item")
+# Unicode categories: control characters, line and paragraph separators, and bytes that are not UTF-8.
+UNLISTABLE = ("Cc", "Zl", "Zp", "Cs")
 
 
 def check_new(dest: Path) -> None:
-    """Raise ValueError unless `dest` does not exist or is an empty folder."""
+    """Raise ValueError unless `dest` does not exist or is an empty folder, OSError where it cannot be made."""
+    check_destination(dest)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest} exists already; accepted is a new or an empty folder")
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raise ValueError, naming the file it comes from, for a case's name that a list does not give back."""
+    if name != name.strip() or any(unicodedata.category(character) in UNLISTABLE for character in name):
+        raise ValueError(
+            f"{str(path)!r}: names the case {name!r}; accepted are names in UTF-8 without line breaks and control "
+            "characters, and without spaces at their ends"
+        )
 
 
 def write_case(
@@ -34,12 +49,12 @@ def write_case(
                 if array is not None:
                     file.create_dataset(key, data=array, compression="gzip")
     except (OSError, RuntimeError) as error:  # HDF5 raises the latter where closing the file fails
-        raise OSError(f"{path.name}: cannot be written ({str(error).splitlines()[0]})") from error
+        raise OSError(f"{path.name}: cannot be written ({first_line(error)})") from error
 
 
 def write_list(path: Path, names: Iterable[str]) -> None:
     """Write one name a line."""
-    path.write_text("".join(f"{name}\n" for name in names))
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 @contextmanager

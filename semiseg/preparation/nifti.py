@@ -1,7 +1,7 @@
 """From folders of NIfTI images and labels to the files that training reads, and configurations to train with."""
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,17 @@ from semiseg.preparation.layout import check_new, note, progress, whole_folder, 
 from semiseg.preparation.nifti_folder import divide, find_scans, join_patients, with_patient
 from semiseg.preparation.plan import Plan, configurations, plan
 from semiseg.preparation.splits import Scan, UnlabelledScan
-from semiseg.preparation.survey import Facts, findings, guess_modality, read_image, read_label, survey
-from semiseg.preparation.volume import resample_label
+from semiseg.preparation.survey import (
+    ORIENTATION,
+    Facts,
+    findings,
+    guess_modality,
+    read_image,
+    read_label,
+    survey,
+)
+from semiseg.preparation.volume import resample_label, sides
+from semiseg.preparation.volume_files import read_header
 
 FINDINGS = "findings.md"
 LIST_NAMES = {VALIDATION_LIST: "for validation", TEST_LIST: "for the test"}
@@ -58,12 +67,17 @@ def prepare_nifti(
     Raises ValueError or FileNotFoundError for what is missing, malformed or contradicts itself, before anything is
     written.
     """
-    dest = dest.resolve()
     check_new(dest)
+    dest = dest.resolve()
     labelled, unlabelled = find_scans(images, labels, choices.patient)
     divide(
         labelled, choices.test, choices.validation, choices.labelled
     )  # impossible choices end here, not later
+    if choices.spacing is not None:
+        try:
+            check_memory([*labelled, *unlabelled], choices.spacing)
+        except ValueError as error:
+            raise ValueError(f"--spacing is {sides(choices.spacing)}: {error}") from None
     facts = survey([*labelled, *unlabelled], choices.mirror, choices.check_alignment)
     classes = name_classes([one for one in facts if one.voxels], choices.classes)
     modality = choices.modality or guess_modality(facts)
@@ -101,11 +115,14 @@ def prepare_nifti(
     )
     say(f"{decision}\n")
 
+    scans = [*(scan for members in splits.values() for scan in members), *kept]
+    spacing = chosen.preprocessing.spacing
+    assert spacing is not None  # a plan has one
+    check_memory(scans, spacing)
     numbers = {0: 0, **{value: number for number, value in enumerate(classes, start=1)}}
     with whole_folder(dest) as folder:
         DatasetDescription(class_names, 3, chosen.preprocessing).save(folder / DESCRIPTION)
         dataset = OwnData(folder)
-        scans = [*(scan for members in splits.values() for scan in members), *kept]
         for scan in progress(scans, "writing"):
             write_case(dataset.path(scan.name), *convert(scan, chosen.preprocessing, numbers, choices.mirror))
         for list_name, members in splits.items():
@@ -117,6 +134,12 @@ def prepare_nifti(
             write_text(folder / f"{method}.yaml", HEADER + text)
     commands = [f"python -m semiseg.train --config {shlex.quote(str(path))}" for path in dest.glob("*.yaml")]
     say("\n".join([f"Written to {dest}. Train with one of", *sorted(commands)]))
+
+
+def check_memory(scans: Sequence[UnlabelledScan], spacing: tuple[float, ...]) -> None:
+    """Raise ValueError, naming the image, where one takes more memory at a spacing in mm than the machine has."""
+    for scan in scans:
+        read_header(scan.image).turned(ORIENTATION).check_memory(spacing)
 
 
 def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict[int, str]:
@@ -176,7 +199,7 @@ def convert(
         if not image.has_spacing(spacing):
             label = resample_label(label, image.spacing, spacing)
         if not label.any():
-            raise ValueError(f"{scan.label}: nothing labelled is left at {_sides(spacing)} mm")
+            raise ValueError(f"{scan.label}: nothing labelled is left at {sides(spacing)} mm")
     return image.prepared(preprocessing), label
 
 
@@ -200,14 +223,10 @@ def _decisions(
         [
             "Chosen:",
             f"- modality: {modality}",
-            f"- axes to the right, anterior and superior; spacing {_sides(preprocessing.spacing)} mm, by interpolation",
+            f"- axes to the right, anterior and superior; spacing {sides(preprocessing.spacing)} mm, by interpolation",
             f"- intensities: {intensities}",
-            f"- patch: {_sides(chosen.patch)} voxels, augmentation {chosen.augmentation}",
+            f"- patch: {sides(chosen.patch)} voxels, augmentation {chosen.augmentation}",
             f"- cases: {', '.join(f'{count} {what}' for what, count in counts.items())}",
             f"- all cases in memory take {voxels * 4 / 2**30:.2g} GB",
         ]
     )
-
-
-def _sides(numbers: Iterable[float]) -> str:
-    return " × ".join(f"{number:.4g}" for number in numbers)

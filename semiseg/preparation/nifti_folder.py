@@ -1,14 +1,16 @@
 """Scans in a folder of NIfTI images and a folder of labels for some of them, matched by name, and their division."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
+from semiseg.preparation.layout import check_name
 from semiseg.preparation.splits import Scan, Splits, UnlabelledScan, listed, split
+from semiseg.preparation.volume_files import NIFTI_ENDINGS, has_ending, stem
 
-FILE_ENDINGS = (".nii.gz", ".nii")
 FIRST_CHANNEL = "_0000"  # behind the names of images
 LABEL_ENDING = re.compile(r"_(gt|seg|label)$")  # behind the name of a label
 TEST_SHARE = 0.2  # of the labelled patients
@@ -22,20 +24,21 @@ def find_scans(
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
     A case is called as its file without .nii or .nii.gz, a label also without `_gt`, `_seg` or `_label`, and images
-    without `_0000` if all of them end so. Raises FileNotFoundError where there are no images or no labels, ValueError
-    where two files have one name, a label has no image, or `patient` matches nothing.
+    without `_0000` if all of them end so. Names are in Unicode's composed form. Raises FileNotFoundError where there
+    are no images or no labels, ValueError where two files have one name or one that lists cannot hold, a label has no
+    image, or `patient` matches nothing.
     """
     together = images.resolve() == labels.resolve()
     image_files = [
-        path for path in _nifti_files(images) if not (together and LABEL_ENDING.search(_stem(path)))
+        path for path in _nifti_files(images) if not (together and LABEL_ENDING.search(stem(path)))
     ]
-    label_files = [path for path in _nifti_files(labels) if not together or LABEL_ENDING.search(_stem(path))]
+    label_files = [path for path in _nifti_files(labels) if not together or LABEL_ENDING.search(stem(path))]
     # A name that ends in _0000 tells the channel only where all do; else it is a number of the scan.
-    one_channel = all(_stem(path).endswith(FIRST_CHANNEL) for path in image_files)
+    one_channel = all(stem(path).endswith(FIRST_CHANNEL) for path in image_files)
     image_of = _by_name(
-        {path: _stem(path).removesuffix(FIRST_CHANNEL if one_channel else "") for path in image_files}
+        {path: stem(path).removesuffix(FIRST_CHANNEL if one_channel else "") for path in image_files}
     )
-    label_of = _by_name({path: LABEL_ENDING.sub("", _stem(path)) for path in label_files})
+    label_of = _by_name({path: LABEL_ENDING.sub("", stem(path)) for path in label_files})
     for kind, folder, found in (("images", images, image_of), ("labels", labels, label_of)):
         if not found:
             raise FileNotFoundError(f"{folder}: holds no {kind}; expected NIfTI files (.nii, .nii.gz)")
@@ -126,17 +129,16 @@ def _nifti_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.name.endswith(FILE_ENDINGS) and not path.name.startswith(".")
+        if has_ending(path, NIFTI_ENDINGS) and not path.name.startswith(".")
     ]
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _by_name(names: Mapping[Path, str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path, name in names.items():
+    for path, stored_name in names.items():
+        check_name(stored_name, path)
+        # The same name may be composed for an image and decomposed for its label, such as on a Mac.
+        name = unicodedata.normalize("NFC", stored_name)
         if name in found:
             raise ValueError(f"{path} and {found[name].name} are both called {name!r}; expected one of them")
         found[name] = path

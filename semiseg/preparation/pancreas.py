@@ -1,16 +1,20 @@
 """Pancreas-CT (National Institutes of Health): DICOM series in `PANCREAS_NNNN/`, and `labelNNNN.nii.gz`."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from semiseg.data.description import DatasetDescription
+from semiseg.data.own import DESCRIPTION
 from semiseg.data.pancreas import Pancreas
+from semiseg.data.volumes import TEST_LIST, TRAINING_LIST
 from semiseg.preparation.challenge import Challenge, box_around
 from semiseg.preparation.layout import write_case
-from semiseg.preparation.splits import Scan
-from semiseg.preparation.volume import Volume, resample, resample_label
+from semiseg.preparation.splits import Scan, Splits
+from semiseg.preparation.volume import Volume, resample_label
 from semiseg.preparation.volume_files import read_dicom_series, read_nifti
 
 PREPROCESSING = Pancreas.preprocessing
@@ -19,10 +23,17 @@ LARGEST_SPACING = 5.0  # mm
 
 
 class PancreasCT(Challenge):
-    """The image is windowed, resampled to 1 mm, cropped around the pancreas, and the crop standardised."""
+    """The image is windowed, resampled to 1 mm, cropped around the pancreas, and the crop standardised.
 
-    splits: ClassVar = {"train.list": 62, "test.list": 20}
+    Of a new scan nobody knows the crop, and a whole one has other statistics: the description holds the mean and
+    deviation of a usual training crop instead.
+    """
+
+    splits: ClassVar = {TRAINING_LIST: 62, TEST_LIST: 20}
     stored_labels: ClassVar = {0: 0, 1: 1}
+
+    def __init__(self) -> None:
+        self._crops: dict[Path, tuple[float, float]] = {}  # mean and deviation by the scan's image
 
     def find(self, source: Path) -> list[Scan]:
         folders = _by_number(path for path in source.rglob("PANCREAS_[0-9]*") if path.is_dir())
@@ -49,15 +60,27 @@ class PancreasCT(Challenge):
             )
 
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        resampled = resample(PREPROCESSING.clipped(image.values), image.spacing, Pancreas.spacing)
+        windowed = replace(image, values=PREPROCESSING.clipped(image.values))
+        resampled = windowed.resampled(Pancreas.spacing).values
         mask = resample_label(label, image.spacing, Pancreas.spacing)
         if not mask.any():
             raise ValueError(f"{image.path}: nothing labelled is left at {Pancreas.spacing} mm")
         box = box_around(mask, (MARGIN,) * 3)
-        return PREPROCESSING.scaled(resampled[box]), mask[box]
+        crop = resampled[box]
+        self._crops[image.path] = float(crop.mean(dtype=float)), float(crop.std(dtype=float))
+        return PREPROCESSING.scaled(crop), mask[box]
 
     def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(Pancreas(folder).path(scan.name), image, label)
+
+    def write_lists(self, folder: Path, splits: Splits) -> None:
+        super().write_lists(folder, splits)
+        crops = [self._crops[scan.image] for scan in splits[TRAINING_LIST]]
+        mean, deviation = (float(f"{value:.6g}") for value in np.mean(crops, axis=0))
+        preprocessing = replace(PREPROCESSING, intensity="fixed", mean=mean, deviation=deviation)
+        DatasetDescription(Pancreas.class_names, Pancreas.dimensions, preprocessing).save(
+            folder / DESCRIPTION
+        )
 
 
 def _by_number(paths: Iterable[Path]) -> dict[str, Path]:

@@ -16,6 +16,7 @@ PATCH_VOXELS = 96**3  # at most
 PERCENTILES = (0.5, 99.5)  # of the labelled voxels of a CT: what lies outside is cut off
 SAME_SIDES = 1.2  # spacings of two axes whose ratio is below may be exchanged by a rotation
 SIDES_OF_THE_BODY = ("left", "right")
+LEARNING_RATE_STEP = 6000  # iterations between tenfold cuts, more than on the left atrium
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def configurations(
 ) -> Mapping[str, Mapping[str, Any]]:
     """What `python -m semiseg.train --config` takes, by method; without unlabelled cases only the baseline.
 
-    Schedules and batches are those of the papers on the left atrium, the learning rate cut less often.
+    Schedules and batches are those of the papers on the left atrium, but that learning rates that are cut are cut less often.
     """
 
     def configuration(method: Mapping[str, Any], batch: int, base: str | None = None) -> dict[str, Any]:
@@ -88,11 +89,15 @@ def configurations(
                 "labelled_batch": batch,
                 "unlabelled_batch": batch,
             },
-            "method": {**method, "learning_rate_step": 6000},
+            "method": method,
             "evaluation": {"stride": [side // 2 for side in plan.patch]},
         }
 
-    configs = {"supervised": configuration({"name": "supervised", "iterations": 17000}, 4)}
+    configs = {
+        "supervised": configuration(
+            {"name": "supervised", "iterations": 17000, "learning_rate_step": LEARNING_RATE_STEP}, 4
+        )
+    }
     if unlabelled:
         configs["mper"] = configuration(
             {
@@ -102,6 +107,7 @@ def configurations(
                 "zero_box": [side * 2 // 3 for side in plan.patch],
                 "contrast_weight": 0.02,
                 "ramp_up_iterations": 6000,
+                "learning_rate_step": LEARNING_RATE_STEP,
             },
             4,
             "base/mper",

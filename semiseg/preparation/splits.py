@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,12 @@ def listed(
 
     Raises ValueError for a name that is no scan and for a patient in two lists.
     """
-    by_name = {scan.name: scan for scan in scans}
+    # The same name may be composed in one place and decomposed in another, such as on a Mac.
+    by_name = {unicodedata.normalize("NFC", scan.name): scan for scan in scans}
     place: dict[str, str] = {}
     splits: dict[str, list[Scan]] = {}
     for list_name, path in lists.items():
-        names = read_list(path)
+        names = [unicodedata.normalize("NFC", name) for name in read_list(path)]
         for name in names:
             if name not in by_name:
                 raise ValueError(f"{path}: {name!r} is none of the {len(scans)} {kind} in the source")

@@ -11,7 +11,7 @@ from semiseg.evaluation.tables import markdown_table
 from semiseg.preparation.checks import LabelPlacement, check_image
 from semiseg.preparation.layout import progress
 from semiseg.preparation.splits import Scan, UnlabelledScan
-from semiseg.preparation.volume import Volume, on_grid_of
+from semiseg.preparation.volume import Volume, on_grid_of, sides
 from semiseg.preparation.volume_files import read_nifti
 
 ORIENTATION = "RAS"  # all scans are turned to it
@@ -146,7 +146,7 @@ def suspicious(
         median = np.median(values, axis=0)
         far = (np.maximum(values / median, median / values) > FAR).any(axis=1)
         lines += [
-            f"{one.name}: {what} {_sides(value)} {unit}, the median is {_sides(median)}"
+            f"{one.name}: {what} {sides(value)} {unit}, the median is {sides(median)}"
             for one, value, is_far in zip(facts, values, far, strict=True)
             if is_far
         ]
@@ -190,7 +190,7 @@ def findings(
         ("spacing [mm]", np.array([one.spacing for one in facts])),
         ("extent [mm]", np.array([one.extent for one in facts])),
     ):
-        measures.append([what, *(_sides(way(values, axis=0)) for way in (np.min, np.median, np.max))])
+        measures.append([what, *(sides(way(values, axis=0)) for way in (np.min, np.median, np.max))])
     total = sum(sum(one.voxels.values()) for one in labelled)
     rows = [
         ["class", "value", "cases", "share of voxels [%]", "smallest [ml]", "median [ml]", "largest [ml]"]
@@ -217,7 +217,3 @@ def findings(
 def _fingerprint(values: np.ndarray) -> str:
     content = np.ascontiguousarray(values, np.float32)
     return hashlib.sha256(str(content.shape).encode() + content.tobytes()).hexdigest()
-
-
-def _sides(numbers: Iterable[float]) -> str:
-    return " × ".join(f"{number:.4g}" for number in numbers)

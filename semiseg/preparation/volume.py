@@ -1,6 +1,8 @@
 """Scans with their place in space: turning, resampling, bringing a label onto its image's grid."""
 
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from semiseg.data.preprocessing import Preprocessing
 
 SAME_SPACING = 0.01  # relative
 SAME_DIRECTION = 0.02  # cosines
+BYTES_PER_VOXEL = 8  # of a resampled image: interpolated and scaled, float32 each
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Volume:
     def prepared(self, preprocessing: Preprocessing) -> np.ndarray:  # [*S] float32
         """The image as a dataset's networks see it: at its spacing, intensities scaled; the axes stay.
 
-        Raises ValueError, naming the file, where the scan is the same everywhere.
+        Raises ValueError, naming the file, where the scan is the same everywhere or too large to be resampled.
         """
         spacing, image = preprocessing.spacing, self
         if spacing is not None and not self.has_spacing(spacing):
@@ -65,7 +68,11 @@ class Volume:
             raise ValueError(f"{self.path}: {error}") from None
 
     def resampled(self, spacing: tuple[float, ...]) -> "Volume":
-        """Interpolate linearly at voxels of another size in mm, from the same corner on; values float32."""
+        """Interpolate linearly at voxels of another size in mm, from the same corner on; values float32.
+
+        Raises ValueError, naming the file, where the machine has too little memory for them.
+        """
+        self.check_memory(spacing)
         values = resample(self.values.astype(np.float32), self.spacing, spacing)
         steps = np.divide(spacing, self.spacing)
         # The centre of the first voxel moves when its corner stays.
@@ -74,9 +81,32 @@ class Volume:
         move[:3, 3] = 0.5 * steps - 0.5
         return replace(self, values=values, affine=self.affine @ move)
 
+    def check_memory(self, spacing: tuple[float, ...]) -> None:
+        """Raise ValueError, naming the file, where voxels of this size in mm take more than the machine has."""
+        shape = resampled_shape(self.values.shape, self.spacing, spacing)
+        needed, there = math.prod(shape) * BYTES_PER_VOXEL, machine_memory()
+        if needed > there:
+            raise ValueError(
+                f"{self.path}: {sides(self.values.shape)} voxels of {sides(self.spacing)} mm are {sides(shape)} of "
+                f"{sides(spacing)} mm, which take {needed / 2**30:.3g} GB; accepted are up to the {there / 2**30:.3g} GB "
+                "of this machine"
+            )
+
     def has_spacing(self, spacing: tuple[float, ...]) -> bool:
         """Whether voxels have this size in mm, to one per cent."""
         return np.allclose(self.spacing, spacing, rtol=SAME_SPACING, atol=0)
+
+
+def machine_memory() -> float:
+    """Bytes this machine has; infinity where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def sides(numbers: Iterable[float]) -> str:
+    """Lengths along the axes, as messages have them."""
+    return " × ".join(f"{number:.4g}" for number in numbers)
 
 
 def on_grid_of(image: Volume, label: Volume) -> Volume:
@@ -123,10 +153,20 @@ def resample(
 ) -> np.ndarray:
     """Interpolate linearly at voxels of another size; the first corner of the volume stays where it is."""
     steps = np.divide(wanted, spacing)
-    shape = tuple(max(1, round(size / step)) for size, step in zip(image.shape, steps, strict=True))
+    shape = resampled_shape(image.shape, spacing, wanted)
     return ndimage.affine_transform(
         image, steps, offset=0.5 * steps - 0.5, output_shape=shape, order=1, mode="nearest"
     )
+
+
+def resampled_shape(
+    shape: Sequence[int],
+    spacing: Sequence[float],  # mm
+    wanted: Sequence[float],  # mm
+) -> tuple[int, ...]:
+    """Sides of a volume at voxels of another size."""
+    steps = np.divide(wanted, spacing)
+    return tuple(max(1, round(size / step)) for size, step in zip(shape, steps, strict=True))
 
 
 def resample_label(

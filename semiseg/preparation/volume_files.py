@@ -1,8 +1,10 @@
 """Files of scans: NIfTI, NRRD and DICOM, read with their place in space; masks written as NIfTI."""
 
+import gzip
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import nrrd
 import numpy as np
 import pydicom
 from nibabel.openers import Opener
+from nibabel.spatialimages import HeaderDataError
 
+from semiseg.commands import first_line
 from semiseg.engine.atomic import replace_atomically
 from semiseg.preparation.volume import SAME_DIRECTION, Volume
 
@@ -21,7 +25,21 @@ NRRD_SPACES = {
     "left-anterior-superior": (-1, 1, 1),
     "right-anterior-superior": (1, 1, 1),
 }
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error)
+NIFTI_ENDINGS = (".nii.gz", ".nii")  # in small or large letters, as all endings
+SCAN_ENDINGS = (*NIFTI_ENDINGS, ".nrrd")
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, zlib.error)
+HEADER, BLOCK = 540, 2**20  # bytes: the longest header of NIfTI, and what is read at once
+
+
+def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
+    """Whether a file's name ends in one of these, in small or large letters."""
+    return path.name.lower().endswith(endings)
+
+
+def stem(path: Path) -> str:
+    """A scan's name without its ending."""
+    path = path.absolute()
+    return next((path.name[: -len(end)] for end in SCAN_ENDINGS if has_ending(path, (end,))), path.name)
 
 
 def read_volume(path: Path) -> Volume:
@@ -31,20 +49,22 @@ def read_volume(path: Path) -> Volume:
     """
     if path.is_dir():
         return read_dicom_series(path)
-    return read_nifti(path) if _is_nifti(path) else read_nrrd(path)
+    return read_nifti(path) if has_ending(path, NIFTI_ENDINGS) else read_nrrd(path)
 
 
-def check_header(path: Path) -> None:
-    """Raise as `read_volume` would for a NIfTI or NRRD file, as far as its header tells."""
-    if _is_nifti(path):
-        with _reading(path, "NIfTI"):
-            file = nibabel.load(path)
-            shape, affine = _space(file.shape), file.affine  # type: ignore[attr-defined]
+def read_header(path: Path) -> Volume:
+    """Where a NIfTI or NRRD file places its voxels; all of them are 0 here, and take no memory.
+
+    Raises as `read_volume` does, as far as the header tells.
+    """
+    if has_ending(path, NIFTI_ENDINGS):
+        with _reading(path, "NIfTI"), _nifti(path) as (image, _):
+            values, affine = np.broadcast_to(np.uint8(0), _space(image.shape)), image.affine
     else:
         with _reading(path, "NRRD"):
             header = nrrd.read_header(str(path))
-            shape, affine = tuple(header["sizes"]), _nrrd_affine(header)
-    _check_grid(path, shape, affine)
+            values, affine = np.broadcast_to(np.uint8(0), tuple(header["sizes"])), _nrrd_affine(header)
+    return _volume(path, values, affine)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -52,10 +72,13 @@ def read_nifti(path: Path) -> Volume:
 
     Raises FileNotFoundError if it is missing, ValueError if it cannot be read or has other axes.
     """
-    with _reading(path, "NIfTI"):
-        file = nibabel.load(path)
-        values = np.asanyarray(file.dataobj)  # type: ignore[attr-defined]
-    return _volume(path, values.reshape(_space(values.shape)), file.affine)  # type: ignore[attr-defined]
+    with _reading(path, "NIfTI"), _nifti(path) as (image, stream):
+        values = np.asanyarray(image.dataobj)
+        if isinstance(stream, gzip.GzipFile):
+            # NiBabel stops behind the voxels; only at its end is the stream compared with its checksum.
+            while stream.read(BLOCK):
+                pass
+    return _volume(path, values.reshape(_space(values.shape)), image.affine)
 
 
 def write_nifti(
@@ -140,7 +163,7 @@ def _read_slice(path: Path) -> pydicom.Dataset:
     try:
         slice = pydicom.dcmread(path)
     except (*UNREADABLE, pydicom.errors.InvalidDicomError) as error:
-        raise ValueError(f"{path}: cannot be read as DICOM ({_line(error)})") from error
+        raise ValueError(f"{path}: cannot be read as DICOM ({first_line(error)})") from error
     for name in ("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
                  "Rows", "Columns", "PixelData"):  # fmt: skip
         if name not in slice:
@@ -153,7 +176,7 @@ def _pixels(folder: Path, slice: pydicom.Dataset) -> np.ndarray:
         pixels = slice.pixel_array
     except (*UNREADABLE, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder}: the pixels of slice {slice.SOPInstanceUID} cannot be decoded "
-                         f"({_line(error)})") from error  # fmt: skip
+                         f"({first_line(error)})") from error  # fmt: skip
     scale, shift = slice.get("RescaleSlope", 1), slice.get("RescaleIntercept", 0)
     return pixels.astype(np.float32) * np.float32(scale) + np.float32(shift)
 
@@ -163,8 +186,18 @@ def _space(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3] if all(side == 1 for side in shape[3:]) else shape
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.endswith((".nii", ".nii.gz"))
+@contextmanager
+def _nifti(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, BufferedIOBase]]:
+    """A NIfTI file with the stream its voxels are still to be read from."""
+    opened = gzip.open if has_ending(path, (".gz",)) else open
+    with opened(path, "rb") as stream:
+        start = stream.read(HEADER)
+        stream.seek(0)
+        for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+            if kind.header_class.may_contain_header(start):
+                yield kind.from_stream(stream), stream
+                return
+        raise ValueError("it has no header of that kind")
 
 
 @contextmanager
@@ -174,25 +207,16 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: missing; expected a {what} file")
     try:
         yield
-    except (*UNREADABLE, TypeError, nrrd.NRRDError, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read as {what} ({_line(error)})") from error
+    except (*UNREADABLE, TypeError, nrrd.NRRDError, HeaderDataError) as error:
+        raise ValueError(f"{path}: cannot be read as {what} ({first_line(error)})") from error
 
 
 def _volume(path: Path, values: np.ndarray, affine: np.ndarray) -> Volume:
-    _check_grid(path, values.shape, affine)
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: holds values of type {values.dtype}; expected one number a voxel")
-    return Volume(path, values, affine)
-
-
-def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> None:
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"{path}: has shape {shape}; expected three axes, none of them empty")
+    if values.ndim != 3 or 0 in values.shape:
+        raise ValueError(f"{path}: has shape {values.shape}; expected three axes, none of them empty")
     directions = affine[:3, :3]
     if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 1e-9:
         raise ValueError(f"{path}: its header gives no direction for some axis; expected a spacing for each")
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: holds values of type {values.dtype}; expected one number a voxel")
+    return Volume(path, values, affine)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import challenge_files as files
@@ -128,6 +129,27 @@ def test_pancreas_arithmetic(pancreas):
     inside = np.median(image[label > 0]) - image.min()
     outside = np.median(image[(image > image.min() + 0.1) & (label == 0)]) - image.min()
     assert inside / outside == pytest.approx((75 + 125) / (40 + 125), rel=0.03)
+
+
+def test_pancreas_intensities_of_a_whole_scan_are_those_of_the_training_crops(pancreas):
+    """The same tissue has nearly the same value in a whole scan, prepared to be predicted, as in its crop."""
+    dest = prepare("pancreas", pancreas)
+    dataset = open_dataset("pancreas", dest)
+    (name, *_) = (dest / "train.list").read_text().split()
+    number = name.removeprefix("image")
+    whole = read_dicom_series(pancreas / "DOI" / f"PANCREAS_{number}").turned("LPS")
+    organ = read_nifti(pancreas / "labels" / f"label{number}.nii.gz").values > 0
+    on_its_grid = replace(dataset.preprocessing, spacing=None)
+    image, label = stored(dataset.path(name))
+    assert np.median(whole.prepared(on_its_grid)[organ]) == pytest.approx(
+        np.median(image[label > 0]), abs=0.1
+    )
+
+
+def test_pancreas_folders_of_others_say_nothing_of_whole_scans(pancreas):
+    dest = prepare("pancreas", pancreas)
+    (dest / "dataset.json").unlink()
+    assert open_dataset("pancreas", dest).preprocessing.intensity == "standardise"
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAI", "SRP"])

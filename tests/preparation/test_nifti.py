@@ -1,8 +1,10 @@
 """From folders of NIfTI files to the plain layout and configurations: geometry, choices, findings, refusals."""
 
 import json
+import os
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import h5py
@@ -270,6 +272,61 @@ def test_a_number_of_the_scan_is_no_channel(source):
     assert "scan_0007" in names(dest, "train")
 
 
+def test_endings_in_large_letters_and_decomposed_names(source):
+    """As a Mac writes ü, and as some scanners write endings."""
+    names_of = {"scan_0": "Müller", "scan_1": "SCAN_1"}
+    for folder, form in zip(source, ("NFC", "NFD"), strict=True):
+        for old, new in names_of.items():
+            (folder / f"{old}.nii.gz").rename(folder / f"{unicodedata.normalize(form, new)}.NII.GZ")
+    dest = prepare(source, "--labelled", "5")
+    assert set(names_of.values()) < {*names(dest, "train"), *names(dest, "test")}
+    assert all(stored(dest, name)[1] is not None for name in names_of.values())
+
+
+def test_a_list_finds_a_name_in_another_unicode_form(source, tmp_path):
+    for folder in source:
+        (folder / "scan_0.nii.gz").rename(folder / unicodedata.normalize("NFD", "Müller.nii.gz"))
+    (tmp_path / "test.txt").write_text(unicodedata.normalize("NFD", "Müller\n"))
+    assert names(prepare(source, "--test", str(tmp_path / "test.txt")), "test") == ["Müller"]
+
+
+@pytest.mark.parametrize("name", [" a", "a ", "a\u2028b", "a\nb", "a\x1bb", os.fsdecode(b"M\xfcller")])
+@pytest.mark.parametrize("folder", [0, 1])
+def test_names_that_lists_cannot_hold_are_refused(source, capsys, monkeypatch, name, folder):
+    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)  # refused before it
+    path = (source[folder] / "scan_0.nii.gz").rename(source[folder] / f"{name}.nii.gz")
+    message = refusal(capsys, source)
+    assert message.startswith(f"error: {str(path)!r}: names the case {name!r}; accepted are names in UTF-8")
+
+
+def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monkeypatch):
+    monkeypatch.setattr("semiseg.preparation.nifti.find_scans", None)  # refused before it
+    (source[0].parent.parent / "afile").write_text("precious")
+    for dest, message in (
+        ("afile/prep", r"afile/prep: cannot be written, as \S+afile is no folder"),
+        (os.fsdecode(b"M\xfcller"), "accepted are names in UTF-8"),
+    ):
+        with pytest.raises(SystemExit):
+            prepare(source, name=dest)
+        assert re.search(message, capsys.readouterr().err)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert re.search(r"dest: cannot be written, as the folder \S+ is not writable", refusal(capsys, source))
+
+
+def test_a_spacing_that_takes_too_much_memory_is_refused_before_the_survey(source, capsys, monkeypatch):
+    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
+    message = refusal(capsys, source, "--spacing", "0.001", "0.001", "0.001")
+    assert re.search(r"--spacing is 0.001 × 0.001 × 0.001: \S+scan_0.nii.gz: .* which take .* GB", message)
+
+
+def test_a_header_that_takes_too_much_memory_is_named(source, capsys):
+    image = read_nifti(source[0] / "scan_6.nii.gz")
+    files.write_image(image.path, np.asarray(image.values), files.affine((500, 500, 500)))
+    assert re.search(
+        r"scan_6.nii.gz: 40 × 36 × 16 voxels of 500 .* GB of this machine", refusal(capsys, source)
+    )
+
+
 def test_suspicious_cases_are_named(source, capsys):
     rewrite(source[1] / "scan_2.nii.gz", lambda values: np.where(values == 3, 0, values))
     small = read_nifti(source[0] / "scan_6.nii.gz")
@@ -442,6 +499,11 @@ def test_bad_input_ends_in_one_line_before_anything_is_written(source, capsys, d
 ])  # fmt: skip
 def test_impossible_choices(source, capsys, options, message):
     assert message in refusal(capsys, source, *options)
+
+
+def test_a_list_that_is_no_text_is_named(source, capsys):
+    path = source[1] / "scan_0.nii.gz"
+    assert f"{path}: no text in UTF-8" in refusal(capsys, source, "--test", str(path))
 
 
 def test_a_list_may_name_labelled_scans_only(source, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Scans and their place in space: reading, turning, resampling."""
 
+from pathlib import Path
+
 import challenge_files as files
 import nibabel
 import nrrd
@@ -9,7 +11,13 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
 from semiseg.preparation.volume import Volume, on_grid_of, resample, resample_label
-from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd
+from semiseg.preparation.volume_files import (
+    read_dicom_series,
+    read_header,
+    read_nifti,
+    read_nrrd,
+    read_volume,
+)
 
 NO_SPACE = dict.fromkeys(("space", "space directions", "space origin"))
 
@@ -114,3 +122,76 @@ def test_axes_of_length_one_behind_those_of_space_are_dropped(tmp_path):
     values = np.arange(24, dtype=np.int16).reshape(2, 3, 4, 1, 1)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
     np.testing.assert_array_equal(read_nifti(tmp_path / "a.nii").values, values[..., 0, 0])
+
+
+def write_label(path: Path) -> np.ndarray:
+    values = np.random.default_rng(0).integers(0, 4, (12, 10, 8)).astype(np.uint8)
+    if path.suffix == ".nrrd":
+        nrrd.write(str(path), values)
+    else:
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    return values
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+def test_a_flipped_bit_is_noticed(tmp_path, name):
+    path = tmp_path / name
+    write_label(path)
+    whole = path.read_bytes()
+    for position in range(len(whole) - 300, len(whole) - 10, 20):
+        damaged = bytearray(whole)
+        damaged[position] ^= 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as (NIfTI|NRRD)"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-3], lambda content: content[:-4] + b"long"])
+def test_the_length_behind_the_voxels_is_checked(tmp_path, damage):
+    path = tmp_path / "a.nii.gz"
+    write_label(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        ValueError, match="a.nii.gz: cannot be read as NIfTI .(Compressed file ended|Incorrect length)"
+    ):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize(
+    "position", [40, 43, 70, 111]
+)  # number of axes, first side, type and place of the voxels
+def test_a_damaged_header_is_named(tmp_path, position):
+    path = tmp_path / "a.nii"
+    write_label(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[position] ^= 0xA0
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="a.nii: (cannot be read as NIfTI|has shape)"):
+        read_nifti(path)
+
+
+def test_a_side_that_no_memory_holds_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    header = nibabel.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)).header
+    header.set_data_shape((32767, 32767, 32767))
+    nibabel.openers.Opener(path, "wb").write(header.binaryblock + bytes(4))
+    with pytest.raises(ValueError, match="a.nii.gz: cannot be read as NIfTI"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("name", ["a.NII.GZ", "a.Nii.gz", "a.NII"])
+def test_endings_in_large_letters(tmp_path, name):
+    values = write_label(tmp_path / name.lower())
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    np.testing.assert_array_equal(read_volume(tmp_path / name).values, values)
+    assert read_header(tmp_path / name).values.shape == values.shape
+
+
+def test_what_takes_more_memory_than_there_is_is_refused_before_it_is_taken(monkeypatch):
+    monkeypatch.setattr("semiseg.preparation.volume.machine_memory", lambda: 8 * 20**3)
+    scan = Volume(Path("scan"), np.zeros((10, 10, 10), np.float32), np.eye(4))
+    assert scan.resampled((0.5, 0.5, 0.5)).values.shape == (20, 20, 20)
+    with pytest.raises(
+        ValueError, match="scan: 10 × 10 × 10 voxels of 1 × 1 × 1 mm are 20 × 20 × 40 of .* GB"
+    ):
+        scan.resampled((0.5, 0.5, 0.25))
