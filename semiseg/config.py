@@ -249,9 +249,8 @@ class _Loader(yaml.SafeLoader):
         # Here, because later the keys that `<<` merges in stand among the section's own.
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key in (
-            key for key, _ in node.value if isinstance(key, yaml.ScalarNode)
-        ):  # PyYAML refuses others
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]  # PyYAML refuses others
+        for key in scalars:
             kind = key.tag.rpartition(":")[2]
             if kind not in ("str", "merge"):
                 problem = f"key {key.value!r} is read as {kind}, accepted are names"
