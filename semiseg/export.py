@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from semiseg.commands import check_destination, command
+from semiseg.commands import command
+from semiseg.destinations import check_destination
 from semiseg.engine.atomic import replace_atomically
 from semiseg.methods import Method
 from semiseg.prediction import Predictor

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from semiseg.commands import EXPECTED, check_destination, check_utf8, command
+from semiseg.commands import EXPECTED, command
+from semiseg.destinations import check_destination, check_utf8
 from semiseg.prediction import Predictor
 from semiseg.preparation.volume_files import NIFTI_ENDINGS, SCAN_ENDINGS, has_ending, read_header, stem
 

@@ -14,12 +14,12 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from torch import Tensor
 from tqdm import tqdm
 
-from semiseg.commands import first_line, is_out_of_memory
 from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
+from semiseg.errors import first_line, is_out_of_memory
 from semiseg.evaluation.evaluator import class_map, probability_slabs
 from semiseg.models.folding import fold_batch_norm
 from semiseg.preparation.volume import Volume, resampled_shape, sides

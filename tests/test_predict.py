@@ -420,8 +420,9 @@ def test_a_defect_keeps_its_traceback():
         defective([])
 
 
-def test_a_folder_goes_on_after_a_scan_that_memory_cannot_hold(thresholding, tmp_path, capsys):
+def test_a_folder_goes_on_after_a_scan_that_memory_cannot_hold(thresholding, tmp_path, capsys, monkeypatch):
     """Voxels of 100 mm, which a header only says by mistake: the warning comes before the refusal."""
+    monkeypatch.setattr("semiseg.preparation.volume.machine_memory", lambda: 2**30)
     run = untrained_run(
         tmp_path / "run", preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), "fixed", None, 0.0, 1.0)
     )

@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from semiseg.commands import check_destination, first_line
+from semiseg.destinations import check_destination
+from semiseg.errors import first_line
 
 Item = TypeVar("Item")
 # Unicode categories: control characters, line and paragraph separators, and bytes that are not UTF-8.

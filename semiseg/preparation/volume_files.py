@@ -15,8 +15,8 @@ import pydicom
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
 
-from semiseg.commands import first_line
 from semiseg.engine.atomic import replace_atomically
+from semiseg.errors import first_line
 from semiseg.preparation.volume import SAME_DIRECTION, Volume
 
 # NRRD's names of the space its directions are given in, and the signs that lead from there to NIfTI's space.

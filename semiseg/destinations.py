@@ -1,0 +1,22 @@
+"""Files and folders that are to be written, checked before the work is done."""
+
+import os
+from pathlib import Path
+
+
+def check_destination(path: Path) -> None:
+    """Raise ValueError or OSError, naming `path`, where no file or folder of this name can be made."""
+    check_utf8(path)
+    above = next(folder for folder in path.resolve().parents if os.path.exists(folder))
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path}: cannot be written, as {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: cannot be written, as the folder {above} is not writable")
+
+
+def check_utf8(path: Path) -> None:
+    """Raise ValueError where lists, configurations and messages cannot hold the name of a file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(path)!r}: accepted are names in UTF-8") from None
