@@ -18,25 +18,25 @@ __host__ __device__ constexpr int64_t class_sums(int64_t regions, int64_t C) {
 }
 
 struct ClassSoftmax {
-  float top, inverse_temperature, sum, inverse_sum;  // sum: of exp((logit - top) / temperature)
+  Temperature temperature;
+  float top, sum, inverse_sum;  // sum: of exp((logit - top) / temperature)
 
   __device__ __forceinline__ float probability(float logit) const {
-    return approximate_exp((logit - top) * inverse_temperature) * inverse_sum;
+    return temperature.exponential(logit - top) * inverse_sum;
   }
   // Minus the logarithm of the probability but for that of the sum.
-  __device__ __forceinline__ float below_top(float logit) const { return (top - logit) * inverse_temperature; }
+  __device__ __forceinline__ float below_top(float logit) const { return (top - logit) * temperature.inverse; }
 };
 
 // logits(c) of a voxel whose largest is `top`.
 template <class Tile, class Voxel, class Logits>
 __device__ __forceinline__ ClassSoftmax class_softmax(const Tile& tile, const Voxel& x, const Logits& logits, float top,
-                                                      float temperature) {
-  const float inverse_temperature = 1 / temperature;
+                                                      const Temperature& temperature) {
   float sum = 0;
 #pragma unroll
-  for (int c = x.lane; c < tile.C; c += Tile::LANES) sum += approximate_exp((logits(c) - top) * inverse_temperature);
+  for (int c = x.lane; c < tile.C; c += Tile::LANES) sum += temperature.exponential(logits(c) - top);
   sum = x.sum(sum);
-  return {top, inverse_temperature, sum, 1 / sum};
+  return {temperature, top, sum, reciprocal(sum)};
 }
 
 struct HardTarget {
@@ -73,7 +73,7 @@ struct NarrowClassSums {
   int regions;
   ColumnSums columns;
   float recent[MOST_REGIONS][STATISTICS], ce[MOST_REGIONS];
-  LogarithmSum logarithms[MOST_REGIONS];  // which `ce` lacks
+  LogarithmSum<C> logarithms[MOST_REGIONS];  // which `ce` lacks
 
   __host__ __device__ __forceinline__ NarrowClassSums(Arena& shared, const Tile&, int regions)
       : regions(regions), columns(shared, int(class_sums(regions, C))) {}
@@ -99,6 +99,9 @@ struct NarrowClassSums {
                                       const Logits& logits, const Target& target, int region) {
     const float logarithm = Target::ONE_CLASS ? 0 : logf(softmax.sum);
     const float voxel_ce = cross_entropy(tile, x, softmax, logits, target, logarithm);
+    float p[C];
+#pragma unroll
+    for (int c = 0; c < C; ++c) p[c] = softmax.probability(logits(c));
 #pragma unroll
     for (int r = 0; r < MOST_REGIONS; ++r) {
       if (region != r) continue;
@@ -107,9 +110,8 @@ struct NarrowClassSums {
       recent[r][0] += 1;
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        const float p = softmax.probability(logits(c));
-        recent[r][1 + c] += target.times(c, p);
-        recent[r][1 + C + c] = fmaf(p, p, recent[r][1 + C + c]);
+        recent[r][1 + c] += target.times(c, p[c]);
+        recent[r][1 + C + c] = fmaf(p[c], p[c], recent[r][1 + C + c]);
         recent[r][1 + 2 * C + c] += target.times(c, target(c));
       }
     }
@@ -285,8 +287,8 @@ struct VoxelClassGradient {
                                                 const Target& target, int region)
       : softmax(softmax), target(target), kept(region >= 0), total(0), mean(0) {
     const int row = kept ? region : 0;
-    by_overlap = gradient.by_overlap + int64_t(row) * gradient.C;
-    by_square = gradient.by_square + int64_t(row) * gradient.C;
+    by_overlap = gradient.by_overlap + row * gradient.C;
+    by_square = gradient.by_square + row * gradient.C;
     ce = gradient.ce[row];
 #pragma unroll
     for (int c = x.lane; c < tile.C; c += Tile::LANES) {
@@ -305,7 +307,7 @@ struct VoxelClassGradient {
   __device__ __forceinline__ float by_logit(int c, float logit) const {
     const float p = softmax.probability(logit);
     const float derivative = p * (by_probability(c, p) - mean) + ce * (p * total - target(c));
-    return kept ? derivative * softmax.inverse_temperature : 0.f;
+    return kept ? derivative * softmax.temperature.inverse : 0.f;
   }
 };
 

@@ -23,11 +23,13 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.clusters.start();
-  RecentTiles recent;
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  RecentTiles<Tile::SLOTS> recent;
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int label = labels.label(x.slot, tile.C);
@@ -59,13 +61,15 @@ int64_t cluster_mean(const ClusterMean& a, const Device& device) {
     const int64_t shared = shared_bytes<Memory<Tile>>(prototypes, a.z);
     const int blocks = Tile::LANES == 1 ? blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device)
                                         : blocks_without_sums(tiling.tiles, device);
-    const ClusterWork<Tile> clusters(workspace, prototypes, a.z, blocks, device);
+    const Partials partials(workspace, cluster_sums_of_tiles<Tile>(prototypes), blocks);
+    const ClusterWork<Tile> clusters(workspace, prototypes, a.z, device);
     double* total = workspace.take<double>(sums);
     if (device.workspace == nullptr) return;
-    launch_normalize(prototypes, device);
+    launch_normalize<Tile>(prototypes, device);
     launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, prototypes, tiling,
-           clusters.assignments, clusters.partials);
-    clusters.finish(prototypes, a.z, a.weight, total, device);
+           clusters.assignments, partials);
+    launch_add_partials(partials, total, device);
+    clusters.add(prototypes, a.z, a.weight, total, device);
     launch(finish, dim3(blocks_without_sums(prototypes.count(), device)), dim3(THREADS), 0, device.stream, a, total);
   });
   return workspace.bytes;

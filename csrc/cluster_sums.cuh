@@ -227,29 +227,34 @@ static __global__ void __launch_bounds__(THREADS) sum_clusters(Voxels z, Voxels 
     partials.mine(int64_t(clusters) * d + c) = memory.counts[c];
 }
 
-// What a kernel over tiles needs besides shared memory to sum the clusters, and what follows it.
+// The clusters' sums that a kernel over tiles itself leaves in its partials.
+template <class Tile>
+int64_t cluster_sums_of_tiles(const Prototypes& p) {
+  return Tile::LANES == 1 ? cluster_sums(p.count(), p.d) : 0;
+}
+
+// What a kernel over wide tiles leaves, and the second kernel, which sums it.
 template <class Tile>
 struct ClusterWork {
-  static constexpr bool narrow = Tile::LANES == 1;
   Assignments assignments;
   Partials partials;
 
-  ClusterWork(Arena& workspace, const Prototypes& p, const Voxels& z, int blocks, const Device& device)
-      : assignments(workspace, narrow ? 0 : z.batch * z.voxels),
-        partials(workspace, cluster_sums(p.count(), p.d), narrow ? blocks : blocks_of_second_kernel(p, z, device)) {}
+  ClusterWork(Arena& workspace, const Prototypes& p, const Voxels& z, const Device& device)
+      : assignments(workspace, Tile::LANES == 1 ? 0 : z.batch * z.voxels),
+        partials(workspace, cluster_sums(p.count(), p.d) - cluster_sums_of_tiles<Tile>(p), blocks(p, z, device)) {}
 
-  static int blocks_of_second_kernel(const Prototypes& p, const Voxels& z, const Device& device) {
+  static int blocks(const Prototypes& p, const Voxels& z, const Device& device) {
+    if (Tile::LANES == 1) return 0;
     return blocks_with_sums(sum_clusters, shared_bytes<WideClusterSums>(p.count()),
                             Tiling(z, WideClusterSums::VOXELS).tiles, cluster_sums(p.count(), p.d), device);
   }
 
-  void finish(const Prototypes& p, const Voxels& z, const Voxels& weight, double* total, const Device& device) const {
-    if (!narrow) {
-      const Tiling tiling(z, WideClusterSums::VOXELS);
-      const int chunks = (p.d + WideClusterSums::D - 1) / WideClusterSums::D;
-      launch(sum_clusters, dim3(partials.blocks, chunks), dim3(THREADS), shared_bytes<WideClusterSums>(p.count()),
-             device.stream, z, weight, assignments, p.count(), tiling, partials);
-    }
+  void add(const Prototypes& p, const Voxels& z, const Voxels& weight, double* total, const Device& device) const {
+    if (Tile::LANES == 1) return;
+    const Tiling tiling(z, WideClusterSums::VOXELS);
+    const int chunks = (p.d + WideClusterSums::D - 1) / WideClusterSums::D;
+    launch(sum_clusters, dim3(partials.blocks, chunks), dim3(THREADS), shared_bytes<WideClusterSums>(p.count()),
+           device.stream, z, weight, assignments, p.count(), tiling, partials);
     launch_add_partials(partials, total, device);
   }
 };

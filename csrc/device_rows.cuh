@@ -29,7 +29,7 @@ struct Rows {
   __device__ __forceinline__ void load(const Span& span, int64_t first) {
     const int64_t count = x.channels - first;
     planar = x.voxel_stride == 1;
-    vectors = planar ? has_aligned_rows(x) && span.n == VOXELS : has_aligned_points(x) && x.channels % 4 == 0;
+    vectors = planar ? x.aligned_rows && span.n == VOXELS : x.aligned_points && x.channels % 4 == 0;
     const int width = vectors ? 4 : 1, along = (planar ? VOXELS : ROWS) / width, thread = int(threadIdx.x);
     const int near = thread % along * width, far = thread / along, step = THREADS / along;
     row = planar ? far : near, row_step = planar ? step : 0;
@@ -126,7 +126,7 @@ struct Patch {
     with_float_type(source.type, [&](auto zero) {
       using T = decltype(zero);
       const T* p = element<const T>(source, span.image, first_channel + channel, span.first + voxel);
-      if (has_aligned_rows(source) && voxels >= 4) {
+      if (source.aligned_rows && voxels >= 4) {
         Adjacent<4, T> row[4] = {};
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -135,7 +135,7 @@ struct Patch {
         for (int i = 0; i < 4; ++i) row[i].convert(x[i]);
         return;
       }
-      if (has_aligned_points(source) && channels >= 4) {
+      if (source.aligned_points && channels >= 4) {
         Adjacent<4, T> point[4] = {};
 #pragma unroll
         for (int v = 0; v < 4; ++v)
@@ -170,11 +170,11 @@ struct Patch {
     with_float_type(target.type, [&](auto zero) {
       using T = decltype(zero);
       T* p = element<T>(target, span.image, first_channel + channel, span.first + voxel);
-      if (has_aligned_rows(target) && voxels >= 4) {
+      if (target.aligned_rows && voxels >= 4) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           if (i < channels) store_adjacent(p + i * target.channel_stride, x[i]);
-      } else if (has_aligned_points(target) && channels >= 4) {
+      } else if (target.aligned_points && channels >= 4) {
 #pragma unroll
         for (int v = 0; v < 4; ++v) {
           const float four[4] = {x[0][v], x[1][v], x[2][v], x[3][v]};

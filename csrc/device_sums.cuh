@@ -65,32 +65,44 @@ struct Partials {
   Partials(Arena& workspace, int64_t count, int blocks)
       : data(workspace.take<double>(count * blocks)), count(count), blocks(blocks) {}
 
+  // Those from the first on.
+  Partials from(int64_t first) const {
+    Partials rest = *this;
+    rest.data += first * blocks;
+    rest.count -= first;
+    return rest;
+  }
+
   __device__ __forceinline__ double& mine(int64_t i) const { return data[i * blocks + blockIdx.x]; }
 };
 
-// A sum of logarithms of numbers from 1 on. Of their product: a logarithm costs as much as some thirty factors.
+// The tiles whose sums a thread takes in float32: 32 voxels.
+template <int SLOTS>
+struct RecentTiles {
+  static constexpr int MOST_VOXELS = 32;
+  int count = 0;
+
+  __device__ __forceinline__ bool are_enough() {
+    if (++count < MOST_VOXELS / SLOTS) return false;
+    count = 0;
+    return true;
+  }
+};
+
+// A sum of logarithms of a few tiles' numbers from 1 to LARGEST, or to any where that is 0. Of their product: a logarithm
+// costs as much as some thirty factors.
+template <int LARGEST>
 struct LogarithmSum {
+  static constexpr bool ONE_PRODUCT = LARGEST > 0 && LARGEST <= 15;  // 15^MOST_VOXELS < 2^126
   float product = 1, sum = 0;
 
   __device__ __forceinline__ void add(float x) {
     product *= x;
-    if (product < 0x1p64f) return;
+    if (ONE_PRODUCT || product < 0x1p64f) return;
     sum += logf(product);
     product = 1;
   }
   __device__ __forceinline__ float total() const { return sum + logf(product); }
-};
-
-// The tiles whose sums a thread takes in float32.
-struct RecentTiles {
-  int count = 0;
-
-  __device__ __forceinline__ bool are_enough() {
-    constexpr int most = 16;
-    if (++count < most) return false;
-    count = 0;
-    return true;
-  }
 };
 
 // Running sums of a block in shared memory, [count, THREADS]: a column for every thread, so that nobody waits.
@@ -136,6 +148,7 @@ static __global__ void __launch_bounds__(THREADS) add_partials(
 }
 
 inline void launch_add_partials(const Partials& partials, double* total, const Device& device) {
+  if (partials.count == 0) return;
   constexpr int64_t most_blocks = 4096;
   int lanes = 1;
   while (lanes < WARP && lanes < partials.blocks) lanes *= 2;
@@ -150,24 +163,28 @@ __device__ __forceinline__ MapValues<Tile::SLOTS> load_map(const Tile& tile, con
   return {map, span, [&](int slot) { return tile.offset(slot); }};
 }
 
-// Blocks of a kernel that walks over tiles and leaves partial sums: as many as the device runs at once, unless their
-// partials would take too much memory.
+// Blocks of a kernel that walks over tiles, each as many as it can: all that the device runs at once.
 template <class... Parameters>
-int blocks_with_sums(void (*kernel)(Parameters...), int64_t shared_bytes, int64_t tiles, int64_t sums,
-                     const Device& device, int64_t partial_bytes = 4 << 20) {
-  constexpr int64_t fewest = 4;
+int resident_blocks(void (*kernel)(Parameters...), int64_t shared_bytes, int64_t tiles, const Device& device) {
   allow_shared_bytes(kernel, shared_bytes);
   int resident = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, THREADS, size_t(shared_bytes)),
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-  const int64_t affordable = partial_bytes / (8 * (sums + 1));
-  int64_t blocks = int64_t(resident) * multiprocessors(device);
-  if (blocks > affordable) blocks = affordable > fewest ? affordable : fewest;
-  if (blocks > tiles) blocks = tiles;
+  const int64_t most = int64_t(resident) * multiprocessors(device), blocks = tiles < most ? tiles : most;
   return int(blocks > 0 ? blocks : 1);
 }
 
-// Blocks of one that leaves none.
+// Blocks of one that leaves partial sums: fewer where these would take too much memory.
+template <class... Parameters>
+int blocks_with_sums(void (*kernel)(Parameters...), int64_t shared_bytes, int64_t tiles, int64_t sums,
+                     const Device& device, int64_t partial_bytes = 4 << 20) {
+  constexpr int64_t fewest = 4;
+  const int64_t affordable = partial_bytes / (8 * (sums + 1));
+  const int blocks = resident_blocks(kernel, shared_bytes, tiles, device);
+  return blocks <= affordable ? blocks : int(affordable > fewest ? affordable : blocks < fewest ? blocks : fewest);
+}
+
+// Blocks of one whose tiles the device hands out, a few to each.
 inline int blocks_without_sums(int64_t tiles, const Device& device) {
   const int64_t most = int64_t(64) * multiprocessors(device), blocks = tiles < most ? tiles : most;
   return int(blocks > 0 ? blocks : 1);

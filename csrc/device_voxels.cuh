@@ -18,22 +18,24 @@ struct Span {
   int n;
 };
 
+// Tiles are counted in 32 bits: no GPU has memory for more.
 struct Tiling {
-  int64_t voxels, images, tiles_per_image, tiles;
-  int length;
+  int64_t voxels, tiles;
+  int images, tiles_per_image, length;
 
   __host__ __device__ Tiling(const Voxels& x, int length)
-      : voxels(x.voxels), images(x.voxels > 0 ? x.batch : 0),
-        tiles_per_image(x.voxels > 0 ? (x.voxels + length - 1) / length : 1), tiles(images * tiles_per_image),
-        length(length) {}
+      : voxels(x.voxels), images(x.voxels > 0 ? int(x.batch) : 0),
+        tiles_per_image(x.voxels > 0 ? int((x.voxels + length - 1) / length) : 1), length(length) {
+    tiles = int64_t(images) * tiles_per_image;
+  }
 };
 
 // Every step-th tile from the first on. Only the first is found by division, which a tile's loads would have to wait for.
 struct TileWalk {
   const Tiling& tiling;
-  int64_t image, tile, image_step, tile_step;
+  int image, tile, image_step, tile_step;
 
-  __device__ TileWalk(const Tiling& tiling, int64_t first, int64_t step)
+  __device__ TileWalk(const Tiling& tiling, int first, int step)
       : tiling(tiling), image(first / tiling.tiles_per_image), tile(first - image * tiling.tiles_per_image),
         image_step(step / tiling.tiles_per_image), tile_step(step - image_step * tiling.tiles_per_image) {}
 
@@ -54,8 +56,8 @@ struct TileWalk {
   }
 
  private:
-  __device__ __forceinline__ Span span_of(int64_t of_image, int64_t number) const {
-    const int64_t first = number * tiling.length, left = tiling.voxels - first;
+  __device__ __forceinline__ Span span_of(int of_image, int number) const {
+    const int64_t first = int64_t(number) * tiling.length, left = tiling.voxels - first;
     return {of_image, first, left < tiling.length ? int(left) : tiling.length};
   }
 };
@@ -146,20 +148,6 @@ __device__ __forceinline__ void store_adjacent(T* p, const float (&x)[N]) {
   else __stcs(vector, bits);
 }
 
-// Do groups of four along the axis of stride 1 start at multiples of their size, in every row?
-__host__ __device__ __forceinline__ bool fours_are_aligned(const Voxels& x, int64_t row_stride) {
-  const uintptr_t bytes = x.type == DataType::float32 ? 16 : 8;
-  return reinterpret_cast<uintptr_t>(x.data) % bytes == 0 && row_stride % 4 == 0 && x.batch_stride % 4 == 0;
-}
-
-__host__ __device__ __forceinline__ bool has_aligned_rows(const Voxels& x) {
-  return x.voxel_stride == 1 && fours_are_aligned(x, x.channel_stride);
-}
-
-__host__ __device__ __forceinline__ bool has_aligned_points(const Voxels& x) {
-  return x.voxel_stride != 1 && x.channel_stride == 1 && fours_are_aligned(x, x.voxel_stride);
-}
-
 // A thread's voxels of a tile: adjacent where they are read as vectors, else SHARERS apart, so that neighbouring
 // threads read neighbouring elements. SHARERS is a warp where each warp has all of the tile's voxels.
 template <int SLOTS, int SHARERS = THREADS>
@@ -179,7 +167,7 @@ template <int CHANNELS, int SLOTS, int SHARERS>
 __device__ __forceinline__ void load_voxels(const Voxels& source, const Span& span,
                                             const ThreadVoxels<SLOTS, SHARERS>& mine, float (&x)[CHANNELS][SLOTS],
                                             int64_t channel = 0) {
-  const bool rows = mine.adjacent && has_aligned_rows(source) && mine.all_inside(span);
+  const bool rows = mine.adjacent && source.aligned_rows && mine.all_inside(span);
   with_float_type(source.type, [&](auto zero) {
     using T = decltype(zero);
     const T* p = element<const T>(source, span.image, channel, span.first);
@@ -192,7 +180,7 @@ __device__ __forceinline__ void load_voxels(const Voxels& source, const Span& sp
       return;
     }
     if constexpr (CHANNELS % 4 == 0) {
-      if (has_aligned_points(source)) {
+      if (source.aligned_points) {
         Adjacent<4, T> point[SLOTS][CHANNELS / 4] = {};
 #pragma unroll
         for (int slot = 0; slot < SLOTS; ++slot)
@@ -231,8 +219,8 @@ template <int CHANNELS, int SLOTS, int SHARERS>
 __device__ __forceinline__ void store_voxels(const Voxels& target, const Span& span,
                                              const ThreadVoxels<SLOTS, SHARERS>& mine,
                                              const float (&x)[CHANNELS][SLOTS], int64_t channel = 0) {
-  const bool rows = mine.adjacent && has_aligned_rows(target) && mine.all_inside(span);
-  const bool points = CHANNELS % 4 == 0 && has_aligned_points(target);
+  const bool rows = mine.adjacent && target.aligned_rows && mine.all_inside(span);
+  const bool points = CHANNELS % 4 == 0 && target.aligned_points;
   with_float_type(target.type, [&](auto zero) {
     using T = decltype(zero);
     T* p = element<T>(target, span.image, channel, span.first);
@@ -322,6 +310,13 @@ struct MapValues {
 #pragma unroll
     for (int i = 0; i < N; ++i) inside[i] = offset(i) < span.n;
     if (!present) return;
+    if (map.packed_bytes) {  // most maps are
+      const uint8_t* p = static_cast<const uint8_t*>(map.data) + (span.image * map.voxels + span.first);
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        if (inside[i]) bits[i] = p[offset(i)];
+      return;
+    }
     with_bits_of(type, [&](auto zero) {
       using T = decltype(zero);
       const T* p = element<const T>(map, span.image, channel, span.first);

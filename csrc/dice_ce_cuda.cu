@@ -41,7 +41,7 @@ struct NarrowLogits {
   float logit[C][SLOTS], gradient[C][SLOTS];
 
   __host__ __device__ __forceinline__ NarrowLogits(Arena&, const Voxels& logits)
-      : mine{has_aligned_rows(logits)} {}
+      : mine{logits.aligned_rows} {}
 
   __device__ __forceinline__ int offset(int slot) const { return mine.offset(slot); }
 
@@ -125,7 +125,8 @@ void with_tile(int64_t C, int64_t regions, const Run& run) {
 
 // Runs run(x, softmax, target, region) for every voxel, region -1 where it is not kept.
 template <class Tile, class Run>
-__device__ __forceinline__ void for_kept_voxels(const DiceCE& a, Tile& tile, const Span& span, const Run& run) {
+__device__ __forceinline__ void for_kept_voxels(const DiceCE& a, const Temperature& temperature, Tile& tile,
+                                                const Span& span, const Run& run) {
   const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span);
   tile.read(a.logits, span);
   const auto region_of = [&](int slot, int label) {
@@ -135,7 +136,7 @@ __device__ __forceinline__ void for_kept_voxels(const DiceCE& a, Tile& tile, con
     float top = -INFINITY;
 #pragma unroll
     for (int c = x.lane; c < tile.C; c += Tile::LANES) top = x(c) > top ? x(c) : top;
-    return class_softmax(tile, x, x, x.max(top), a.temperature);
+    return class_softmax(tile, x, x, x.max(top), temperature);
   };
   // With a soft target every voxel of the tile is kept: an absent label is 0.
   if (a.soft_target.present) {
@@ -162,17 +163,18 @@ struct ForwardMemory {
 
 template <class Tile>
 __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
-    forward(DiceCE a, Tiling tiling, Partials partials) {
+    forward(DiceCE a, Temperature temperature, Tiling tiling, Partials partials) {
   Arena shared{dynamic_shared<char>()};
   ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions));
   Tile& tile = memory.tile;
   memory.classes.start(partials, 0);
-  RecentTiles recent;
+  RecentTiles<Tile::SLOTS> recent;
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
-    for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
-      memory.classes.add(tile, x, softmax, x, target, region);
-    });
+    for_kept_voxels(a, temperature, tile, span,
+                    [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
+                      memory.classes.add(tile, x, softmax, x, target, region);
+                    });
     const bool enough = recent.are_enough();
     if (a.soft_target.present) {
       memory.classes.finish_tile(enough, [&](int v) { return WideLogits::SoftTarget{a.soft_target, span, v}; });
@@ -195,16 +197,18 @@ __global__ void __launch_bounds__(THREADS) finish(
 
 template <class Tile>
 __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
-    backward(DiceCE a, Tiling tiling, ClassGradient class_gradient) {
+    backward(DiceCE a, Temperature temperature, Tiling tiling, ClassGradient class_gradient) {
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, a.logits);
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
-    for_kept_voxels(a, tile, span, [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
-      const VoxelClassGradient by_class(tile, x, class_gradient, softmax, x, target, region);
+    for_kept_voxels(a, temperature, tile, span,
+                    [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
+                      const VoxelClassGradient by_class(tile, x, class_gradient, softmax, x, target, region);
 #pragma unroll
-      for (int c = x.lane; c < tile.C; c += Tile::LANES) x.set_gradient(c, by_class.by_logit(c, x(c)));
-    });
+                      for (int c = x.lane; c < tile.C; c += Tile::LANES)
+                        x.set_gradient(c, by_class.by_logit(c, x(c)));
+                    });
     tile.write_gradient(a.grad_logits, span);
   }
 }
@@ -222,7 +226,8 @@ int64_t dice_ce_forward(const DiceCE& a, const Device& device) {
     const Partials partials(workspace, sums, blocks);
     double* total = workspace.take<double>(sums);
     if (device.workspace == nullptr) return;
-    launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, tiling, partials);
+    launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, Temperature(a.temperature), tiling,
+           partials);
     launch_add_partials(partials, total, device);
     launch(finish, dim3(1), dim3(THREADS), 0, device.stream, a, total);
   });
@@ -238,7 +243,7 @@ int64_t dice_ce_backward(const DiceCE& a, const Device& device) {
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.logits, Tile::VOXELS);
     launch(backward<Tile>, dim3(blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
-           shared_bytes<Tile>(a.logits), device.stream, a, tiling, class_gradient);
+           shared_bytes<Tile>(a.logits), device.stream, a, Temperature(a.temperature), tiling, class_gradient);
   });
   return workspace.bytes;
 }

@@ -49,7 +49,7 @@ template <int ROWS>
 __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) forward(LinearClassifier a, Tiling tiling) {
   float* matrix = dynamic_shared<float>();  // [d + 1, ROWS], of one image
   const int d = int(a.x.channels), first_class = int(blockIdx.x) * ROWS;
-  const ThreadVoxels<SLOTS> mine{has_aligned_rows(a.x)};
+  const ThreadVoxels<SLOTS> mine{a.x.aligned_rows};
   int64_t image = -1;
   for (TileWalk walk(tiling, blockIdx.y, gridDim.y); walk.there(); walk.next()) {
     const Span span = walk.span();

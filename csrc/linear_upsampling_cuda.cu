@@ -204,7 +204,7 @@ void launch_on(const Kernel& kernels, const LinearUpsampling& a, int layers, int
   const int64_t planes = a.x.batch * layers;
   if (planes == 0 || a.x.voxels == 0) return;
   const bool adjacent = a.x.voxel_stride != 1 && a.x.channel_stride == 1;
-  const bool vectors = has_aligned_points(a.x) && has_aligned_points(a.y) && a.x.channels % 4 == 0;
+  const bool vectors = a.x.aligned_points && a.y.aligned_points && a.x.channels % 4 == 0;
   const int64_t groups = adjacent ? (a.x.channels + 3) / 4 : 1;
   const int64_t blocks = (int64_t(rows) * columns * groups + THREADS - 1) / THREADS;
   const dim3 grid(unsigned(blocks), unsigned(planes < most_planes ? planes : most_planes),

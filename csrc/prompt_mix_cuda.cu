@@ -34,7 +34,7 @@ struct Shares {
   float* rows;  // shared, [C, PITCH]
 
   __host__ __device__ __forceinline__ Shares(Arena& shared, const PromptMix& a)
-      : C(int(a.logits.channels)), mine{has_aligned_rows(a.prompt)},
+      : C(int(a.logits.channels)), mine{a.prompt.aligned_rows},
         rows(shared.take<float>(ChannelRows<VOXELS>::floats(C))) {}
 
   __device__ __forceinline__ Voxel voxel() const {
@@ -48,7 +48,7 @@ struct Shares {
     const Voxel x = voxel();
     float top = -INFINITY;
     for (int c = x.lane; c < C; c += LANES) top = x(c) > top ? x(c) : top;
-    const ClassSoftmax softmax = class_softmax(*this, x, x, x.max(top), 1);
+    const ClassSoftmax softmax = class_softmax(*this, x, x, x.max(top), Temperature(1));
     for (int c = x.lane; c < C; c += LANES) x(c) = softmax.probability(x(c));
     __syncthreads();
     return softmax;

@@ -12,7 +12,7 @@ namespace semiseg::cuda {
 
 namespace {
 
-InfoNCE parameters(const PrototypeHead& a) { return {1 / a.temperature, a.normalize, a.ignore_prototype}; }
+InfoNCE parameters(const PrototypeHead& a) { return {Temperature(a.temperature), a.normalize, a.ignore_prototype}; }
 
 int64_t labelled_regions(const PrototypeHead& a) { return a.labels.present ? a.num_regions : 0; }
 
@@ -20,10 +20,11 @@ int64_t labelled_regions(const PrototypeHead& a) { return a.labels.present ? a.n
 __host__ __device__ int64_t loss_sums(int64_t regions, int64_t C) { return class_sums(regions, C) + 2; }
 
 // InfoNCE and its voxels, those of a few tiles in float32.
+template <class Tile>
 struct ContrastSums {
   ColumnSums columns;
   float below_top = 0, count = 0;
-  LogarithmSum logarithms;
+  LogarithmSum<Tile::COUNT> logarithms;
 
   __host__ __device__ __forceinline__ explicit ContrastSums(Arena& shared) : columns(shared, 2) {}
 
@@ -50,7 +51,7 @@ template <class Tile>
 struct ForwardMemory {
   Tile tile;
   ClassSums<Tile> classes;
-  ContrastSums info_nce;
+  ContrastSums<Tile> info_nce;
   ClusterSums<Tile> clusters;
 
   __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Prototypes& prototypes, const Voxels& z,
@@ -60,8 +61,8 @@ struct ForwardMemory {
 
 template <class Tile>
 __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
-    forward(PrototypeHeadForward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce, Partials losses,
-            Assignments assignments, Partials cluster_partials) {
+    forward(PrototypeHeadForward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce,
+            Temperature class_temperature, Partials losses, Assignments assignments, Partials clusters) {
   const bool labelled = a.labels.present, with_similarity = a.similarity.present;
   const int num_regions = labelled ? int(a.num_regions) : 0;
   Arena shared{dynamic_shared<char>()};
@@ -71,12 +72,14 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   memory.classes.start(losses, 0);
   memory.info_nce.columns.start();
   memory.clusters.start();
-  RecentTiles recent;
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  RecentTiles<Tile::SLOTS> recent;
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span),
                weights = load_map(tile, a.weight, span);
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     if (labelled) memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
                             assign(nearest, x, own_label, weights.weight(x.slot), a.unit_length, a.require_agreement));
         const auto similarity = [&](int c) { return best_of_class(tile, x, c).cosine; };
         const ClassSoftmax softmax =
-            class_softmax(tile, x, similarity, nearest.of_all.cosine, a.class_temperature);
+            class_softmax(tile, x, similarity, nearest.of_all.cosine, class_temperature);
         memory.classes.add(tile, x, softmax, similarity, HardTarget{own_label},
                            own_label < 0 ? -1 : regions.label(x.slot, int(a.num_regions)));
       }
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   memory.info_nce.finish(losses, class_sums(num_regions, tile.C));
   if (!labelled) return;
   memory.classes.finish(losses, 0);
-  memory.clusters.finish(cluster_partials);
+  memory.clusters.finish(clusters);
 }
 
 __global__ void __launch_bounds__(THREADS) finish(
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(THREADS) finish(
 template <class Tile>
 __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
     backward(PrototypeHeadBackward a, Prototypes prototypes, Tiling tiling, InfoNCE info_nce,
-             ClassGradient class_gradient) {
+             Temperature class_temperature, ClassGradient class_gradient) {
   const bool by_losses = a.labels.present && (a.grad_ce != nullptr || a.grad_dice != nullptr);
   const double kept = a.statistics[a.labels.present ? a.num_regions * statistics_per_region(a.C) : 0];
   const bool by_info_nce = a.grad_info_nce != nullptr && kept != 0;
@@ -137,31 +140,38 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span);
     const typename Tile::ClassValues upstream(tile, a.grad_similarity, span);
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
       const Nearest nearest = find_nearest(tile, x, own_label);
       const Winner positive = a.positive_of_label ? nearest.of_label : nearest.of_all;
-      const bool contrasted = by_info_nce && own_label >= 0 && positive.flat != info_nce.ignore_prototype;
-      Contrast voxel{};
-      if (by_info_nce) voxel = contrast(tile, x, info_nce, nearest.of_all, positive);
-      const float scale = contrasted ? info_nce_scale : 0.f;
+      const auto write_coefficients = [&](const auto& by_class) {
+        if (by_info_nce) {
+          const bool contrasted = own_label >= 0 && positive.flat != info_nce.ignore_prototype;
+          gradient_coefficients<true>(tile, x, info_nce, contrast(tile, x, info_nce, nearest.of_all, positive),
+                                      contrasted ? info_nce_scale : 0.f, by_class);
+        } else {
+          gradient_coefficients<false>(tile, x, info_nce, Contrast{}, 0, by_class);
+        }
+      };
       if (!by_losses) {
-        gradient_coefficients(tile, x, info_nce, voxel, scale, [&](int c) {
+        write_coefficients([&](int c) {
           return ClassDerivative{upstream(x, c), best_of_class(tile, x, c).flat - c * tile.K};
         });
         return;
       }
       const auto similarity = [&](int c) { return best_of_class(tile, x, c).cosine; };
-      const ClassSoftmax softmax = class_softmax(tile, x, similarity, nearest.of_all.cosine, a.class_temperature);
+      const ClassSoftmax softmax = class_softmax(tile, x, similarity, nearest.of_all.cosine, class_temperature);
       const HardTarget target{own_label};
       const VoxelClassGradient<HardTarget> by_class(tile, x, class_gradient, softmax, similarity, target,
                                                     own_label < 0 ? -1 : regions.label(x.slot, int(a.num_regions)));
-      gradient_coefficients(tile, x, info_nce, voxel, scale, [&](int c) {
+      write_coefficients([&](int c) {
         const Winner best = best_of_class(tile, x, c);
         return ClassDerivative{upstream(x, c) + by_class.by_logit(c, best.cosine), best.flat - c * tile.K};
       });
@@ -181,19 +191,18 @@ int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& devi
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.z, Tile::VOXELS);
     const int64_t shared = shared_bytes<ForwardMemory<Tile>>(prototypes, a.z, int(regions));
-    const int64_t sums = losses + (ClusterWork<Tile>::narrow ? clusters : 0);
+    const int64_t sums = losses + (a.labels.present ? cluster_sums_of_tiles<Tile>(prototypes) : 0);
     const int blocks = blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device);
-    const Partials partials(workspace, losses, blocks);
-    const ClusterWork<Tile> cluster_work(workspace, prototypes, a.z, blocks, device);
-    double* total = workspace.take<double>(losses);
-    double* cluster_total = workspace.take<double>(clusters);
+    const Partials partials(workspace, sums, blocks);
+    const ClusterWork<Tile> cluster_work(workspace, prototypes, a.z, device);
+    double* total = workspace.take<double>(losses + clusters);
+    double* cluster_total = a.labels.present ? total + losses : nullptr;
     if (device.workspace == nullptr) return;
-    launch_normalize(prototypes, device);
+    launch_normalize<Tile>(prototypes, device);
     launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, prototypes, tiling, parameters(a),
-           partials, cluster_work.assignments, cluster_work.partials);
+           Temperature(a.class_temperature), partials, cluster_work.assignments, partials.from(losses));
     launch_add_partials(partials, total, device);
-    if (a.labels.present) cluster_work.finish(prototypes, a.z, a.weight, cluster_total, device);
-    else cluster_total = nullptr;
+    if (a.labels.present) cluster_work.add(prototypes, a.z, a.weight, cluster_total, device);
     launch(finish, dim3(a.labels.present ? blocks_without_sums(prototypes.count(), device) : 1), dim3(THREADS), 0,
            device.stream, a, total, cluster_total, regions);
   });
@@ -205,12 +214,13 @@ int64_t prototype_head_backward(const PrototypeHeadBackward& a, const Device& de
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   const ClassGradient class_gradient(workspace, labelled_regions(a), a.C);
   if (device.workspace == nullptr) return workspace.bytes;
-  launch_normalize(prototypes, device);
   if (class_gradient.regions > 0)
     launch_class_gradient(class_gradient, a.statistics, a.grad_ce, a.grad_dice, device);
   with_tile<BACKWARD_SLOTS>(prototypes, true, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
-    launch_over_tiles<Tile>(backward<Tile>, a, prototypes, device, parameters(a), class_gradient);
+    launch_normalize<Tile>(prototypes, device);
+    launch_over_tiles<Tile>(backward<Tile>, a, prototypes, device, parameters(a), Temperature(a.class_temperature),
+                            class_gradient);
   });
   return workspace.bytes;
 }

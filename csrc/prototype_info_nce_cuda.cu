@@ -8,7 +8,7 @@ namespace semiseg::cuda {
 
 namespace {
 
-InfoNCE parameters(const PrototypeInfoNCE& a) { return {1 / a.temperature, a.normalize, a.ignore_prototype}; }
+InfoNCE parameters(const PrototypeInfoNCE& a) { return {Temperature(a.temperature), a.normalize, a.ignore_prototype}; }
 
 struct WeightedContrast {
   Contrast contrast;
@@ -41,10 +41,12 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.sums.start();
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     float loss_sum = 0, weight_sum = 0;
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
@@ -75,15 +77,17 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
   const float scale = *a.denominator == 0 ? 0.f : float(*a.loss / *a.denominator);
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
           weighted_contrast(tile, x, info_nce, a.labels.present, labels.label(x.slot, tile.C), weights.weight(x.slot));
-      gradient_coefficients(tile, x, info_nce, voxel.contrast, voxel.weight != 0 ? scale * voxel.weight : 0.f,
-                            [](int) { return ClassDerivative{0, 0}; });
+      gradient_coefficients<true>(tile, x, info_nce, voxel.contrast, voxel.weight != 0 ? scale * voxel.weight : 0.f,
+                                  [](int) { return ClassDerivative{0, 0}; });
     });
     tile.write_gradient(a.grad_z, span);
   }
@@ -102,7 +106,7 @@ int64_t prototype_info_nce_forward(const PrototypeInfoNCE& a, const Device& devi
     const Partials partials(workspace, 2, blocks);
     double* total = workspace.take<double>(2);
     if (device.workspace == nullptr) return;
-    launch_normalize(prototypes, device);
+    launch_normalize<Tile>(prototypes, device);
     launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, prototypes, tiling, parameters(a),
            partials);
     launch_add_partials(partials, total, device);
@@ -115,9 +119,9 @@ int64_t prototype_info_nce_backward(const PrototypeInfoNCE& a, const Device& dev
   Arena workspace{static_cast<char*>(device.workspace)};
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   if (device.workspace == nullptr) return workspace.bytes;
-  launch_normalize(prototypes, device);
   with_tile<BACKWARD_SLOTS>(prototypes, true, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
+    launch_normalize<Tile>(prototypes, device);
     launch_over_tiles<Tile>(backward<Tile>, a, prototypes, device, parameters(a));
   });
   return workspace.bytes;

@@ -64,7 +64,7 @@ __device__ __forceinline__ Nearest find_nearest(const Tile& tile, const Voxel& x
 }
 
 struct InfoNCE {
-  float inverse_temperature;
+  Temperature temperature;
   bool normalize;
   int ignore_prototype;
 };
@@ -107,9 +107,9 @@ __device__ __forceinline__ Contrast contrast(const Tile& tile, const Voxel& x, c
   for (int c = x.lane; c < tile.C; c += Tile::LANES)
 #pragma unroll
     for (int k = 0; k < tile.K; ++k)
-      sum += approximate_exp((logit(tile, x, a, c * tile.K + k) - top) * a.inverse_temperature);
+      sum += a.temperature.exponential(logit(tile, x, a, c * tile.K + k) - top);
   sum = x.sum(sum);
-  return {(top - of_positive) * a.inverse_temperature, top, sum, positive.flat};
+  return {(top - of_positive) * a.temperature.inverse, top, sum, positive.flat};
 }
 
 struct ClassDerivative {
@@ -118,37 +118,37 @@ struct ClassDerivative {
 };
 
 // Overwrites the cosines with the coefficients of the gradient with respect to z,
-//   (sum_i coefficient[i] unit(p[i]) + shrink z) / |z|,
+//   sum_i coefficient[i] unit(p[i]) + shrink z,
 // by d cosine[i] / dz = (unit(p[i]) - cosine[i] unit(z)) / |z|; cosines of embeddings shorter than EPSILON are
 // constant.
 // `scale` is d loss / d (the voxel's InfoNCE), 0 for none; by_class(c) is the derivative by class c's best cosine.
-template <class Tile, class Voxel, class ByClass>
+template <bool WITH_CONTRAST, class Tile, class Voxel, class ByClass>
 __device__ __forceinline__ void gradient_coefficients(const Tile& tile, const Voxel& x, const InfoNCE& a,
                                                       const Contrast& contrast, float scale, const ByClass& by_class) {
-  const bool constant = x.length.value == EPSILON;
-  const bool contrasted = scale != 0;  // also of NaN
-  scale *= a.inverse_temperature;
-  const float normalizer = scale / contrast.sum;
-  float along = 0;  // sum_i derivative[i] cosine[i]
+  const float inverse = x.length.inverse, of_cosine = x.length.value == EPSILON ? 0.f : inverse;
+  const float of_positive = scale * a.temperature.inverse * (a.normalize ? of_cosine : 1.f);
+  const float of_others = of_positive * reciprocal(contrast.sum);
+  const bool contrasted = of_positive != 0;  // also of NaN
+  float along = 0;  // sum_i derivative[i] cosine[i] / |z|
 #pragma unroll
   for (int c = x.lane; c < tile.C; c += Tile::LANES) {
     const ClassDerivative of_class = by_class(c);
+    const float of_winner = of_cosine != 0 ? of_class.value * of_cosine : 0.f;
 #pragma unroll
     for (int k = 0; k < tile.K; ++k) {
       const int i = c * tile.K + k;
-      float by_logit = 0;
-      if (contrasted) {
-        by_logit = approximate_exp((logit(tile, x, a, i) - contrast.top) * a.inverse_temperature) * normalizer;
-        if (i == contrast.positive) by_logit -= scale;
+      float by_cosine = k == of_class.k ? of_winner : 0.f, by_logit = 0;
+      if (WITH_CONTRAST) {
+        by_logit = a.temperature.exponential(logit(tile, x, a, i) - contrast.top) * of_others;
+        if (i == contrast.positive) by_logit -= of_positive;
+        by_logit = contrasted ? by_logit : 0.f;
+        if (a.normalize) by_cosine += by_logit;
       }
-      float by_cosine = k == of_class.k ? of_class.value : 0.f;
-      if (a.normalize) by_cosine += by_logit;
-      if (constant) by_cosine = 0;
       along = fmaf(by_cosine, x.cosine[i], along);
-      x.cosine[i] = a.normalize ? by_cosine : fmaf(by_logit, x.length.value * tile.length[i], by_cosine);
+      x.cosine[i] = !WITH_CONTRAST || a.normalize ? by_cosine : by_cosine + by_logit * tile.length[i];
     }
   }
-  x.set_shrink(-x.sum(along) * x.length.inverse);
+  x.set_shrink(-x.sum(along) * inverse);
 }
 
 }  // namespace semiseg

@@ -13,9 +13,11 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
 #pragma unroll
       for (int c = x.lane; c < tile.C; c += Tile::LANES) {
@@ -33,15 +35,17 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   Arena shared{dynamic_shared<char>()};
   Tile tile(shared, prototypes, a.z);
   tile.start(prototypes);
-  const InfoNCE none{1, true, -1};
-  for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
+  const InfoNCE none{Temperature(1), true, -1};
+  TileWalk walk(tiling, blockIdx.x, gridDim.x);
+  tile.fetch(a.z, walk);
+  while (walk.there()) {
     const Span span = walk.span();
     const typename Tile::ClassValues upstream(tile, a.similarity, span);
     const typename Tile::ClassIndices winners(tile, a.index, span);
-    tile.read(a.z, span);
+    tile.read(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
-      gradient_coefficients(tile, x, none, Contrast{}, 0,
-                            [&](int c) { return ClassDerivative{upstream(x, c), winners(x, c)}; });
+      gradient_coefficients<false>(tile, x, none, Contrast{}, 0,
+                                   [&](int c) { return ClassDerivative{upstream(x, c), winners(x, c)}; });
     });
     tile.write_gradient(a.grad_z, span);
   }
@@ -53,9 +57,9 @@ int64_t prototype_similarity_forward(const PrototypeSimilarity& a, const Device&
   Arena workspace{static_cast<char*>(device.workspace)};
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   if (device.workspace == nullptr) return workspace.bytes;
-  launch_normalize(prototypes, device);
   with_tile<FORWARD_SLOTS>(prototypes, true, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
+    launch_normalize<Tile>(prototypes, device);
     launch_over_tiles<Tile>(forward<Tile>, a, prototypes, device);
   });
   return workspace.bytes;
@@ -65,9 +69,9 @@ int64_t prototype_similarity_backward(const PrototypeSimilarity& a, const Device
   Arena workspace{static_cast<char*>(device.workspace)};
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   if (device.workspace == nullptr) return workspace.bytes;
-  launch_normalize(prototypes, device);
   with_tile<BACKWARD_SLOTS>(prototypes, true, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
+    launch_normalize<Tile>(prototypes, device);
     launch_over_tiles<Tile>(backward<Tile>, a, prototypes, device);
   });
   return workspace.bytes;

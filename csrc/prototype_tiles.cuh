@@ -7,6 +7,8 @@
 //   unit(v) = v / max(|v|, EPSILON)          cosine[i] = unit(z) . unit(p[i]),  i = c * K + k
 #pragma once
 
+#include <cuda_pipeline_primitives.h>
+
 #include "device_rows.cuh"
 #include "device_sums.cuh"
 #include "prototype_similarity.h"
@@ -26,26 +28,38 @@ struct Prototypes {
   __host__ __device__ int count() const { return C * K; }
 };
 
-// A block for every class, a warp for every prototype.
-static __global__ void __launch_bounds__(THREADS) normalize_prototypes(Prototypes p) {
-  const int lane = threadIdx.x % WARP, first = blockIdx.x * p.K;
+// A class's prototypes, by a whole block: a warp for every prototype.
+__device__ __forceinline__ void normalize_class(
+    int K, int d,
+    const float* given,  // [K, d]
+    float* unit,         // [K, d]
+    float* length        // [K]
+) {
+  const int lane = threadIdx.x % WARP;
   float nan = 0;
-  for (int i = first + threadIdx.x / WARP; i < first + p.K; i += WARPS) {
-    const float* given = p.given + int64_t(i) * p.d;
-    float* unit = p.unit + int64_t(i) * p.d;
+  for (int k = threadIdx.x / WARP; k < K; k += WARPS) {
+    const float* p = given + int64_t(k) * d;
     double square = 0;
-    for (int j = lane; j < p.d; j += WARP) square += double(given[j]) * given[j];
+    for (int j = lane; j < d; j += WARP) square += double(p[j]) * p[j];
     const double norm = sqrt(warp_sum(square)), clamped = norm < EPSILON ? double(EPSILON) : norm;
-    for (int j = lane; j < p.d; j += WARP) unit[j] = float(given[j] / clamped);
-    if (lane == 0) p.length[i] = float(clamped);
+    for (int j = lane; j < d; j += WARP) unit[int64_t(k) * d + j] = float(p[j] / clamped);
+    if (lane == 0) length[k] = float(clamped);
     if (norm != norm) nan = float(norm);
   }
   // A maximum written as comparisons would pass a NaN by; in the class's first prototype it cannot.
-  if (__syncthreads_or(nan != nan) && threadIdx.x == 0) p.unit[int64_t(first) * p.d] = NAN;
+  if (__syncthreads_or(nan != nan) && threadIdx.x == 0) unit[0] = NAN;
 }
 
-inline void launch_normalize(const Prototypes& p, const Device& device) {
-  launch(normalize_prototypes, dim3(p.C), dim3(THREADS), 0, device.stream, p);
+// A block for every class.
+static __global__ void __launch_bounds__(THREADS) normalize_prototypes(Prototypes p) {
+  const int64_t first = int64_t(blockIdx.x) * p.K;
+  normalize_class(p.K, p.d, p.given + first * p.d, p.unit + first * p.d, p.length + first);
+}
+
+// Before a kernel over wide tiles; in those over narrow ones every block does it for itself.
+template <class Tile>
+void launch_normalize(const Prototypes& p, const Device& device) {
+  if (Tile::LANES > 1) launch(normalize_prototypes, dim3(p.C), dim3(THREADS), 0, device.stream, p);
 }
 
 // Length of a voxel's embedding and the quotient of a dot product by it, as exact as a division.
@@ -71,7 +85,7 @@ struct NarrowTile {
   static constexpr bool FEW = COUNT <= 8;
   static constexpr int FORWARD_BLOCKS = FEW ? 5 : 4;
   static constexpr int SUMS_BLOCKS = FEW && SLOTS == 1 ? 4 : SPARES_REGISTERS || SLOTS > 1 ? 3 : 2;
-  static constexpr int BACKWARD_BLOCKS = FEW ? (SPARES_REGISTERS ? 8 : 6) : (SPARES_REGISTERS ? 5 : 4);
+  static constexpr int BACKWARD_BLOCKS = SLOTS > 1 ? (FEW ? 4 : 3) : FEW ? (SPARES_REGISTERS ? 8 : 6) : (SPARES_REGISTERS ? 5 : 4);
 
   struct Voxel : OneLane {
     int slot, offset;
@@ -103,6 +117,7 @@ struct NarrowTile {
 
   float* unit;         // shared, [COUNT, D]
   float* length;       // shared, [COUNT]
+  float* coming;       // shared, of each warp [D, WARP * SLOTS] embeddings as they lie in memory
   ThreadVoxels<SLOTS> mine;
   float z[D][SLOTS];
   float cosine[SLOTS][COUNT], square[SLOTS], shrink[SLOTS];
@@ -110,19 +125,64 @@ struct NarrowTile {
   int winner[C][SLOTS];
 
   __host__ __device__ __forceinline__ NarrowTile(Arena& shared, const Prototypes&, const Voxels& embeddings)
-      : unit(shared.take<float>(COUNT * D)), length(shared.take<float>(COUNT)), mine{has_aligned_rows(embeddings)} {}
+      : unit(shared.take<float>(COUNT * D)), length(shared.take<float>(COUNT)),
+        coming(shared.take<float>(D * VOXELS)), mine{embeddings.aligned_rows} {}
 
   __device__ __forceinline__ void start(const Prototypes& p) {
-    for (int i = threadIdx.x; i < COUNT * D; i += THREADS) unit[i] = p.unit[i];
-    for (int i = threadIdx.x; i < COUNT; i += THREADS) length[i] = p.length[i];
+    for (int c = 0; c < C; ++c)
+      normalize_class(K, D, p.given + c * K * D, unit + c * K * D, length + c * K);
     __syncthreads();
   }
 
   __device__ __forceinline__ int offset(int slot) const { return mine.offset(slot); }
 
-  __device__ __forceinline__ void read(const Voxels& embeddings, const Span& span) {
-    load_voxels(embeddings, span, mine, z);
-    __syncwarp();  // the compiler would keep all of `unit` in registers
+  // May the warp's embeddings be copied in pieces of 16 bytes?
+  __device__ __forceinline__ bool in_chunks(const Voxels& embeddings, const Span& span) const {
+    return embeddings.chunked_rows && int(threadIdx.x / WARP + 1) * WARP * SLOTS <= span.n;
+  }
+
+  // Sends for a tile's embeddings, for `read` to find them: they come while those of the tile before are computed with.
+  __device__ __forceinline__ void fetch(const Voxels& embeddings, const TileWalk& walk) const {
+    if (!walk.there()) return;
+    const Span span = walk.span();
+    if (!in_chunks(embeddings, span)) return;
+    const int lane = threadIdx.x % WARP, first = int(threadIdx.x / WARP) * WARP * SLOTS;
+    with_float_type(embeddings.type, [&](auto zero) {
+      using T = decltype(zero);
+      constexpr int ELEMENTS = 16 / sizeof(T), CHUNKS = WARP * SLOTS / ELEMENTS, ROWS = WARP / CHUNKS;
+      const T* p = element<const T>(embeddings, span.image, lane / CHUNKS, span.first + first + lane % CHUNKS * ELEMENTS);
+      T* q = reinterpret_cast<T*>(coming + D * first) + lane * ELEMENTS;
+#pragma unroll
+      for (int j = 0; j < D; j += ROWS)
+        __pipeline_memcpy_async(q + j * WARP * SLOTS, p + j * embeddings.channel_stride, 16);
+    });
+    __pipeline_commit();
+  }
+
+  __device__ __forceinline__ void receive(DataType type) {
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    const int lane = threadIdx.x % WARP, first = int(threadIdx.x / WARP) * WARP * SLOTS;
+    with_float_type(type, [&](auto zero) {
+      using T = decltype(zero);
+      const T* q = reinterpret_cast<const T*>(coming + D * first) + lane * SLOTS;
+#pragma unroll
+      for (int j = 0; j < D; ++j) {
+        Adjacent<SLOTS, T> row;
+        row.template load<Reuse::neighbours>(q + j * WARP * SLOTS);
+        row.convert(z[j]);
+      }
+    });
+  }
+
+  // Those of the walk's tile, which were sent for. It goes on, and the next ones are.
+  __device__ __forceinline__ void read(const Voxels& embeddings, TileWalk& walk) {
+    const Span span = walk.span();
+    if (in_chunks(embeddings, span)) receive(embeddings.type);
+    else load_voxels(embeddings, span, mine, z);
+    __syncwarp();  // else the compiler would keep all of `unit` in registers
+    walk.next();
+    fetch(embeddings, walk);
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
       square[slot] = 0;
@@ -189,7 +249,7 @@ struct NarrowTile {
     }
   }
 
-  // (sum_i coefficient[i] unit(p[i]) + shrink z) / |z|
+  // sum_i coefficient[i] unit(p[i]) + shrink z
   __device__ __forceinline__ void write_gradient(const Voxels& gradient, const Span& span) {
     __syncwarp();
 #pragma unroll
@@ -210,13 +270,14 @@ struct NarrowTile {
       for (int c = 0; c < 4; ++c)
 #pragma unroll
         for (int slot = 0; slot < SLOTS; ++slot)
-          z[j + c][slot] = fmaf(shrink[slot], z[j + c][slot], sum[c][slot]) * Length(square[slot]).inverse;
+          z[j + c][slot] = fmaf(shrink[slot], z[j + c][slot], sum[c][slot]);
     }
     store_voxels(gradient, span, mine, z);
   }
 };
 
 struct WideTile {
+  static constexpr int COUNT = 0;  // C * K, known at run time only
   static constexpr int SLOTS = 1, LANES = 4, VOXELS = THREADS / LANES;
   static constexpr int FORWARD_BLOCKS = 3, SUMS_BLOCKS = SPARES_REGISTERS ? 3 : 2, BACKWARD_BLOCKS = 3;
   static constexpr int ROWS = 64, DEPTH = 16;      // one product: [ROWS, DEPTH] x [DEPTH, VOXELS]
@@ -296,7 +357,11 @@ struct WideTile {
               *reinterpret_cast<const float4*>(columns + k * PITCH + sum.voxel));
   }
 
-  __device__ void read(const Voxels& source, const Span& span) {
+  __device__ void fetch(const Voxels&, const TileWalk&) const {}
+
+  __device__ void read(const Voxels& source, TileWalk& walk) {
+    const Span span = walk.span();
+    walk.next();
     embeddings = &source;
     const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
     Rows<DEPTH, VOXELS> channels{source};
@@ -352,7 +417,7 @@ struct WideTile {
 
   __device__ void store_best(const Voxels&, const Voxels&, const Span&) const {}
 
-  // (sum_i coefficient[i] unit(p[i]) + shrink z) / |z|
+  // sum_i coefficient[i] unit(p[i]) + shrink z
   __device__ void write_gradient(const Voxels& gradient, const Span& span) {
     const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
     for (int first_channel = 0; first_channel < d; first_channel += ROWS) {
@@ -366,9 +431,8 @@ struct WideTile {
       }
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
-        const float inverse = Length(square[4 * tx + v]).inverse;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) sum.x[r][v] = fmaf(shrink[4 * tx + v], z.x[r][v], sum.x[r][v]) * inverse;
+        for (int r = 0; r < 4; ++r) sum.x[r][v] = fmaf(shrink[4 * tx + v], z.x[r][v], sum.x[r][v]);
       }
       sum.store(gradient, span, first_channel);
     }
@@ -376,7 +440,7 @@ struct WideTile {
 };
 
 // Measured on an H200: fewer voxels of a thread than vectors could hold leave registers for more warps.
-constexpr int FORWARD_SLOTS = 2, CLUSTERS_SLOTS = 2, HEAD_SLOTS = 1, BACKWARD_SLOTS = 1;
+constexpr int FORWARD_SLOTS = 2, CLUSTERS_SLOTS = 2, HEAD_SLOTS = 2, BACKWARD_SLOTS = 2;
 
 // Runs run(Type<tile>) with the tile that serves this size; a narrow tile's threads have SLOTS voxels each.
 template <int SLOTS, class Run>
@@ -392,8 +456,9 @@ template <class Tile, class Operation, class... More>
 void launch_over_tiles(void (*kernel)(Operation, Prototypes, Tiling, More...), const Operation& operation,
                        const Prototypes& prototypes, const Device& device, const More&... more) {
   const Tiling tiling(operation.z, Tile::VOXELS);
-  launch(kernel, dim3(blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
-         shared_bytes<Tile>(prototypes, operation.z), device.stream, operation, prototypes, tiling, more...);
+  const int64_t shared = shared_bytes<Tile>(prototypes, operation.z);
+  launch(kernel, dim3(resident_blocks(kernel, shared, tiling.tiles, device)), dim3(THREADS), shared, device.stream,
+         operation, prototypes, tiling, more...);
 }
 
 }  // namespace semiseg

@@ -31,6 +31,7 @@ struct pybind11::detail::type_caster<semiseg::Voxels> {
     const auto [data, type, batch, channels, voxels, batch_stride, channel_stride, voxel_stride] = numbers;
     value = {true,   semiseg::pointer<void>(data), semiseg::DataType(type), batch,       channels,
              voxels, batch_stride,                 channel_stride,          voxel_stride};
+    value.describe();
     return true;
   }
 };

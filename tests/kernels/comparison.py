@@ -31,6 +31,8 @@ CASES = {
     "one channel": (2, (63,), 1, 2, 1),
     "one prototype": (2, (63,), 16, 1, 1),
     "many chunks": (1, (65537,), 16, 2, 3),
+    "whole tiles": (2, (1032,), 16, 2, 3),  # of a GPU's block, and eight voxels
+    "whole tiles, 4 classes": (1, (4104,), 16, 4, 3),
     "wide": (2, (3, 5, 11), 96, 14, 3),
     "widest": (1, (63,), 512, 128, 4),
     "many per class": (1, (67,), 17, 1, 300),
