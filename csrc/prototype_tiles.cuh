@@ -84,8 +84,8 @@ struct NarrowTile {
   // As many as registers allow without spills: their warps hide each other's waiting.
   static constexpr bool FEW = COUNT <= 8;
   static constexpr int FORWARD_BLOCKS = FEW ? 5 : 4;
-  static constexpr int SUMS_BLOCKS = FEW && SLOTS == 1 ? 4 : SPARES_REGISTERS || SLOTS > 1 ? 3 : 2;
-  static constexpr int BACKWARD_BLOCKS = SLOTS > 1 ? (FEW ? 4 : 3) : FEW ? (SPARES_REGISTERS ? 8 : 6) : (SPARES_REGISTERS ? 5 : 4);
+  static constexpr int SUMS_BLOCKS = SLOTS > 1 ? 3 : 2;
+  static constexpr int BACKWARD_BLOCKS = !FEW && SPARES_REGISTERS ? 5 : 4;
 
   struct Voxel : OneLane {
     int slot, offset;
@@ -439,14 +439,15 @@ struct WideTile {
   }
 };
 
-// Measured on an H200: fewer voxels of a thread than vectors could hold leave registers for more warps.
-constexpr int FORWARD_SLOTS = 2, CLUSTERS_SLOTS = 2, HEAD_SLOTS = 2, BACKWARD_SLOTS = 2;
+// The voxels of a narrow tile's thread. Measured on an H200: two halve what threads do alike, but with twice the
+// prototypes the head and the gradients have not the registers for them.
+constexpr int FEW_SLOTS = 2, FORWARD_SLOTS = 2, CLUSTERS_SLOTS = 2, HEAD_SLOTS = 1, BACKWARD_SLOTS = 1;
 
-// Runs run(Type<tile>) with the tile that serves this size; a narrow tile's threads have SLOTS voxels each.
+// Runs run(Type<tile>) with the tile that serves this size; SLOTS are those of 12 prototypes.
 template <int SLOTS, class Run>
 void with_tile(const Prototypes& p, bool may_be_narrow, const Run& run) {
   const int C = p.C, K = p.K, d = may_be_narrow ? p.d : 0;
-  if (d == 16 && C == 2 && K == 3) return run(Type<NarrowTile<2, 3, SLOTS>>{});
+  if (d == 16 && C == 2 && K == 3) return run(Type<NarrowTile<2, 3, FEW_SLOTS>>{});
   if (d == 16 && C == 4 && K == 3) return run(Type<NarrowTile<4, 3, SLOTS>>{});
   run(Type<WideTile>{});
 }

@@ -39,12 +39,15 @@ class _PrototypeSimilarity(torch.autograd.Function):
         similarity, index = torch.ops.semiseg_kernels.prototype_similarity_forward(z, prototypes, backend)
         ctx.save_for_backward(z, prototypes, index)
         ctx.mark_non_differentiable(index)
+        ctx.set_materialize_grads(False)  # the index's would be zeros as large as it
         ctx.backend = backend
         return similarity, index
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_similarity: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_similarity: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_similarity is None:
+            return None, None, None
         z, prototypes, index = ctx.saved_tensors
         grad_z = torch.ops.semiseg_kernels.prototype_similarity_backward(
             grad_similarity.contiguous(), z, prototypes, index, ctx.backend

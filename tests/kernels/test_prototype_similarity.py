@@ -1,6 +1,7 @@
 import pytest
 import torch
 from comparison import CASES, DTYPES, LAYOUTS, assert_accurate, in_layout, make_embedding, make_prototypes
+from test_determinism import Allocations
 
 from semiseg_kernels import prototype_similarity, reference
 from semiseg_kernels.reference.common import EPSILON, cosine, flatten
@@ -158,3 +159,14 @@ def test_worked_by_hand(backend):
     similarity, index = prototype_similarity(z, prototypes)
     torch.testing.assert_close(similarity, torch.tensor([[[1.0], [0.6]], [[0.0], [0.0]]]))
     assert index.flatten().tolist() == [0, 1, 0, 0]
+
+
+def test_backward_allocates_the_gradient_alone(kernel):
+    """No gradient of the index, which autograd would fill with zeros."""
+    prototypes = make_prototypes(16, 3, 2)
+    z = make_embedding(2, (63,), prototypes).requires_grad_()
+    similarity, _ = prototype_similarity(z, prototypes)
+    upstream = torch.ones_like(similarity)
+    with Allocations() as allocations:
+        torch.autograd.grad(similarity, z, upstream)
+    assert allocations.sizes == [z.untyped_storage().nbytes()]
