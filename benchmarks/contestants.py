@@ -35,7 +35,8 @@ class Contestant:
         self.x = operation.x.detach().requires_grad_(operation.differentiable > 0)
         self.differentiable = operation.differentiable
         self.backend = backend
-        self.arithmetic = self.x.dtype if gemm else torch.float32
+        in_dtype_of_x = gemm is not None or (operation.rounded and backend == "reference")
+        self.arithmetic = self.x.dtype if in_dtype_of_x else torch.float32
         self.function: Callable[[Tensor], Results] = gemm or operation.function
         if compiler is not None:
             self.function = torch.compile(
@@ -92,8 +93,11 @@ def assert_agreement(contestant: Contestant, reference: Contestant) -> None:
     """Raise AssertionError unless both compute the same, voxels at the border of two prototypes excepted."""
     actual, expected = contestant.forward(), reference.forward()
     gradients = contestant.backward(actual), reference.backward(expected)
+    arithmetic = max(
+        contestant.arithmetic, reference.arithmetic, key=lambda dtype: torch.finfo(dtype).eps
+    )
     for a, b in zip(actual, expected, strict=True):
-        assert_mostly_close(a.detach(), b.detach(), contestant.arithmetic)
+        assert_mostly_close(a.detach(), b.detach(), arithmetic)
     if gradients[0] is not None and gradients[1] is not None:
         assert_mostly_close(*gradients, contestant.arithmetic)
 

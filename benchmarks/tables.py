@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training_table import paired_rows, training_header, training_notes, training_rows
+from training_table import (
+    evaluation_cells,
+    evaluation_header,
+    paired_rows,
+    training_header,
+    training_notes,
+    training_rows,
+)
 
 from semiseg.evaluation.tables import markdown_table
 
@@ -167,6 +174,26 @@ def gpu_cells(row: Row) -> list[str]:
         *slower,
         *(cell(name, "extra_peak_mb") for name in (row["automatic"], "eager")),
     ]
+
+
+def cuda_kernels_table(results: Results) -> str:
+    """The CUDA kernels before and after a change, a line a part of an operation, a column pair a dtype."""
+    moments, dtypes = ("before", "after"), list(dict.fromkeys(row["dtype"] for row in results["rows"]))
+    heading = ("", *(f"{dtype} {moment} µs" for dtype in dtypes for moment in moments))
+    lines = []
+    for name, members in groups(
+        results["rows"], key=lambda row: f"{row['workload']}: {row['operation']} {row['part']}"
+    ):
+        of_dtype = {row["dtype"]: row for row in members}
+        figures = (of_dtype.get(dtype, {}).get(moment) for dtype in dtypes for moment in moments)
+        lines.append([
+            name,
+            *(f"{x['median_us']} ({100 * x['of_copy']:.0f} %)" if x else NO_FIGURE for x in figures),
+        ])  # fmt: skip
+    return (
+        f"{markdown_table([heading, *lines])}\n\nIn brackets the bandwidth beside a copy's. "
+        f"{results['environment']['gpu']['name']}.{note(results)}"
+    )
 
 
 def gpu_notes(results: Results) -> str:
@@ -373,6 +400,12 @@ def training_table(results: Results) -> str:
     return f"{markdown_table(rows)}\n\n{training_notes(results)}"
 
 
+def evaluations_table(results: Results) -> str:
+    """A line a way to evaluate a trained network."""
+    rows = [evaluation_header(), *map(evaluation_cells, results["rows"])]
+    return f"{markdown_table(rows)}\n\n{training_notes(results, 'of the whole training')}{note(results)}"
+
+
 def groups(rows: list[Row], key: Callable[[Row], Key]) -> Iterable[tuple[Key, list[Row]]]:
     """Rows that share a key, wherever they stand, in the order in which each key first appears."""
     grouped: dict[Key, list[Row]] = {}
@@ -400,6 +433,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "cpu-kernels-default-allocator": kernel_table,
     "gpu-kernels": gpu_table,
     "gpu-kernels-summary": gpu_summary_table,
+    "gpu-kernels-cuda": cuda_kernels_table,
     "prompt-conv": prompt_conv_table,
     "convolutions": convolutions_table,
     "convolutions-avx512": convolutions_table,
@@ -423,6 +457,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "phantom-bfloat16": training_table,
     "phantom-precision": precision_table,
     "la": training_table,
+    "la-gpu": evaluations_table,
     "acdc": training_table,
 }
 

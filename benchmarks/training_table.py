@@ -13,6 +13,24 @@ def training_header() -> list[str]:
     return ["configuration", "seeds", *METRICS.values(), "empty", "minutes"]
 
 
+def evaluation_header() -> list[str]:
+    return ["configuration", "labelled", "seed", "head", "components", *METRICS.values(), "minutes"]
+
+
+def evaluation_cells(row: dict[str, Any]) -> list[str]:
+    """One line from one evaluation of one run: mean ± sd of cases."""
+    evaluation = row["evaluation"]
+    return [
+        row["name"],
+        str(row["labelled"]),
+        str(row["seed"]),
+        evaluation["head"],
+        "largest" if evaluation["largest_component"] else "all",
+        *(_entry(metric, [row["summary"]["mean"][metric]]) for metric in METRICS),
+        f"{row['training_minutes']:.1f}",
+    ]
+
+
 def training_cells(rows: list[dict[str, Any]]) -> list[str]:
     """One line from the runs of one configuration: over one seed mean ± sd of cases, over several of seeds."""
     entries = [_entry(metric, [row["summary"]["mean"][metric] for row in rows]) for metric in METRICS]
@@ -52,9 +70,12 @@ def paired_rows(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]
     return lines
 
 
-def training_notes(results: dict[str, Any]) -> str:
+def training_notes(
+    results: dict[str, Any],
+    minutes: str = "the median training, on a machine that ran other work beside it",
+) -> str:
     machines = dict.fromkeys(
-        f"{where['cpu']}, torch {where['versions']['torch']}"
+        f"{where['gpu']['name'] if 'gpu' in where else where['cpu']}, torch {where['versions']['torch']}"
         for where in (row["environment"] for row in results["rows"])
     )
     several = len({row["seed"] for row in results["rows"]}) > 1
@@ -63,6 +84,6 @@ def training_notes(results: dict[str, Any]) -> str:
     text = f" Text embeddings: {', '.join(texts)}." if texts else ""
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
-        "medpy defines them; empty: predictions without a voxel of a class; minutes: the median training, on a "
-        f"machine that ran other work beside it. {'; '.join(machines)}.{text}"
+        "medpy defines them; empty: predictions without a voxel of a class; minutes: "
+        f"{minutes}. {'; '.join(machines)}.{text}"
     )

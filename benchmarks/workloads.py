@@ -69,6 +69,7 @@ class Operation:
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
     linear: bool = False  # its backward does not read x
+    rounded: bool = False  # the reference computes in the dtype of x, the kernels in float32
     passes: int = 1  # over what it reads: with two, no result can be written before all was read
 
     def compulsory_bytes(self, results: Results) -> dict[str, int]:
@@ -115,7 +116,7 @@ def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operat
     if name == "linear_classifier":
         weight, bias = torch.randn(num_classes, workload.d), torch.randn(num_classes)
         kept = torch.randint(0, 2, (batch, workload.d)) * 2.0
-        return Operation(z, lambda z: (linear_classifier(z, weight, bias, kept),), 1)
+        return Operation(z, lambda z: (linear_classifier(z, weight, bias, kept),), 1, rounded=True)
     if name == "linear_upsampling":
         halves = [max(side // 2, 1) for side in spatial]
         z = torch.randn(batch, 2 * workload.d, *halves).to(dtype)
