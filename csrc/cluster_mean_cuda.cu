@@ -29,7 +29,9 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int label = labels.label(x.slot, tile.C);

@@ -79,7 +79,9 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span),
                weights = load_map(tile, a.weight, span);
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     if (labelled) memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
@@ -146,7 +148,9 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span);
     const typename Tile::ClassValues upstream(tile, a.grad_similarity, span);
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
       const Nearest nearest = find_nearest(tile, x, own_label);

@@ -46,7 +46,9 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     float loss_sum = 0, weight_sum = 0;
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
@@ -82,7 +84,9 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   while (walk.there()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
           weighted_contrast(tile, x, info_nce, a.labels.present, labels.label(x.slot, tile.C), weights.weight(x.slot));

@@ -17,7 +17,9 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   tile.fetch(a.z, walk);
   while (walk.there()) {
     const Span span = walk.span();
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
 #pragma unroll
       for (int c = x.lane; c < tile.C; c += Tile::LANES) {
@@ -42,7 +44,9 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
     const Span span = walk.span();
     const typename Tile::ClassValues upstream(tile, a.similarity, span);
     const typename Tile::ClassIndices winners(tile, a.index, span);
-    tile.read(a.z, walk);
+    tile.read(a.z, span);
+    walk.next();
+    tile.fetch(a.z, walk);
     tile.for_voxels(span, [&](const auto& x) {
       gradient_coefficients<false>(tile, x, none, Contrast{}, 0,
                                    [&](int c) { return ClassDerivative{upstream(x, c), winners(x, c)}; });

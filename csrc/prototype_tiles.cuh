@@ -129,8 +129,7 @@ struct NarrowTile {
         coming(shared.take<float>(D * VOXELS)), mine{embeddings.aligned_rows} {}
 
   __device__ __forceinline__ void start(const Prototypes& p) {
-    for (int c = 0; c < C; ++c)
-      normalize_class(K, D, p.given + c * K * D, unit + c * K * D, length + c * K);
+    for (int c = 0; c < C; ++c) normalize_class(K, D, p.given + c * K * D, unit + c * K * D, length + c * K);
     __syncthreads();
   }
 
@@ -159,6 +158,7 @@ struct NarrowTile {
     __pipeline_commit();
   }
 
+  // To registers, when they have come.
   __device__ __forceinline__ void receive(DataType type) {
     __pipeline_wait_prior(0);
     __syncwarp();
@@ -175,14 +175,11 @@ struct NarrowTile {
     });
   }
 
-  // Those of the walk's tile, which were sent for. It goes on, and the next ones are.
-  __device__ __forceinline__ void read(const Voxels& embeddings, TileWalk& walk) {
-    const Span span = walk.span();
+  // The embeddings that were sent for; from here on others may be.
+  __device__ __forceinline__ void read(const Voxels& embeddings, const Span& span) {
     if (in_chunks(embeddings, span)) receive(embeddings.type);
     else load_voxels(embeddings, span, mine, z);
-    __syncwarp();  // else the compiler would keep all of `unit` in registers
-    walk.next();
-    fetch(embeddings, walk);
+    __syncwarp();  // besides, the compiler would keep all of `unit` in registers
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
       square[slot] = 0;
@@ -359,9 +356,7 @@ struct WideTile {
 
   __device__ void fetch(const Voxels&, const TileWalk&) const {}
 
-  __device__ void read(const Voxels& source, TileWalk& walk) {
-    const Span span = walk.span();
-    walk.next();
+  __device__ void read(const Voxels& source, const Span& span) {
     embeddings = &source;
     const int tx = threadIdx.x % (VOXELS / 4), ty = threadIdx.x / (VOXELS / 4);
     Rows<DEPTH, VOXELS> channels{source};

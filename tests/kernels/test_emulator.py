@@ -81,6 +81,13 @@ def test_vector_loads(examples: ctypes.CDLL) -> None:
     assert torch.equal(copy, x)
 
 
+def test_asynchronous_copies_are_done_when_waited_for(examples: ctypes.CDLL) -> None:
+    x = torch.randn(2, 64)
+    seen = torch.full((3, 64), torch.nan)
+    run(examples.asynchronous_copies, x, seen, 3)
+    assert torch.equal(seen, torch.cat([torch.full((1, 64), -1.0), x]))
+
+
 def test_collectives(examples: ctypes.CDLL, order: str) -> None:
     threads = 64
     results = torch.full((11, threads), -1, dtype=torch.int32)

@@ -1,6 +1,7 @@
 // Kernels that show what the emulator runs and what it detects. The same source is CUDA.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -62,6 +63,19 @@ __global__ void __launch_bounds__(1024) sum_kernel(const float* __restrict__ x, 
 __global__ void sum_partials(const double* partials, int n, double* sum) {
   const double total = block_sum(threadIdx.x < n ? partials[threadIdx.x] : 0.0);
   if (threadIdx.x == 0) *sum = total;
+}
+
+__global__ void asynchronous_copies_kernel(const float* from, float* to) {
+  float* mine = dynamic_shared<float>() + threadIdx.x;
+  *mine = -1;
+  for (int i = 0; i < 2; ++i) {
+    __pipeline_memcpy_async(mine, from + 64 * i + threadIdx.x, sizeof(float));
+    __pipeline_commit();
+  }
+  for (int left = 2; left >= 0; --left) {
+    __pipeline_wait_prior(left);
+    to[64 * (2 - left) + threadIdx.x] = *mine;
+  }
 }
 
 __global__ void copy_kernel(const float4* from, float4* to, int64_t n) {
@@ -179,6 +193,12 @@ extern "C" const char* sum(const float* x,    // [n]
 
 extern "C" const char* copy(const float4* from, float4* to, int64_t n) {  // [n], [n]
   return report([&] { launch(copy_kernel, unsigned((n + 255) / 256), 256, 0, nullptr, from, to, n); });
+}
+
+extern "C" const char* asynchronous_copies(const float* from,  // [2, 64]
+                                           float* to,          // [3, 64]: what there is without waiting, after the first
+                                           int blocks) {       // copy, and after the second
+  return report([&] { launch(asynchronous_copies_kernel, blocks, 64, 64 * sizeof(float), nullptr, from, to); });
 }
 
 extern "C" const char* collectives(int* results, int threads) {  // [11, threads]
