@@ -21,7 +21,7 @@ from workloads import GPU_SIZES, OPERATIONS, Operation, make_operation
 from semiseg_kernels import backends, use_backend
 from semiseg_kernels.backends import select
 
-ROUNDS = 31
+ROUNDS = 15
 KERNELS = ("triton", "cuda")
 COMPILATION_SECONDS = 60  # for all compiled contestants together; the first ones get them
 # Compiled at every size, and so measured first: of the compiled contestants, it is the one that matters most.

@@ -220,6 +220,18 @@ def fake_python(folder, status):
     return python
 
 
+@pytest.mark.skipif("triton" not in available_backends(), reason="no Triton, or nothing to run it")
+def test_triton_kernels_are_compiled_for_every_workload(module, monkeypatch):
+    compilation, workloads = module("compile_triton"), module("workloads")
+    made = []
+    make = workloads.make_operation
+    monkeypatch.setattr(
+        compilation, "make_operation", lambda name, *shape: made.append(name) or make(name, *shape)
+    )
+    compilation.compile_kernels("dice_ce", torch.float32, "tiny", "cpu")
+    assert made == ["dice_ce"] * len(workloads.GPU_SIZES["full"])
+
+
 def test_gpu_check_parses():
     subprocess.run(["bash", "-n", GPU_CHECK], check=True)
 
