@@ -8,8 +8,9 @@
 // cross-entropy of every region.
 #pragma once
 
-#include "dice_ce.h"
+#include "device_math.cuh"
 #include "device_sums.cuh"
+#include "dice_ce.h"
 
 namespace semiseg {
 

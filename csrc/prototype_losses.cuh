@@ -2,6 +2,7 @@
 // softmax, and the coefficients of the gradient. Threads that share a voxel take the classes lane, lane + LANES, ...
 #pragma once
 
+#include "device_math.cuh"
 #include "prototype_tiles.cuh"
 
 namespace semiseg {
