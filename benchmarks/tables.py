@@ -458,6 +458,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "phantom-precision": precision_table,
     "la": training_table,
     "la-gpu": evaluations_table,
+    "la-prototypes": evaluations_table,
     "acdc": training_table,
 }
 

@@ -14,16 +14,18 @@ def training_header() -> list[str]:
 
 
 def evaluation_header() -> list[str]:
-    return ["configuration", "labelled", "seed", "head", "components", *METRICS.values(), "minutes"]
+    return ["configuration", "labelled", "seed", "trained with", "head", "components", *METRICS.values(), "minutes"]
 
 
 def evaluation_cells(row: dict[str, Any]) -> list[str]:
     """One line from one evaluation of one run: mean ± sd of cases."""
     evaluation = row["evaluation"]
+    overrides = [word for word in row["environment"]["command"].split() if "=" in word]
     return [
         row["name"],
         str(row["labelled"]),
         str(row["seed"]),
+        ", ".join(overrides),
         evaluation["head"],
         "largest" if evaluation["largest_component"] else "all",
         *(_entry(metric, [row["summary"]["mean"][metric]]) for metric in METRICS),
