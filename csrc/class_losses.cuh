@@ -107,7 +107,7 @@ struct NarrowClassSums {
     for (int r = 0; r < MOST_REGIONS; ++r) {
       if (region != r) continue;
       ce[r] += voxel_ce;
-      if (Target::ONE_CLASS) logarithms[r].add(softmax.sum);
+      if (Target::ONE_CLASS) ce[r] += logarithms[r].add(softmax.sum);
       recent[r][0] += 1;
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -129,7 +129,7 @@ struct NarrowClassSums {
       if (r >= regions) continue;
 #pragma unroll
       for (int i = 0; i < STATISTICS; ++i) columns.add(r * STATISTICS + i, recent[r][i]);
-      columns.add(regions * STATISTICS + r, ce[r] + logarithms[r].total());
+      columns.add(regions * STATISTICS + r, ce[r] + logarithms[r].rest());
     }
     clear();
   }

@@ -26,12 +26,11 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   RecentTiles<Tile::SLOTS> recent;
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int label = labels.label(x.slot, tile.C);

@@ -94,15 +94,17 @@ struct RecentTiles {
 template <int LARGEST>
 struct LogarithmSum {
   static constexpr bool ONE_PRODUCT = LARGEST > 0 && LARGEST <= 15;  // 15^MOST_VOXELS < 2^126
-  float product = 1, sum = 0;
+  float product = 1;
 
-  __device__ __forceinline__ void add(float x) {
+  // Returns what the product is relieved of, for another sum.
+  __device__ __forceinline__ float add(float x) {
     product *= x;
-    if (ONE_PRODUCT || product < 0x1p64f) return;
-    sum += logf(product);
+    if (ONE_PRODUCT || product < 0x1p64f) return 0;
+    const float part = logf(product);
     product = 1;
+    return part;
   }
-  __device__ __forceinline__ float total() const { return sum + logf(product); }
+  __device__ __forceinline__ float rest() const { return logf(product); }
 };
 
 // Running sums of a block in shared memory, [count, THREADS]: a column for every thread, so that nobody waits.

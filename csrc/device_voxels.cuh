@@ -49,6 +49,13 @@ struct TileWalk {
     ++image;
   }
 
+  // Where it goes next.
+  __device__ __forceinline__ TileWalk after() const {
+    TileWalk walk = *this;
+    walk.next();
+    return walk;
+  }
+
   __device__ __forceinline__ Span span() const { return span_of(image, tile); }
   // As if the tiles were counted from the last one.
   __device__ __forceinline__ Span span_from_end() const {

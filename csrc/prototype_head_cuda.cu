@@ -23,21 +23,20 @@ __host__ __device__ int64_t loss_sums(int64_t regions, int64_t C) { return class
 template <class Tile>
 struct ContrastSums {
   ColumnSums columns;
-  float below_top = 0, count = 0;
+  float loss = 0, count = 0;
   LogarithmSum<Tile::COUNT> logarithms;
 
   __host__ __device__ __forceinline__ explicit ContrastSums(Arena& shared) : columns(shared, 2) {}
 
   __device__ __forceinline__ void add(const Contrast& voxel) {
-    below_top += voxel.below_top;
-    logarithms.add(voxel.sum);
+    loss += voxel.below_top + logarithms.add(voxel.sum);
     count += 1;
   }
 
   __device__ __forceinline__ void widen() {
-    columns.add(0, below_top + logarithms.total());
+    columns.add(0, loss + logarithms.rest());
     columns.add(1, count);
-    below_top = count = 0;
+    loss = count = 0;
     logarithms = {};
   }
 
@@ -75,13 +74,12 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   RecentTiles<Tile::SLOTS> recent;
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span),
                weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     if (labelled) memory.clusters.start_tile(tile);
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
@@ -144,13 +142,12 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   tile.start(prototypes);
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), regions = load_map(tile, a.regions, span);
     const typename Tile::ClassValues upstream(tile, a.grad_similarity, span);
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     tile.for_voxels(span, [&](const auto& x) {
       const int own_label = labels.label(x.slot, tile.C);
       const Nearest nearest = find_nearest(tile, x, own_label);

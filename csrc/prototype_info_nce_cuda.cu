@@ -43,12 +43,11 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   memory.sums.start();
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     float loss_sum = 0, weight_sum = 0;
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
@@ -81,12 +80,11 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   const float scale = *a.denominator == 0 ? 0.f : float(*a.loss / *a.denominator);
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     const auto labels = load_map(tile, a.labels, span), weights = load_map(tile, a.weight, span);
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     tile.for_voxels(span, [&](const auto& x) {
       const WeightedContrast voxel =
           weighted_contrast(tile, x, info_nce, a.labels.present, labels.label(x.slot, tile.C), weights.weight(x.slot));

@@ -15,11 +15,10 @@ __global__ void __launch_bounds__(THREADS, Tile::FORWARD_BLOCKS)
   tile.start(prototypes);
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     tile.for_voxels(span, [&](const auto& x) {
 #pragma unroll
       for (int c = x.lane; c < tile.C; c += Tile::LANES) {
@@ -40,13 +39,12 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
   const InfoNCE none{Temperature(1), true, -1};
   TileWalk walk(tiling, blockIdx.x, gridDim.x);
   tile.fetch(a.z, walk);
-  while (walk.there()) {
+  for (; walk.there(); walk.next()) {
     const Span span = walk.span();
     const typename Tile::ClassValues upstream(tile, a.similarity, span);
     const typename Tile::ClassIndices winners(tile, a.index, span);
     tile.read(a.z, span);
-    walk.next();
-    tile.fetch(a.z, walk);
+    tile.fetch(a.z, walk.after());
     tile.for_voxels(span, [&](const auto& x) {
       gradient_coefficients<false>(tile, x, none, Contrast{}, 0,
                                    [&](int c) { return ClassDerivative{upstream(x, c), winners(x, c)}; });
