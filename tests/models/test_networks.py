@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from semiseg.engine.precision import UNSAFE_FIRST_SIDES
 from semiseg.models import UNet, VNet, build_network
 
 SMALL_UNET = (4, 8, 16, 32, 64)
@@ -13,8 +14,8 @@ def small_network(name: str, **options) -> nn.Module:
     return build_network(name, num_classes=3, filters=4 if name == "vnet" else SMALL_UNET, **options)
 
 
-def images(name: str, batch: int = 2) -> torch.Tensor:
-    return torch.randn(batch, 1, *((16, 32, 16) if name == "vnet" else (32, 48)))
+def images(name: str, batch: int = 2, first_side: int = 16) -> torch.Tensor:  # first_side: of volumes
+    return torch.randn(batch, 1, *((first_side, 32, 16) if name == "vnet" else (32, 48)))
 
 
 def channels_last(name: str) -> torch.memory_format:
@@ -120,7 +121,9 @@ def test_embedding_has_the_memory_format_of_the_weights(name):
 def test_bfloat16_autocast(name):
     network = small_network(name, **no_dropout(name))
     network.to(memory_format=channels_last(name))
-    x = images(name, batch=16)  # batch normalisation of few values would magnify rounding
+    # Batch normalisation of few values would magnify rounding; gradients of other sides can hold what was never written.
+    first_side = next(side for side in range(16, 64, 16) if side not in UNSAFE_FIRST_SIDES)
+    x = images(name, batch=8, first_side=first_side)
     expected, _ = network(x)
     with torch.autocast("cpu", torch.bfloat16):
         logits, embedding = network(x)
