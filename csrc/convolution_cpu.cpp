@@ -19,6 +19,8 @@ constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;  // of a tile, along the last ax
 constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
 constexpr int64_t SUM_CHANNELS = 64;             // whose products are added up in a row
 constexpr int64_t SUM_TILES = 1024;              // that the weight's gradient sums in float32
+constexpr int64_t RUN = 16, RUNS = 16;           // chunks in a row that are one thread's, at most; runs of a thread, at least
+constexpr int MOST_LINES = 64;                   // of x that are fetched while a chunk is computed
 constexpr int64_t PREFETCHED = 4;                // voxels ahead
 
 // A tile has four lines where a result or a weight's gradient sums so many products that it rounds no worse than some two
@@ -35,7 +37,7 @@ constexpr int64_t FEWEST_OF_WIDE = 6 * ROWS, WIDE = 1 << 15;
 
 // The transforms along the first axis, for each of its points.
 constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
-constexpr float FAR_FACTOR[4] = {-1, 1, -1, -1};
+constexpr bool PLUS[4] = {false, true, false, false};          // their sum, or else the near one less the far one
 constexpr float RESULT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};   // A^T
 constexpr float GRADIENT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, 1}};  // A^T but for the last sign, see transform_sums
 
@@ -68,8 +70,6 @@ struct Tiles {
     return maximum(ROWS, round_up((count + chunks - 1) / chunks, ROWS));
   }
 
-  // Tiles a power of two apart would share few cache sets.
-  static int64_t pitch(int64_t channels) { return POINTS * channels + CHANNELS; }
 
   struct Row {               // tiles that follow each other along the last axis
     int64_t image, z, y, x;  // the first voxel of the first tile
@@ -93,10 +93,41 @@ struct Tiles {
     }
   }
 
+  int64_t voxels() const { return count / (depth * height * width) * D * H * W; }
+
   // The number of the first voxel of a line, below 0 outside.
   INLINE int64_t line(int64_t image, int64_t z, int64_t y) const {
     return z >= 0 && z < D && y >= 0 && y < H ? ((image * D + z) * H + y) * W : -1;
   }
+};
+
+// The points of one slice of a chunk's tiles as [channels / BLOCK, tile, point, BLOCK]: all but the block is a constant away.
+template <class T, int64_t BLOCK>
+struct Points {
+  static constexpr int64_t PITCH = T::POINTS * BLOCK + CHANNELS;  // tiles a power of two apart would share few cache sets
+
+  float* values;
+  int64_t chunk;
+
+  static int64_t count(int64_t channels, int64_t chunk) { return channels / BLOCK * chunk * PITCH; }
+
+  INLINE float* at(int64_t channel, int64_t tile) const {
+    return values + (channel / BLOCK * chunk + tile) * PITCH + channel % BLOCK;
+  }
+};
+
+// The products of a tile's points are sums over blocks of channels.
+template <class T>
+struct PointRows {
+  static constexpr int64_t stride = Points<T, CHANNELS>::PITCH;
+
+  const float* first;
+  int64_t block_stride;
+  int blocks;
+
+  INLINE int count() const { return blocks; }
+  INLINE const float* segment(int s) const { return first + s * block_stride; }
+  INLINE void fetch(int, int) const {}
 };
 
 // Runs work(tiles) with tiles of four lines where they take fewer products than those of two, and `tall` allows them.
@@ -109,75 +140,127 @@ void with_tiles(const Convolution& a, const Chunk& limits, bool tall, const Work
     a.volume ? work(Tiles<true, 2>(a, limits)) : work(Tiles<false, 2>(a, limits));
 }
 
-// points[tile, p, i] <- one slice of B^T d of the tiles first to last of x.
+// The lines that a row of tiles reads in a plane of x.
+template <class T>
+struct LinesOfRow {
+  const float* lines[T::POINT_LINES];
+
+  LinesOfRow(const T& tiles, const typename T::Row& row, int64_t z, const float* x, const float* zeros, int64_t I) {
+    for (int y = 0; y < T::POINT_LINES; ++y) {
+      const int64_t voxel = tiles.line(row.image, z, row.y - 1 + y);
+      lines[y] = voxel < 0 ? zeros : x + voxel * I;
+    }
+  }
+
+  INLINE vfloat at(int y, int64_t offset) const { return load(lines[y] + offset); }
+  INLINE void fetch(int y, int64_t offset) const { __builtin_prefetch(lines[y] + offset); }
+};
+
+// points <- B^T d of CHANNELS channels from i on of a row of tiles, with near + far or near - far along the first axis
+template <bool SUM, class T>
+void gather_row(const T& tiles, const typename T::Row& row, const LinesOfRow<T>& near, const LinesOfRow<T>& far, int64_t I,
+                int64_t i, float* points) {
+  constexpr int POINT_LINES = T::POINT_LINES;
+  using Column = vfloat[LINE_VECTORS][POINT_LINES];  // transformed along all axes but the last
+  const auto load_column = [&](int64_t at, Column& column) {
+    if (at < 0 || at >= tiles.W) {
+      for (auto& d : column)
+        for (vfloat& value : d) value = vfloat{};
+      return;
+    }
+#pragma GCC unroll 6
+    for (int y = 0; y < POINT_LINES; ++y) {
+      near.fetch(y, (at + PREFETCHED) * I + i);
+      if constexpr (T::VOLUME) far.fetch(y, (at + PREFETCHED) * I + i);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < LINE_VECTORS; ++v) {
+      const int64_t offset = at * I + i + v * WIDTH;
+      vfloat d[POINT_LINES];
+#pragma GCC unroll 6
+      for (int y = 0; y < POINT_LINES; ++y) {
+        d[y] = near.at(y, offset);
+        if constexpr (T::VOLUME) d[y] = SUM ? d[y] + far.at(y, offset) : d[y] - far.at(y, offset);
+      }
+      transform_input(d);
+#pragma GCC unroll 6
+      for (int y = 0; y < POINT_LINES; ++y) column[v][y] = d[y];
+    }
+  };
+  Column columns[LINE_POINTS];
+  for (int c = 0; c < 2; ++c) load_column(row.x - 1 + c, columns[c]);
+  for (int64_t t = 0; t < row.n; ++t) {
+    // In a loop: unrolled, every column would have pointers of its own to keep.
+#pragma GCC unroll 1
+    for (int c = 2; c < LINE_POINTS; ++c) load_column(row.x - 1 + t * LINE_VOXELS + c, columns[c]);
+    float* point = points + t * Points<T, CHANNELS>::PITCH;
+#pragma GCC unroll 4
+    for (int v = 0; v < LINE_VECTORS; ++v)
+#pragma GCC unroll 6
+      for (int y = 0; y < POINT_LINES; ++y) {
+        vfloat d[LINE_POINTS];
+#pragma GCC unroll 6
+        for (int c = 0; c < LINE_POINTS; ++c) d[c] = columns[c][v][y];
+        // Tiles share two columns with the next.
+        columns[0][v][y] = d[LINE_VOXELS];
+        columns[1][v][y] = d[LINE_VOXELS + 1];
+        transform_input(d);
+#pragma GCC unroll 6
+        for (int c = 0; c < LINE_POINTS; ++c) store(point + (y * LINE_POINTS + c) * CHANNELS + v * WIDTH, d[c]);
+      }
+  }
+}
+
+// points <- one slice of B^T d of the tiles first to last of x.
 template <class T>
 void gather_input(const T& tiles, int slice, const float* x, const float* zeros, int64_t I, int64_t first, int64_t last,
-                  float* points) {
-  constexpr bool VOLUME = T::VOLUME;
-  constexpr int POINT_LINES = T::POINT_LINES;
-  const int64_t pitch = tiles.pitch(I);
-  const vfloat far_factor = broadcast(FAR_FACTOR[slice]);
+                  Points<T, CHANNELS> points) {
   tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
-    const float *near_lines[POINT_LINES], *far_lines[POINT_LINES];
-    const auto find_line = [&](int64_t z, int64_t y) {
-      const int64_t voxel = tiles.line(row.image, z, y);
-      return voxel < 0 ? zeros : x + voxel * I;
-    };
-    for (int y = 0; y < POINT_LINES; ++y) {
-      near_lines[y] = find_line(VOLUME ? row.z - 1 + NEAR[slice] : row.z, row.y - 1 + y);
-      far_lines[y] = VOLUME ? find_line(row.z - 1 + FAR[slice], row.y - 1 + y) : nullptr;
-    }
+    const int64_t near_z = T::VOLUME ? row.z - 1 + NEAR[slice] : row.z, far_z = T::VOLUME ? row.z - 1 + FAR[slice] : row.z;
+    const LinesOfRow<T> near(tiles, row, near_z, x, zeros, I), far(tiles, row, far_z, x, zeros, I);
     for (int64_t i = 0; i < I; i += CHANNELS) {
-      // Transformed along all axes but the last, a ring: tiles share two columns with the next.
-      vfloat columns[2 * LINE_VOXELS][LINE_VECTORS][POINT_LINES];
-      const auto load_column = [&](int64_t at, vfloat(&column)[LINE_VECTORS][POINT_LINES]) {
-        if (at < 0 || at >= tiles.W) {
-          for (auto& d : column)
-            for (vfloat& value : d) value = vfloat{};
-          return;
-        }
-#pragma GCC unroll 6
-        for (int y = 0; y < POINT_LINES; ++y) {
-          __builtin_prefetch(near_lines[y] + (at + PREFETCHED) * I + i);
-          if constexpr (VOLUME) __builtin_prefetch(far_lines[y] + (at + PREFETCHED) * I + i);
-        }
-#pragma GCC unroll 4
-        for (int v = 0; v < LINE_VECTORS; ++v) {
-          vfloat(&d)[POINT_LINES] = column[v];
-          const int64_t offset = at * I + i + v * WIDTH;
-#pragma GCC unroll 6
-          for (int y = 0; y < POINT_LINES; ++y) {
-            d[y] = load(near_lines[y] + offset);
-            if constexpr (VOLUME) d[y] += far_factor * load(far_lines[y] + offset);
-          }
-          transform_input(d);
-        }
-      };
-      const auto column = [&](int64_t number) -> auto& { return columns[number & (2 * LINE_VOXELS - 1)]; };
-      for (int64_t c = 0; c < 2; ++c) load_column(row.x - 1 + c, column(c));
-      for (int64_t t = 0; t < row.n; ++t) {
-        for (int64_t c = t * LINE_VOXELS + 2; c < t * LINE_VOXELS + LINE_POINTS; ++c)
-          load_column(row.x - 1 + c, column(c));
-#pragma GCC unroll 4
-        for (int v = 0; v < LINE_VECTORS; ++v) {
-          float* p = points + (number + t) * pitch + i + v * WIDTH;
-#pragma GCC unroll 6
-          for (int y = 0; y < POINT_LINES; ++y) {
-            vfloat d[LINE_POINTS];
-#pragma GCC unroll 6
-            for (int c = 0; c < LINE_POINTS; ++c) d[c] = column(t * LINE_VOXELS + c)[v][y];
-            transform_input(d);
-#pragma GCC unroll 6
-            for (const vfloat& point : d) {
-              store(p, point);
-              p += I;
-            }
-          }
-        }
-      }
+      float* to = points.at(i, number);
+      PLUS[slice] ? gather_row<true>(tiles, row, near, far, I, i, to) : gather_row<false>(tiles, row, near, far, I, i, to);
     }
   });
 }
+
+// Asks for lines of x that the next chunk is the first to read, a few at a time while products are computed: asked for all
+// at once, they would keep the products from the caches.
+template <class T>
+struct NextLines {
+  static constexpr int64_t CACHE_LINE = CHANNELS;  // in values
+
+  const float *at[MOST_LINES], *end[MOST_LINES];
+  int count = 0, line = 0;
+  int64_t per_step = 0;
+
+  NextLines(const T& tiles, const float* x, int64_t I, int64_t first, int64_t last, int64_t steps) {
+    if (!streams(x, tiles.voxels() * I * int64_t(sizeof(float)))) return;
+    int64_t cache_lines = 0;
+    tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t) {
+      // Tiles share two lines with those above, and two planes with those before.
+      for (int z = 0; z < T::OUT_DEPTH; ++z)
+        for (int y = 0; y < T::LINES; ++y) {
+          const int64_t voxel = tiles.line(row.image, T::VOLUME ? row.z + 1 + z : row.z, row.y + 1 + y);
+          if (voxel < 0 || count == MOST_LINES) continue;
+          at[count] = x + (voxel + row.x) * I;
+          end[count] = at[count] + minimum(row.n * LINE_VOXELS, tiles.W - row.x) * I;
+          cache_lines += (end[count] - at[count]) / CACHE_LINE;
+          ++count;
+        }
+    });
+    per_step = (cache_lines + steps - 1) / steps;
+  }
+
+  INLINE void step() {
+    for (int64_t n = 0; n < per_step && line < count; ++n) {
+      __builtin_prefetch(at[line], 0, 2);
+      at[line] += CACHE_LINE;
+      if (at[line] >= end[line]) ++line;
+    }
+  }
+};
 
 // What a slice has to do with one of a row's planes of y.
 template <int LINES>
@@ -188,13 +271,12 @@ struct Plane {
   int64_t lines[LINES];  // below 0 outside
 };
 
-// sums[tile, z, line, voxel, o] <- sums + one slice of A^T points[tile, p, o], beginning with the initial values;
+// sums[o / BLOCK, tile, z, line, voxel, BLOCK] <- sums + one slice of A^T points, beginning with the initial values;
 // of the last slice that has to do with a plane they are y.
-template <class T>
-void scatter_result(const T& tiles, int slice, const float* points, int64_t O, int64_t first, int64_t last,
+template <class T, int64_t BLOCK>
+void scatter_result(const T& tiles, int slice, Points<T, BLOCK> points, int64_t O, int64_t first, int64_t last,
                     const float* initial, float* sums, const Finish& finish) {
   constexpr int DEPTH = T::OUT_DEPTH, LINES = T::LINES;
-  const int64_t pitch = tiles.pitch(O);
   tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
     Plane<LINES> planes[DEPTH];
     int count = 0;
@@ -209,30 +291,31 @@ void scatter_result(const T& tiles, int slice, const float* points, int64_t O, i
       const int64_t x = row.x + LINE_VOXELS * t, voxels = minimum(LINE_VOXELS, tiles.W - x);
       for (int64_t o = 0; o < O; o += WIDTH) {
         vfloat m[LINES][LINE_POINTS];
-        const float* p = points + (number + t) * pitch + o;
+        const float* point = points.at(o, number + t);
 #pragma GCC unroll 6
         for (int c = 0; c < LINE_POINTS; ++c) {
           vfloat column[T::POINT_LINES];
 #pragma GCC unroll 6
-          for (int y = 0; y < T::POINT_LINES; ++y) column[y] = load(p + (y * LINE_POINTS + c) * O);
+          for (int y = 0; y < T::POINT_LINES; ++y) column[y] = load(point + (y * LINE_POINTS + c) * BLOCK);
           transform_result(column);
 #pragma GCC unroll 4
           for (int line = 0; line < LINES; ++line) m[line][c] = column[line];
         }
 #pragma GCC unroll 4
-        for (int line = 0; line < LINES; ++line) {
-          transform_result(m[line]);
-          for (const Plane<LINES>* plane = planes; plane < planes + count; ++plane) {
+        for (int line = 0; line < LINES; ++line) transform_result(m[line]);
+        float* tile_sums = sums + (o / BLOCK * points.chunk + number + t) * (DEPTH * LINES * LINE_VOXELS * BLOCK) + o % BLOCK;
+        for (const Plane<LINES>* plane = planes; plane < planes + count; ++plane) {
+#pragma GCC unroll 4
+          for (int line = 0; line < LINES; ++line) {
             if (plane->lines[line] < 0) continue;
-            float* sum = sums + (((number + t) * DEPTH + plane->z) * LINES + line) * LINE_VOXELS * O + o;
-            const float* before = plane->first ? initial + o : sum;
-            const int64_t step = plane->first ? 0 : O;
+            float* sum = tile_sums + (plane->z * LINES + line) * (LINE_VOXELS * BLOCK);
             vfloat v[LINE_VOXELS];
 #pragma GCC unroll 4
-            for (int c = 0; c < LINE_VOXELS; ++c) v[c] = load(before + c * step) + plane->factor * m[line][c];
+            for (int c = 0; c < LINE_VOXELS; ++c)
+              v[c] = load(plane->first ? initial + o : sum + c * BLOCK) + plane->factor * m[line][c];
             if (!plane->last) {
 #pragma GCC unroll 4
-              for (int c = 0; c < LINE_VOXELS; ++c) store(sum + c * O, v[c]);
+              for (int c = 0; c < LINE_VOXELS; ++c) store(sum + c * BLOCK, v[c]);
               continue;
             }
             const Finish put = finish.from((plane->lines[line] + x) * O + o);
@@ -249,11 +332,10 @@ void scatter_result(const T& tiles, int slice, const float* points, int64_t O, i
   });
 }
 
-// points[tile, p, o] <- one slice of A grad_y, but for signs
-template <class T>
+// points <- one slice of A grad_y, but for signs
+template <class T, int64_t BLOCK>
 void gather_gradient(const T& tiles, int slice, const float* grad_y, int64_t O, int64_t first, int64_t last,
-                     float* points) {
-  const int64_t pitch = tiles.pitch(O);
+                     Points<T, BLOCK> points) {
   tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
     for (int64_t t = 0; t < row.n; ++t) {
       const int64_t x = row.x + LINE_VOXELS * t;
@@ -276,7 +358,7 @@ void gather_gradient(const T& tiles, int slice, const float* grad_y, int64_t O, 
           }
           transform_gradient(d[line]);
         }
-        float* p = points + (number + t) * pitch + o;
+        float* point = points.at(o, number + t);
 #pragma GCC unroll 6
         for (int c = 0; c < LINE_POINTS; ++c) {
           vfloat column[T::POINT_LINES];
@@ -284,7 +366,7 @@ void gather_gradient(const T& tiles, int slice, const float* grad_y, int64_t O, 
           for (int line = 0; line < T::LINES; ++line) column[line] = d[line][c];
           transform_gradient(column);
 #pragma GCC unroll 6
-          for (int y = 0; y < T::POINT_LINES; ++y) store(p + (y * LINE_POINTS + c) * O, column[y]);
+          for (int y = 0; y < T::POINT_LINES; ++y) store(point + (y * LINE_POINTS + c) * BLOCK, column[y]);
         }
       }
     }
@@ -353,40 +435,57 @@ void transform_weights(const ConvolutionForward& a, Columns<VECTORS>, int64_t bl
   }
 }
 
+// out <- in times the matrices of one slice's points, for `count` tiles. A function of its own, so that what is around it
+// leaves it its registers.
+template <class T, int VECTORS>
+__attribute__((noinline)) void multiply_points(const ConvolutionForward& a, Columns<VECTORS> columns,
+                                               const float* matrices, Points<T, CHANNELS> in,
+                                               Points<T, Columns<VECTORS>::COUNT> out, int64_t count,
+                                               NextLines<T>& next) {
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
+  for (int p = 0; p < T::POINTS; ++p)
+    for (int64_t o = 0; o < a.O; o += COLUMNS)
+      for (int64_t t = 0; t < count; t += ROWS) {
+        next.step();
+        const float* matrix = matrices + p * matrix_pitch(a) + o * a.I;
+        float* products = out.at(o, t) + p * COLUMNS;
+        const auto multiply_part = [&](int64_t i, const auto& put) {
+          const int blocks = int(minimum(SUM_CHANNELS, a.I - i) / CHANNELS);
+          const PointRows<T> rows{in.at(i, t) + p * CHANNELS, in.at(CHANNELS, 0) - in.at(0, 0), blocks};
+          multiply<ROWS>(rows, columns, matrix + i * COLUMNS, CHANNELS * COLUMNS, CHANNELS, nullptr, out.PITCH, put);
+        };
+        multiply_part(0, [&](int64_t at, vfloat sum) { store(products + at, sum); });
+        for (int64_t i = SUM_CHANNELS; i < a.I; i += SUM_CHANNELS)
+          multiply_part(i, [&](int64_t at, vfloat sum) { store(products + at, load(products + at) + sum); });
+      }
+}
+
 template <class T, int VECTORS>
 void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
-  const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
-  const int64_t chunk = tiles.balanced_chunk(a.threads);
-  const Finish finish(a.y, a.B * a.D * a.H * a.W * O, a.negative_slope);
+  using In = Points<T, CHANNELS>;
+  using Out = Points<T, COLUMNS>;
+  const int64_t I = a.I, O = a.O, chunk = tiles.balanced_chunk(a.threads), chunks = (tiles.count + chunk - 1) / chunk;
+  const int64_t run = maximum(1, minimum(RUN, chunks / (RUNS * a.threads)));
+  const Finish finish(a.y, tiles.voxels() * O, a.negative_slope);
   Buffer<float> matrices(T::SLICES * T::POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block)
       transform_weights<T>(a, columns, block, matrices);
-    Buffer<float> in(chunk * in_pitch), out(chunk * out_pitch), zeros(a.W * I), initial(O);
+    Buffer<float> in_values(In::count(I, chunk)), out_values(Out::count(O, chunk)), zeros(a.W * I), initial(O);
     Buffer<float> sums(chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
-#pragma omp for schedule(dynamic, 1)
+    const In in{in_values, chunk};
+    const Out out{out_values, chunk};
+#pragma omp for schedule(dynamic, run)
     for (int64_t first = 0; first < tiles.count; first += chunk) {
-      const int64_t last = minimum(tiles.count, first + chunk);
+      const int64_t last = minimum(tiles.count, first + chunk), steps = (last - first + ROWS - 1) / ROWS * (O / COLUMNS);
+      NextLines<T> next(tiles, a.x, I, last, minimum(tiles.count, last + chunk), T::SLICES * T::POINTS * steps);
       for (int slice = 0; slice < T::SLICES; ++slice) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
-        for (int p = 0; p < T::POINTS; ++p)
-          for (int64_t o = 0; o < O; o += COLUMNS)
-            for (int64_t t = 0; t < last - first; t += ROWS) {
-              const float* matrix = matrices + (slice * T::POINTS + p) * matrix_pitch(a) + o * I;
-              float* products = out + t * out_pitch + p * O + o;
-              const auto multiply_part = [&](int64_t i, const auto& put) {
-                const Rows<1> rows{{in + t * in_pitch + p * I + i}, in_pitch};
-                multiply<ROWS>(rows, columns, matrix + i * COLUMNS, 0, minimum(SUM_CHANNELS, I - i), nullptr, out_pitch,
-                               put);
-              };
-              multiply_part(0, [&](int64_t at, vfloat sum) { store(products + at, sum); });
-              for (int64_t i = SUM_CHANNELS; i < I; i += SUM_CHANNELS)
-                multiply_part(i, [&](int64_t at, vfloat sum) { store(products + at, load(products + at) + sum); });
-            }
+        multiply_points(a, columns, matrices + slice * T::POINTS * matrix_pitch(a), in, out, last - first, next);
         scatter_result(tiles, slice, out, O, first, last, initial, sums, finish);
       }
     }
@@ -395,26 +494,32 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
 
 template <class T, int VECTORS>
 void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS> columns) {
-  const int64_t I = a.I, O = a.O, in_pitch = tiles.pitch(I), out_pitch = tiles.pitch(O);
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
+  using In = Points<T, CHANNELS>;
+  using Out = Points<T, COLUMNS>;
+  const int64_t I = a.I, O = a.O, chunk = tiles.chunk;
   const int64_t parts = (tiles.count + SUM_TILES - 1) / SUM_TILES, slice_sums = T::POINTS * I * O;
   Buffer<double> total(T::SLICES * slice_sums, parts ? Fill::nothing : Fill::zeros);  // [point, I, O]
 #pragma omp parallel num_threads(a.threads)
   {
-    Buffer<float> sums(slice_sums), in(tiles.chunk * in_pitch), out(tiles.chunk * out_pitch), zeros(a.W * I);
+    Buffer<float> sums(slice_sums), zeros(a.W * I);
+    Buffer<float> in_values(In::count(I, chunk)), out_values(Out::count(O, chunk));
+    const In in{in_values, chunk};
+    const Out out{out_values, chunk};
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t task = 0; task < parts * T::SLICES; ++task) {
       const int64_t part = task / T::SLICES, end = minimum(tiles.count, (part + 1) * SUM_TILES);
       const int slice = int(task % T::SLICES);
       memset(sums, 0, slice_sums * sizeof(float));
-      for (int64_t first = part * SUM_TILES; first < end; first += tiles.chunk) {
-        const int64_t last = minimum(end, first + tiles.chunk);
+      for (int64_t first = part * SUM_TILES; first < end; first += chunk) {
+        const int64_t last = minimum(end, first + chunk);
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
         gather_gradient(tiles, slice, a.grad_y, O, first, last, out);
         for (int p = 0; p < T::POINTS; ++p)
-          for (int64_t o = 0; o < O; o += Columns<VECTORS>::COUNT)
+          for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t i = 0; i < I; i += SUM_ROWS)
-              add_products(columns, in + p * I + i, in_pitch, out + p * O + o, out_pitch, last - first,
-                           sums + (p * I + i) * O + o, O);
+              add_products(columns, in.at(i, 0) + p * CHANNELS, In::PITCH, out.at(o, 0) + p * COLUMNS, Out::PITCH,
+                           last - first, sums + (p * I + i) * O + o, O);
       }
       // In the order of the tasks, so that any number of threads gives the same result.
 #pragma omp ordered

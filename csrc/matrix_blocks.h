@@ -28,24 +28,37 @@ INLINE void with_columns(int64_t channels, const Work& work) {
 
 INLINE vfloat relu(vfloat x, float negative_slope) { return x > 0 ? x : negative_slope * x; }
 
+// A number that the compiler knows.
+template <int64_t N>
+struct Constant {
+  INLINE constexpr operator int64_t() const { return N; }
+};
+
 // The rows of a product, each in segments: those of one segment lie `stride` apart.
-template <int SEGMENTS>
+template <int SEGMENTS, class Stride = int64_t>
 struct Rows {
   const float* segments[SEGMENTS];
-  int64_t stride;
+  Stride stride;
   int64_t ahead = 0;  // from a row to one that is fetched from memory meanwhile; rows lie next to each other then
+  int64_t first = 0;  // of a segment, in values
 
   INLINE Rows from(int64_t row) const {
     Rows rows = *this;
-    for (const float*& segment : rows.segments) segment += row * stride;
+    rows.first += row * stride;
     return rows;
+  }
+  INLINE int count() const { return SEGMENTS; }
+  INLINE const float* segment(int s) const { return segments[s] + first; }
+  INLINE void fetch(int s, int n) const {
+    if (ahead)
+      for (int64_t k = 0; k < n * stride; k += CHANNELS) __builtin_prefetch(segment(s) + ahead + k, 0, 2);
   }
 };
 
 // Calls put(r * out_stride + c, sum) for N rows r and the vectors from c on of the columns, with
 // sum[r, c] = initial[c] + sum over the segments s and k of rows[s][r, k] b[s, k, c]
-template <int N, int SEGMENTS, int VECTORS, class Put>
-INLINE void multiply(const Rows<SEGMENTS>& rows, Columns<VECTORS>, const float* b, int64_t b_segment, int64_t K,
+template <int N, class AnyRows, class Length, int VECTORS, class Put>
+INLINE void multiply(const AnyRows& rows, Columns<VECTORS>, const float* b, int64_t b_segment, Length K,
                      const float* initial, int64_t out_stride, const Put& put) {
   vfloat sums[N][VECTORS];
 #pragma GCC unroll 2
@@ -54,10 +67,9 @@ INLINE void multiply(const Rows<SEGMENTS>& rows, Columns<VECTORS>, const float* 
 #pragma GCC unroll 8
     for (int r = 0; r < N; ++r) sums[r][v] = first;
   }
-  for (int s = 0; s < SEGMENTS; ++s) {
-    const float *row = rows.segments[s], *matrix = b + s * b_segment;
-    if (rows.ahead)
-      for (int64_t k = 0; k < N * rows.stride; k += CHANNELS) __builtin_prefetch(row + rows.ahead + k, 0, 2);
+  for (int s = 0; s < rows.count(); ++s) {
+    const float *row = rows.segment(s), *matrix = b + s * b_segment;
+    rows.fetch(s, N);
     for (int64_t k = 0; k < K; ++k) {
       vfloat columns[VECTORS];
 #pragma GCC unroll 2
@@ -76,9 +88,9 @@ INLINE void multiply(const Rows<SEGMENTS>& rows, Columns<VECTORS>, const float* 
 
 // The same of the rows t to n, in `blocks` blocks of at most N rows, which differ by one row at most: in a much smaller block
 // every product would wait for the sum before it.
-template <int N, int SEGMENTS, int VECTORS, class Put>
-INLINE void multiply_rows(const Rows<SEGMENTS>& rows, Columns<VECTORS> columns, const float* b, int64_t b_segment,
-                          int64_t K, const float* initial, int64_t out_stride, int64_t t, int64_t n, int64_t blocks,
+template <int N, class AnyRows, class Length, int VECTORS, class Put>
+INLINE void multiply_rows(const AnyRows& rows, Columns<VECTORS> columns, const float* b, int64_t b_segment, Length K,
+                          const float* initial, int64_t out_stride, int64_t t, int64_t n, int64_t blocks,
                           const Put& put) {
   for (; n - t > (N - 1) * blocks; t += N, --blocks)
     multiply<N>(rows.from(t), columns, b, b_segment, K, initial, out_stride, put.from(t * out_stride));
@@ -86,8 +98,8 @@ INLINE void multiply_rows(const Rows<SEGMENTS>& rows, Columns<VECTORS> columns, 
     if (blocks > 0) multiply_rows<N - 1>(rows, columns, b, b_segment, K, initial, out_stride, t, n, blocks, put);
 }
 
-template <int SEGMENTS, int VECTORS, class Put>
-void multiply_line(const Rows<SEGMENTS>& rows, Columns<VECTORS> columns, const float* b, int64_t b_segment, int64_t K,
+template <class AnyRows, class Length, int VECTORS, class Put>
+void multiply_line(const AnyRows& rows, Columns<VECTORS> columns, const float* b, int64_t b_segment, Length K,
                    const float* initial, int64_t out_stride, int64_t n, const Put& put) {
   const int64_t blocks = (n + ROWS - 1) / ROWS;
   multiply_rows<ROWS>(rows, columns, b, b_segment, K, initial, out_stride, 0, n, blocks, put);

@@ -10,11 +10,19 @@ namespace semiseg::SEMISEG_LEVEL {
 
 namespace {
 
-template <bool VOLUME, int VECTORS>
-void forward(const ConvolutionForward& a, Columns<VECTORS> columns) {
+// The values of three taps.
+INLINE int64_t of_taps(int64_t I) { return 3 * I; }
+template <int64_t I>
+INLINE Constant<3 * I> of_taps(Constant<I>) {
+  return {};
+}
+
+template <bool VOLUME, class Channels, int VECTORS>
+void forward(const ConvolutionForward& a, Channels I, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   constexpr int LINES = VOLUME ? 9 : 3, TAPS = 3 * LINES;
-  const int64_t I = a.I, O = a.O, K = 3 * I, padded = (a.W + 2) * I;
+  const auto K = of_taps(I);
+  const int64_t O = a.O, padded = (a.W + 2) * I;
   const Finish finish(a.y, a.B * a.D * a.H * a.W * O, a.negative_slope);
   Buffer<float> matrices(LINES * K * O, Fill::nothing);  // [line, O / COLUMNS, K, COLUMNS]
   for (int64_t o = 0; o < O; ++o)
@@ -28,7 +36,7 @@ void forward(const ConvolutionForward& a, Columns<VECTORS> columns) {
 #pragma omp for schedule(static)
     for (int64_t line = 0; line < a.B * a.D * a.H; ++line) {
       const int64_t plane = line / a.H, y = line - plane * a.H, z = plane % a.D;
-      Rows<LINES> rows{{}, I};
+      Rows<LINES, Channels> rows{{}, I};
       for (int n = 0; n < LINES; ++n) {
         const int64_t dz = VOLUME ? n / 3 - 1 : 0, dy = n % 3 - 1;
         float* copy = lines + n * padded;
@@ -48,7 +56,10 @@ void forward(const ConvolutionForward& a, Columns<VECTORS> columns) {
 }  // namespace
 
 void narrow_convolution_forward(const ConvolutionForward& a) {
-  with_columns(a.O, [&](auto columns) { a.volume ? forward<true>(a, columns) : forward<false>(a, columns); });
+  with_columns(a.O, [&](auto columns) {
+    const auto with_channels = [&](auto I) { a.volume ? forward<true>(a, I, columns) : forward<false>(a, I, columns); };
+    a.I == 1 ? with_channels(Constant<1>{}) : with_channels(a.I);
+  });
 }
 
 }  // namespace semiseg::SEMISEG_LEVEL
