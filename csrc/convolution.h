@@ -8,10 +8,11 @@ namespace semiseg {
 struct Convolution {
   int64_t B, D, H, W;  // D is 1 for images
   bool volume;         // three axes, else two
-  int64_t I, O;        // channels read and written, multiples of 16; forward also reads fewer than 16
+  int64_t I, O;        // channels read and written, multiples of 16, or fewer than 16 read
   int64_t out_stride, in_stride, tap_stride;
   int threads;
 
+  int64_t voxels() const { return B * D * H * W; }
   int64_t taps() const { return volume ? 27 : 9; }
 };
 

@@ -36,8 +36,8 @@ constexpr Chunk FORWARD{128 << 10, 2 * ROWS, 96}, WEIGHT{256 << 10, 24, 96};  //
 constexpr int64_t FEWEST_OF_WIDE = 6 * ROWS, WIDE = 1 << 15;
 
 // The transforms along the first axis, for each of its points.
-constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d
-constexpr bool PLUS[4] = {false, true, false, false};          // their sum, or else the near one less the far one
+constexpr int NEAR[4] = {0, 1, 2, 1}, FAR[4] = {2, 2, 1, 3};  // planes of d in B^T d,
+constexpr bool SUM[4] = {false, true, false, false};           // their sum, or else the near one less the far one
 constexpr float RESULT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};   // A^T
 constexpr float GRADIENT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, 1}};  // A^T but for the last sign, see transform_sums
 
@@ -93,15 +93,13 @@ struct Tiles {
     }
   }
 
-  int64_t voxels() const { return count / (depth * height * width) * D * H * W; }
-
   // The number of the first voxel of a line, below 0 outside.
   INLINE int64_t line(int64_t image, int64_t z, int64_t y) const {
     return z >= 0 && z < D && y >= 0 && y < H ? ((image * D + z) * H + y) * W : -1;
   }
 };
 
-// The points of one slice of a chunk's tiles as [channels / BLOCK, tile, point, BLOCK]: all but the block is a constant away.
+// The points of one slice of a chunk's tiles as [channels / BLOCK, tile, point, BLOCK]: tiles and points are constants apart.
 template <class T, int64_t BLOCK>
 struct Points {
   static constexpr int64_t PITCH = T::POINTS * BLOCK + CHANNELS;  // tiles a power of two apart would share few cache sets
@@ -111,12 +109,13 @@ struct Points {
 
   static int64_t count(int64_t channels, int64_t chunk) { return channels / BLOCK * chunk * PITCH; }
 
+  INLINE int64_t block_stride() const { return chunk * PITCH; }
   INLINE float* at(int64_t channel, int64_t tile) const {
-    return values + (channel / BLOCK * chunk + tile) * PITCH + channel % BLOCK;
+    return values + channel / BLOCK * block_stride() + tile * PITCH + channel % BLOCK;
   }
 };
 
-// The products of a tile's points are sums over blocks of channels.
+// One point of tiles as the rows of a product, in `blocks` blocks of channels.
 template <class T>
 struct PointRows {
   static constexpr int64_t stride = Points<T, CHANNELS>::PITCH;
@@ -157,7 +156,7 @@ struct LinesOfRow {
 };
 
 // points <- B^T d of CHANNELS channels from i on of a row of tiles, with near + far or near - far along the first axis
-template <bool SUM, class T>
+template <bool ADD, class T>
 void gather_row(const T& tiles, const typename T::Row& row, const LinesOfRow<T>& near, const LinesOfRow<T>& far, int64_t I,
                 int64_t i, float* points) {
   constexpr int POINT_LINES = T::POINT_LINES;
@@ -180,7 +179,7 @@ void gather_row(const T& tiles, const typename T::Row& row, const LinesOfRow<T>&
 #pragma GCC unroll 6
       for (int y = 0; y < POINT_LINES; ++y) {
         d[y] = near.at(y, offset);
-        if constexpr (T::VOLUME) d[y] = SUM ? d[y] + far.at(y, offset) : d[y] - far.at(y, offset);
+        if constexpr (T::VOLUME) d[y] = ADD ? d[y] + far.at(y, offset) : d[y] - far.at(y, offset);
       }
       transform_input(d);
 #pragma GCC unroll 6
@@ -220,7 +219,7 @@ void gather_input(const T& tiles, int slice, const float* x, const float* zeros,
     const LinesOfRow<T> near(tiles, row, near_z, x, zeros, I), far(tiles, row, far_z, x, zeros, I);
     for (int64_t i = 0; i < I; i += CHANNELS) {
       float* to = points.at(i, number);
-      PLUS[slice] ? gather_row<true>(tiles, row, near, far, I, i, to) : gather_row<false>(tiles, row, near, far, I, i, to);
+      SUM[slice] ? gather_row<true>(tiles, row, near, far, I, i, to) : gather_row<false>(tiles, row, near, far, I, i, to);
     }
   });
 }
@@ -235,8 +234,8 @@ struct NextLines {
   int count = 0, line = 0;
   int64_t per_step = 0;
 
-  NextLines(const T& tiles, const float* x, int64_t I, int64_t first, int64_t last, int64_t steps) {
-    if (!streams(x, tiles.voxels() * I * int64_t(sizeof(float)))) return;
+  NextLines(const ConvolutionForward& a, const T& tiles, int64_t first, int64_t last, int64_t steps) {
+    if (!streams(a.x, a.voxels() * a.I * int64_t(sizeof(float)))) return;
     int64_t cache_lines = 0;
     tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t) {
       // Tiles share two lines with those above, and two planes with those before.
@@ -244,8 +243,8 @@ struct NextLines {
         for (int y = 0; y < T::LINES; ++y) {
           const int64_t voxel = tiles.line(row.image, T::VOLUME ? row.z + 1 + z : row.z, row.y + 1 + y);
           if (voxel < 0 || count == MOST_LINES) continue;
-          at[count] = x + (voxel + row.x) * I;
-          end[count] = at[count] + minimum(row.n * LINE_VOXELS, tiles.W - row.x) * I;
+          at[count] = a.x + (voxel + row.x) * a.I;
+          end[count] = at[count] + minimum(row.n * LINE_VOXELS, tiles.W - row.x) * a.I;
           cache_lines += (end[count] - at[count]) / CACHE_LINE;
           ++count;
         }
@@ -451,7 +450,7 @@ __attribute__((noinline)) void multiply_points(const ConvolutionForward& a, Colu
         float* products = out.at(o, t) + p * COLUMNS;
         const auto multiply_part = [&](int64_t i, const auto& put) {
           const int blocks = int(minimum(SUM_CHANNELS, a.I - i) / CHANNELS);
-          const PointRows<T> rows{in.at(i, t) + p * CHANNELS, in.at(CHANNELS, 0) - in.at(0, 0), blocks};
+          const PointRows<T> rows{in.at(i, t) + p * CHANNELS, in.block_stride(), blocks};
           multiply<ROWS>(rows, columns, matrix + i * COLUMNS, CHANNELS * COLUMNS, CHANNELS, nullptr, out.PITCH, put);
         };
         multiply_part(0, [&](int64_t at, vfloat sum) { store(products + at, sum); });
@@ -467,7 +466,7 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
   using Out = Points<T, COLUMNS>;
   const int64_t I = a.I, O = a.O, chunk = tiles.balanced_chunk(a.threads), chunks = (tiles.count + chunk - 1) / chunk;
   const int64_t run = maximum(1, minimum(RUN, chunks / (RUNS * a.threads)));
-  const Finish finish(a.y, tiles.voxels() * O, a.negative_slope);
+  const Finish finish(a.y, a.voxels() * O, a.negative_slope);
   Buffer<float> matrices(T::SLICES * T::POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
@@ -482,7 +481,7 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
 #pragma omp for schedule(dynamic, run)
     for (int64_t first = 0; first < tiles.count; first += chunk) {
       const int64_t last = minimum(tiles.count, first + chunk), steps = (last - first + ROWS - 1) / ROWS * (O / COLUMNS);
-      NextLines<T> next(tiles, a.x, I, last, minimum(tiles.count, last + chunk), T::SLICES * T::POINTS * steps);
+      NextLines<T> next(a, tiles, last, minimum(tiles.count, last + chunk), T::SLICES * T::POINTS * steps);
       for (int slice = 0; slice < T::SLICES; ++slice) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
         multiply_points(a, columns, matrices + slice * T::POINTS * matrix_pitch(a), in, out, last - first, next);
@@ -558,7 +557,8 @@ void convolution_forward(const ConvolutionForward& a) {
 }
 
 void convolution_weight(const ConvolutionWeight& a) {
-  const bool tall = a.B * a.D * a.H * a.W >= TALL_VOXELS;
+  if (a.I % CHANNELS) return narrow_convolution_weight(a);
+  const bool tall = a.voxels() >= TALL_VOXELS;
   with_columns(a.O, [&](auto columns) {
     with_tiles(a, WEIGHT, tall, [&](const auto& tiles) { weight_gradient(a, tiles, columns); });
   });

@@ -73,6 +73,7 @@ struct Kernels {
   void convolution_forward(const ConvolutionForward&);                                 \
   void narrow_convolution_forward(const ConvolutionForward&);                          \
   void convolution_weight(const ConvolutionWeight&);                                   \
+  void narrow_convolution_weight(const ConvolutionWeight&);                            \
   void strided_convolution_forward(const StridedConvolutionForward&);                  \
   void strided_convolution_transposed(const StridedConvolutionForward&);               \
   void strided_convolution_weight(const StridedConvolutionWeight&);                    \

@@ -35,7 +35,7 @@ def convolution(
     PyTorch's (up to 6 times for a single image, which PyTorch sums another way); a NaN or an infinity in x makes all
     results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
     is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x, channels
-    in multiples of 16 (without gradients x may have fewer than 16) and at least 2048 voxels of volumes, 1024 of images
+    in multiples of 16 (x that needs no gradient may have fewer than 16) and at least 2048 voxels of volumes, 1024 of images
     (without gradients 768 of either); else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
@@ -47,7 +47,7 @@ def convolution(
     gradients = needs_gradient(x, weight, bias)
     fewest = FEWEST_VOXELS[x.dim() - 2] if gradients else FEWEST_WITHOUT_GRADIENTS
     enough = x.shape[0] * x.shape[2:].numel() >= fewest
-    narrow = x.shape[1] < CHANNEL_MULTIPLE and not gradients
+    narrow = x.shape[1] < CHANNEL_MULTIPLE and not needs_gradient(x)
     if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough, narrow)):
         return reference.convolution(x, weight, bias, negative_slope)
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))

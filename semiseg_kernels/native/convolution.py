@@ -32,13 +32,13 @@ def weight(
     x: Tensor,  # [B, I, *S]
     weight: Tensor,  # [O, I, *3], for its strides
 ) -> Tensor:  # [O, I, *3]
-    read, upstream = rows(x), rows(grad_y)
+    read, upstream = _rows_read(x), rows(grad_y)
     gradient = empty_taps(weight)
     launch(
         backend,
         "convolution_weight",
         x.device,
-        **geometry(x.shape[0], x.shape[2:], gradient, out_axis=0),
+        **geometry(x.shape[0], x.shape[2:], gradient, out_axis=0) | {"I": read.shape[1]},
         x=read.data_ptr(),
         grad_y=upstream.data_ptr(),
         grad_weight=gradient.data_ptr(),
@@ -54,8 +54,7 @@ def _convolve(
     negative_slope: float,
     out_axis: int,  # of the weight
 ) -> Tensor:  # [B, channels written, *S]
-    # Few channels have a kernel of their own.
-    read = rows(x) if x.shape[1] >= CHANNEL_MULTIPLE else unpadded_rows(x)
+    read = _rows_read(x)
     matrix, offset = taps(weight), padded_bias(bias)
     y = empty_rows((x.shape[0], matrix.shape[out_axis], *x.shape[2:]))
     launch(
@@ -71,6 +70,13 @@ def _convolve(
         y=y.data_ptr(),
     )
     return finish_rows(y, weight.shape[out_axis], x.dtype)
+
+
+def _rows_read(
+    x: Tensor,  # [B, I, *S]
+) -> Tensor:
+    # Few channels have a kernel of their own.
+    return rows(x) if x.shape[1] >= CHANNEL_MULTIPLE else unpadded_rows(x)
 
 
 # What all kernels of convolutions read and write: float32, channels last, and padded to multiples of CHANNEL_MULTIPLE.

@@ -25,8 +25,10 @@ CASES = {
     "four lines": (2, (7, 11, 10), 48, 16),  # a tile, in a volume
     "several sums": (2, (13, 20, 34), 16, 16),  # more tiles than are summed in float32
     "four lines of sums": (2, (210, 170), 16, 16),  # of the weight's gradient, which so many voxels are needed for
+    "first layer": (2, (9, 14, 21), 1, 16),  # more voxels than are summed in float32
+    "first layer of images": (3, (37, 41), 3, 32),
 }
-LARGE = ("3d", "2d", "four lines", "several sums", "four lines of sums")
+LARGE = ("3d", "2d", "four lines", "several sums", "four lines of sums", "first layer", "first layer of images")
 NAMES = ("result", "gradient of x", "gradient of weight", "gradient of bias")
 
 
@@ -326,14 +328,19 @@ def test_automatic_choice(launches, name):
     assert actual["result"].dtype == dtype
 
 
-def test_few_channels_are_convolved_without_gradients_only(launches):
-    """As those of the first layer, whose gradients PyTorch computes without padding them."""
+def test_few_channels_are_convolved_unless_x_needs_a_gradient(launches):
+    """As those of the first layer; the gradient of x PyTorch computes without padding it."""
     x, weight = torch.randn(1, 1, 16, 16, 8), torch.randn(16, 1, 3, 3, 3, requires_grad=True)
-    expected = reference.convolution(x, weight.detach())
-    torch.testing.assert_close(convolution(x, weight).detach(), expected, rtol=1e-4, atol=1e-4)
+    y, expected = convolution(x, weight), reference.convolution(x, weight)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    actual_gradient, gradient = (torch.autograd.grad(value.sum(), weight)[0] for value in (y, expected))
+    torch.testing.assert_close(actual_gradient, gradient, rtol=1e-4, atol=1e-3)
+    assert launches == ["convolution_forward", "convolution_weight"]
+    launches.clear()
+    convolution(x.requires_grad_(), weight)
     assert launches == []
     with torch.no_grad():
-        torch.testing.assert_close(convolution(x, weight), expected, rtol=1e-4, atol=1e-4)
+        convolution(x, weight)
     assert launches == ["convolution_forward"]
 
 
