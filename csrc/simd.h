@@ -162,8 +162,9 @@ INLINE void store(float16* p, vfloat v) {
 #endif
 }
 
-// Streaming stores spare the read of a line that is wholly written; they pay once the result exceeds the caches.
-constexpr int64_t STREAMING_BYTES = 32 << 20;
+// Streaming stores spare the read of a line that is wholly written; they pay once the result exceeds what the caches, which
+// other processes share, keep until it is read.
+constexpr int64_t STREAMING_BYTES = 8 << 20;
 
 INLINE bool streams(const void* p, int64_t bytes) {
   return bytes >= STREAMING_BYTES && reinterpret_cast<uintptr_t>(p) % 64 == 0;

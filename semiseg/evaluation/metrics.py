@@ -115,7 +115,9 @@ def _surface_distances(
 
 
 def _distances(points: np.ndarray, surface: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    _, nearest = KDTree(surface * spacing).query(points * spacing, workers=-1)
+    # Small leaves and balanced trees, the defaults, take nearly twice as long for points on a grid.
+    tree = KDTree(surface * spacing, leafsize=32, balanced_tree=False)
+    _, nearest = tree.query(points * spacing, workers=-1)
     # Differences of voxels are exact, those of their places are not.
     return np.linalg.norm((points - surface[nearest]) * spacing, axis=1)
 

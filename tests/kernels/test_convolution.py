@@ -237,6 +237,18 @@ def test_same_bits_from_any_number_of_threads(kernel, case, threads):
         torch.testing.assert_close(run, runs[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("channels", [16, 1])
+@pytest.mark.parametrize("sides", [(19, 40, 67), (200, 281)])
+def test_batch_beyond_the_caches(kernel, sides, channels):
+    """Its results are streamed, and its lines fetched ahead, as those of a single image are not."""
+    x = in_layout(torch.randn(3, channels, *sides), "channels_last")
+    weight = torch.randn(16, channels, *[3] * len(sides))
+    with use_backend(kernel), torch.no_grad():
+        y = convolution(x, weight)
+        assert y.nbytes > 8 << 20 > y[0].nbytes
+        torch.testing.assert_close(y, torch.cat([convolution(image, weight) for image in x.split(1)]), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("case", ["2d", "one voxel"])
 def test_result_may_be_changed_in_place(kernel, case):
     """As activations behind it do."""
