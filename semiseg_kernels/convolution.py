@@ -34,9 +34,9 @@ def convolution(
     F(4, 3) along the last two: 144 for 864 (36 for 144). Rounding stays that of float32, with errors of up to 2 times
     PyTorch's (up to 6 times for a single image, which PyTorch sums another way); a NaN or an infinity in x makes all
     results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
-    is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x, channels
-    in multiples of 16 (x that needs no gradient may have fewer than 16) and at least 2048 voxels of volumes, 1024 of images
-    (without gradients 768 of either); else PyTorch convolves.
+    is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x (or weight,
+    where x has one channel), channels in multiples of 16 (x that needs no gradient may have fewer than 16) and at least
+    2048 voxels of volumes, 1024 of images (without gradients 768 of either); else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
@@ -75,7 +75,9 @@ def kernel_pays(
     if not enough or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     padded = weight.shape[:1] if narrow else weight.shape[:2]
-    return all(channels % CHANNEL_MULTIPLE == 0 for channels in padded) and x.movedim(1, -1).is_contiguous()
+    # An image of one channel has no memory format of its own.
+    last = weight.stride(1) == 1 if x.shape[1] == 1 else x.movedim(1, -1).is_contiguous()
+    return last and all(channels % CHANNEL_MULTIPLE == 0 for channels in padded)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -342,7 +342,10 @@ def test_automatic_choice(launches, name):
 
 def test_few_channels_are_convolved_unless_x_needs_a_gradient(launches):
     """As those of the first layer; the gradient of x PyTorch computes without padding it."""
-    x, weight = torch.randn(1, 1, 16, 16, 8), torch.randn(16, 1, 3, 3, 3, requires_grad=True)
+    x, contiguous = torch.randn(1, 1, 16, 16, 8), torch.randn(16, 1, 3, 3, 3)
+    convolution(x, contiguous)
+    assert launches == []  # one channel comes in the format of the weight
+    weight = contiguous.to(memory_format=torch.channels_last_3d).requires_grad_()
     y, expected = convolution(x, weight), reference.convolution(x, weight)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     actual_gradient, gradient = (torch.autograd.grad(value.sum(), weight)[0] for value in (y, expected))
