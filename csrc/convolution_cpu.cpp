@@ -70,7 +70,6 @@ struct Tiles {
     return maximum(ROWS, round_up((count + chunks - 1) / chunks, ROWS));
   }
 
-
   struct Row {               // tiles that follow each other along the last axis
     int64_t image, z, y, x;  // the first voxel of the first tile
     int64_t n;

@@ -34,7 +34,8 @@ struct Neighbours {
   float* line(int n) const { return copies + n * length; }
 
   void read(const Convolution& a, const float* x, int64_t line_number) const {
-    const int64_t plane = line_number / a.H, y = line_number - plane * a.H, z = plane % a.D, bytes = a.W * a.I * 4;
+    const int64_t plane = line_number / a.H, y = line_number - plane * a.H, z = plane % a.D;
+    const int64_t bytes = a.W * a.I * int64_t(sizeof(float));
     for (int n = 0; n < LINES; ++n) {
       const int64_t dz = VOLUME ? n / 3 - 1 : 0, dy = n % 3 - 1;
       float* copy = line(n) + a.I;
