@@ -11,7 +11,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,12 +22,14 @@ from scipy import ndimage
 
 from semiseg.config import Config
 from semiseg.engine.trainer import build_method, open_configured_dataset
+from semiseg.evaluation import evaluator
 from semiseg.evaluation.evaluator import predict_case, validation_config
 from semiseg.evaluation.metrics import case_metrics
 from semiseg.evaluation.sliding_window import window_starts
 from semiseg.methods import METHODS, Method
 from semiseg.models.folding import fold_batch_norm
 from semiseg.models.two_branches import TwoDecoders
+from semiseg_kernels import FixedWeights
 
 CPU = torch.device("cpu")
 PART = (
@@ -37,7 +41,7 @@ SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
 
 # From the plain evaluation to the full one; half overlap belongs to evaluations during training.
 LEVERS = ("kept heap", "batched windows of decoder A", "fused classifier", "channels last", "own convolutions",
-          "folded batch normalisation", "distances between surfaces", "half overlap", "bfloat16")  # fmt: skip
+          "folded batch normalisation", "fixed weights", "distances between surfaces", "half overlap", "bfloat16")  # fmt: skip
 WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
 
 
@@ -97,7 +101,8 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
             return
         predict_case(folded, image, config, CPU)
 
-    with kernels_of(levers):
+    kept = FixedWeights if "fixed weights" in levers else nullcontext
+    with kernels_of(levers), mock.patch.object(evaluator, "FixedWeights", kept):
         predict(image)  # An evaluation has many volumes, and memory is the process's own after the first.
         started = time.perf_counter()
         predict(image)

@@ -148,11 +148,18 @@ void convolution_arguments(Operation& a, const Visit& visit) {
 }
 
 template <class Visit>
+void arguments(ConvolutionMatrices& a, Direction, const Visit& visit) {
+  convolution_arguments(a, visit);
+  visit("weight", a.weight);
+  visit("mirrored", a.mirrored);
+  visit("matrices", a.matrices);
+}
+
+template <class Visit>
 void arguments(ConvolutionForward& a, Direction, const Visit& visit) {
   convolution_arguments(a, visit);
   visit("x", a.x);
-  visit("weight", a.weight);
-  visit("mirrored", a.mirrored);
+  visit("matrices", a.matrices);
   visit("bias", a.bias);
   visit("negative_slope", a.negative_slope);
   visit("y", a.y);

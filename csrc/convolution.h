@@ -16,13 +16,21 @@ struct Convolution {
   int64_t taps() const { return volume ? 27 : 9; }
 };
 
-struct ConvolutionForward : Convolution {
-  const float* x;       // [B, *S, I]
+// A weight as the matrices that x is multiplied with: one for each of a tile's points, or for each line of taps where few
+// channels are read.
+struct ConvolutionMatrices : Convolution {
   const float* weight;  // [O, I, *3]
-  bool mirrored;        // taps in reverse: with channels exchanged, the gradient of the input
-  const float* bias;    // [O], may be absent
-  float negative_slope;  // of the ReLU of the result; 1 for none
-  float* y;              // [B, *S, O]
+  bool mirrored;        // taps in reverse: with channels exchanged, for the gradient of the input
+  float* matrices;      // [count]; absent, they are only counted
+  int64_t count;
+};
+
+struct ConvolutionForward : Convolution {
+  const float* x;         // [B, *S, I]
+  const float* matrices;  // of the same sides and channels, made on the same level
+  const float* bias;      // [O], may be absent
+  float negative_slope;   // of the ReLU of the result; 1 for none
+  float* y;               // [B, *S, O]
 };
 
 struct ConvolutionWeight : Convolution {

@@ -413,7 +413,7 @@ INLINE int64_t matrix_pitch(const Convolution& a) { return a.I * a.O + CHANNELS;
 
 // matrices[point, O / COLUMNS, i, COLUMNS] <- G g of a block of CHANNELS i and COLUMNS o, so many as lie next to each other
 template <class T, int VECTORS>
-void transform_weights(const ConvolutionForward& a, Columns<VECTORS>, int64_t block, float* matrices) {
+void transform_block(const ConvolutionMatrices& a, Columns<VECTORS>, int64_t block) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const int64_t blocks = a.I / CHANNELS, first_i = block % blocks * CHANNELS, first_o = block / blocks * COLUMNS;
   for (int64_t i = first_i; i < first_i + CHANNELS; ++i) {
@@ -427,10 +427,18 @@ void transform_weights(const ConvolutionForward& a, Columns<VECTORS>, int64_t bl
       along_x<T>(g, transform);
       along_y<T>(g, transform);
       if constexpr (T::VOLUME) along_z<T>(g, transform);
-      float* matrix = matrices + (o / COLUMNS * a.I + i) * COLUMNS + o % COLUMNS;
+      float* matrix = a.matrices + (o / COLUMNS * a.I + i) * COLUMNS + o % COLUMNS;
       for (int p = 0; p < T::SLICES * T::POINTS; ++p) store(matrix + p * matrix_pitch(a), at_point<T>(g, p));
     }
   }
+}
+
+template <class T, int VECTORS>
+void transform_weight(ConvolutionMatrices& a, const T&, Columns<VECTORS> columns) {
+  a.count = T::SLICES * T::POINTS * matrix_pitch(a);
+  if (!a.matrices) return;
+#pragma omp parallel for num_threads(a.threads) schedule(static)
+  for (int64_t block = 0; block < a.I / CHANNELS * (a.O / columns.COUNT); ++block) transform_block<T>(a, columns, block);
 }
 
 // out <- in times the matrices of one slice's points, for `count` tiles. A function of its own, so that what is around it
@@ -466,12 +474,8 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
   const int64_t I = a.I, O = a.O, chunk = tiles.balanced_chunk(a.threads), chunks = (tiles.count + chunk - 1) / chunk;
   const int64_t run = maximum(1, minimum(RUN, chunks / (RUNS * a.threads)));
   const Finish finish(a.y, a.voxels() * O, a.negative_slope);
-  Buffer<float> matrices(T::SLICES * T::POINTS * matrix_pitch(a), Fill::nothing);
 #pragma omp parallel num_threads(a.threads)
   {
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < I / CHANNELS * (O / COLUMNS); ++block)
-      transform_weights<T>(a, columns, block, matrices);
     Buffer<float> in_values(In::count(I, chunk)), out_values(Out::count(O, chunk)), zeros(a.W * I), initial(O);
     Buffer<float> sums(chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
     if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
@@ -483,11 +487,20 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
       NextLines<T> next(a, tiles, last, minimum(tiles.count, last + chunk), T::SLICES * T::POINTS * steps);
       for (int slice = 0; slice < T::SLICES; ++slice) {
         gather_input(tiles, slice, a.x, zeros, I, first, last, in);
-        multiply_points(a, columns, matrices + slice * T::POINTS * matrix_pitch(a), in, out, last - first, next);
+        multiply_points(a, columns, a.matrices + slice * T::POINTS * matrix_pitch(a), in, out, last - first, next);
         scatter_result(tiles, slice, out, O, first, last, initial, sums, finish);
       }
     }
   }
+}
+
+// Runs work(tiles, columns) with those of the forward pass.
+template <class Work>
+void with_forward_tiles(const Convolution& a, const Work& work) {
+  const bool tall = a.taps() * a.I >= TALL_PRODUCTS;
+  with_columns(a.O, [&](auto columns) {
+    with_tiles(a, FORWARD, tall, [&](const auto& tiles) { work(tiles, columns); });
+  });
 }
 
 template <class T, int VECTORS>
@@ -547,12 +560,14 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
 
 }  // namespace
 
+void convolution_matrices(ConvolutionMatrices& a) {
+  if (a.I % CHANNELS) return narrow_convolution_matrices(a);
+  with_forward_tiles(a, [&](const auto& tiles, auto columns) { transform_weight(a, tiles, columns); });
+}
+
 void convolution_forward(const ConvolutionForward& a) {
   if (a.I % CHANNELS) return narrow_convolution_forward(a);
-  const bool tall = a.taps() * a.I >= TALL_PRODUCTS;
-  with_columns(a.O, [&](auto columns) {
-    with_tiles(a, FORWARD, tall, [&](const auto& tiles) { forward(a, tiles, columns); });
-  });
+  with_forward_tiles(a, [&](const auto& tiles, auto columns) { forward(a, tiles, columns); });
 }
 
 void convolution_weight(const ConvolutionWeight& a) {

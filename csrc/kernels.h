@@ -38,6 +38,7 @@ struct Kernels {
   void (*prompt_mix_backward)(const PromptMix&);
   void (*masked_class_mean_forward)(const MaskedClassMean&);
   void (*masked_class_mean_backward)(const MaskedClassMean&);
+  void (*convolution_matrices)(ConvolutionMatrices&);
   void (*convolution_forward)(const ConvolutionForward&);
   void (*convolution_weight)(const ConvolutionWeight&);
   void (*strided_convolution_forward)(const StridedConvolutionForward&);
@@ -70,6 +71,8 @@ struct Kernels {
   void prompt_mix_backward(const PromptMix&);                                          \
   void masked_class_mean_forward(const MaskedClassMean&);                              \
   void masked_class_mean_backward(const MaskedClassMean&);                             \
+  void convolution_matrices(ConvolutionMatrices&);                                     \
+  void narrow_convolution_matrices(ConvolutionMatrices&);                              \
   void convolution_forward(const ConvolutionForward&);                                 \
   void narrow_convolution_forward(const ConvolutionForward&);                          \
   void convolution_weight(const ConvolutionWeight&);                                   \
@@ -91,9 +94,9 @@ struct Kernels {
       dice_ce_forward,              dice_ce_backward,                                  \
       prompt_mix_forward,           prompt_mix_backward,                               \
       masked_class_mean_forward,    masked_class_mean_backward,                        \
-      convolution_forward,          convolution_weight,                                \
-      strided_convolution_forward,  strided_convolution_transposed,                    \
-      strided_convolution_weight,                                                      \
+      convolution_matrices,         convolution_forward,                               \
+      convolution_weight,           strided_convolution_forward,                       \
+      strided_convolution_transposed, strided_convolution_weight,                      \
       linear_classifier_forward,    linear_classifier_backward,                        \
       largest_components,                                                              \
   };                                                                                   \

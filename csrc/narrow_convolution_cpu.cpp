@@ -47,19 +47,29 @@ struct Neighbours {
   }
 };
 
+// matrices[line, O / COLUMNS, K, COLUMNS]
 template <bool VOLUME, class Channels, int VECTORS>
-void forward(const ConvolutionForward& a, Channels I, Columns<VECTORS> columns) {
+void arrange_weight(ConvolutionMatrices& a, Channels I, Columns<VECTORS>) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
-  constexpr int LINES = Neighbours<VOLUME>::LINES, TAPS = 3 * LINES;
+  constexpr int TAPS = 3 * Neighbours<VOLUME>::LINES;
   const auto K = of_taps(I);
   const int64_t O = a.O;
-  const Finish finish(a.y, a.voxels() * O, a.negative_slope);
-  Buffer<float> matrices(LINES * K * O, Fill::nothing);  // [line, O / COLUMNS, K, COLUMNS]
+  a.count = TAPS * I * O;
+  if (!a.matrices) return;
   for (int64_t o = 0; o < O; ++o)
     for (int tap = 0; tap < TAPS; ++tap)
       for (int64_t i = 0; i < I; ++i)
-        matrices[tap / 3 * K * O + (o / COLUMNS * K + tap % 3 * I + i) * COLUMNS + o % COLUMNS] =
+        a.matrices[tap / 3 * K * O + (o / COLUMNS * K + tap % 3 * I + i) * COLUMNS + o % COLUMNS] =
             a.weight[o * a.out_stride + i * a.in_stride + (a.mirrored ? TAPS - 1 - tap : tap) * a.tap_stride];
+}
+
+template <bool VOLUME, class Channels, int VECTORS>
+void forward(const ConvolutionForward& a, Channels I, Columns<VECTORS> columns) {
+  constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
+  constexpr int LINES = Neighbours<VOLUME>::LINES;
+  const auto K = of_taps(I);
+  const int64_t O = a.O;
+  const Finish finish(a.y, a.voxels() * O, a.negative_slope);
 #pragma omp parallel num_threads(a.threads)
   {
     const Neighbours<VOLUME> neighbours(a);
@@ -69,7 +79,7 @@ void forward(const ConvolutionForward& a, Channels I, Columns<VECTORS> columns) 
     for (int64_t line = 0; line < a.B * a.D * a.H; ++line) {
       neighbours.read(a, a.x, line);
       for (int64_t o = 0; o < O; o += COLUMNS)
-        multiply_line(rows, columns, matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
+        multiply_line(rows, columns, a.matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
                       finish.from(line * a.W * O + o));
     }
   }
@@ -142,6 +152,12 @@ void with_channels(const Convolution& a, const Work& work) {
 }
 
 }  // namespace
+
+void narrow_convolution_matrices(ConvolutionMatrices& a) {
+  with_channels(a, [&](auto I, auto columns) {
+    a.volume ? arrange_weight<true>(a, I, columns) : arrange_weight<false>(a, I, columns);
+  });
+}
 
 void narrow_convolution_forward(const ConvolutionForward& a) {
   with_channels(a, [&](auto I, auto columns) {

@@ -12,6 +12,10 @@ class ActivatedConvolution(_ConvNd):
 
     negative_slope = 1.0  # no ReLU
 
+    def in_format_of_weight(self, y: Tensor) -> Tensor:
+        """y as the layers behind expect it: of a single image PyTorch gives some contiguous results."""
+        return y.contiguous(memory_format=channels_last(y.dim())) if self.weight.stride(1) == 1 else y
+
 
 class _Convolution(ActivatedConvolution):
     """A convolution of side 3, stride 1 and padding 1 that `convolution` computes."""
@@ -20,11 +24,7 @@ class _Convolution(ActivatedConvolution):
         self,
         x: Tensor,  # [B, in_channels, *S]
     ) -> Tensor:  # [B, out_channels, *S]
-        y = convolution(x, self.weight, self.bias, self.negative_slope)
-        if self.weight.stride(1) != 1:
-            return y
-        # A single image of one channel has no memory format of its own, and comes out of PyTorch contiguous.
-        return y.contiguous(memory_format=channels_last(y.dim()))
+        return self.in_format_of_weight(convolution(x, self.weight, self.bias, self.negative_slope))
 
 
 class Convolution2d(_Convolution, nn.Conv2d):
@@ -47,7 +47,9 @@ class StridedConvolution3d(ActivatedConvolution, nn.Conv3d):
         self,
         x: Tensor,  # [B, in_channels, *2S]
     ) -> Tensor:  # [B, out_channels, *S]
-        return strided_convolution(x, self.weight, self.bias, self.negative_slope)
+        return self.in_format_of_weight(
+            strided_convolution(x, self.weight, self.bias, self.negative_slope)
+        )
 
 
 class _TransposedConvolution(ActivatedConvolution):
@@ -58,7 +60,9 @@ class _TransposedConvolution(ActivatedConvolution):
         x: Tensor,  # [B, in_channels, *S]
         added: Tensor | None = None,  # [B, out_channels, *2S], to the result
     ) -> Tensor:  # [B, out_channels, *2S]
-        return transposed_convolution(x, self.weight, self.bias, self.negative_slope, added)
+        return self.in_format_of_weight(
+            transposed_convolution(x, self.weight, self.bias, self.negative_slope, added)
+        )
 
 
 class TransposedConvolution2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size

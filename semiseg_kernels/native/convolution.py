@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from semiseg_kernels.convolution import CHANNEL_MULTIPLE, channels_last
+from semiseg_kernels.fixed_weights import made_of_weight
 from semiseg_kernels.native.extension import address, launch
 
 
@@ -56,15 +57,24 @@ def _convolve(
 ) -> Tensor:  # [B, channels written, *S]
     read = _rows_read(x)
     matrix, offset = taps(weight), padded_bias(bias)
+    sizes = geometry(x.shape[0], x.shape[2:], matrix, out_axis) | {"I": read.shape[1]}
+
+    def make_matrices() -> Tensor:
+        given = sizes | {"weight": matrix.data_ptr(), "mirrored": out_axis == 1}
+        (count,) = launch(backend, "convolution_matrices", x.device, **given, matrices=0)
+        matrices = torch.empty(count)
+        launch(backend, "convolution_matrices", x.device, **given, matrices=matrices.data_ptr())
+        return matrices
+
+    matrices = made_of_weight(weight, (x.shape[2:], out_axis), make_matrices)
     y = empty_rows((x.shape[0], matrix.shape[out_axis], *x.shape[2:]))
     launch(
         backend,
         "convolution_forward",
         x.device,
-        **geometry(x.shape[0], x.shape[2:], matrix, out_axis) | {"I": read.shape[1]},
+        **sizes,
         x=read.data_ptr(),
-        weight=matrix.data_ptr(),
-        mirrored=out_axis == 1,
+        matrices=matrices.data_ptr(),
         bias=address(offset),
         negative_slope=negative_slope,
         y=y.data_ptr(),

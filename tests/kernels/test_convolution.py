@@ -297,13 +297,14 @@ def test_one_graph_for_every_number_of_voxels(kernel):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The names of the compiled functions that are called."""
+    """The names of the compiled functions that are called, but for those that only rearrange a weight."""
     if "cpu" not in available_backends():
         pytest.skip("backend 'cpu' is not available here")
     names, launch = [], native.launch
 
     def recorded(backend, name, *arguments, **options):
-        names.append(name)
+        if name != "convolution_matrices":
+            names.append(name)
         return launch(backend, name, *arguments, **options)
 
     monkeypatch.setattr(native, "launch", recorded)

@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from semiseg.models.batch_norm import BatchNormReLU
-from semiseg.models.convolution import Convolution2d, Convolution3d
+from semiseg.models.convolution import (
+    Convolution2d,
+    Convolution3d,
+    StridedConvolution3d,
+    TransposedConvolution3d,
+)
 from semiseg.models.folding import fold_batch_norm
 
 PLAIN = {  # PyTorch's layer, the network's, and an image large enough for its kernel
@@ -47,6 +52,16 @@ def test_a_single_image_of_one_channel_comes_in_the_format_of_the_weight(axes, c
     _, layer, shape = PLAIN[axes]
     y = layer(1, 16).to(**laid_out(axes, channels_last))(torch.randn(1, 1, *shape[2:]))
     assert y.is_contiguous(**laid_out(axes, channels_last))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("layer", [Convolution3d, StridedConvolution3d, TransposedConvolution3d])
+def test_a_single_small_image_stays_in_the_format_of_the_weight(layer, channels_last):
+    """PyTorch, which convolves it, gives some such results contiguous, for which the next layer has no kernel."""
+    laid_out_so = laid_out("3d", channels_last)
+    layer = layer(32, 64).to(**laid_out_so)
+    with torch.no_grad():
+        assert layer(torch.randn(1, 32, 8, 8, 8).to(**laid_out_so)).is_contiguous(**laid_out_so)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
