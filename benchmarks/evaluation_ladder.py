@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -22,14 +21,13 @@ from scipy import ndimage
 
 from semiseg.config import Config
 from semiseg.engine.trainer import build_method, open_configured_dataset
-from semiseg.evaluation import evaluator
 from semiseg.evaluation.evaluator import predict_case, validation_config
 from semiseg.evaluation.metrics import case_metrics
 from semiseg.evaluation.sliding_window import window_starts
 from semiseg.methods import METHODS, Method
-from semiseg.models.folding import fold_batch_norm
+from semiseg.models import folding
 from semiseg.models.two_branches import TwoDecoders
-from semiseg_kernels import FixedWeights
+from semiseg_kernels import fix_weight
 
 CPU = torch.device("cpu")
 PART = (
@@ -92,8 +90,10 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         config, len(dataset.class_names), CPU, METHODS[config.method.name].text(config, dataset.class_names)
     ).eval()
     batched = "batched windows of decoder A" in levers
-    # Once for all volumes, as an evaluation does.
-    folded = fold_batch_norm(method) if "folded batch normalisation" in levers else method
+    fix = fix_weight if "fixed weights" in levers else lambda weight: None
+    with mock.patch.object(folding, "fix_weight", fix):
+        # Once for all volumes, as an evaluation does.
+        folded = folding.fold_batch_norm(method) if "folded batch normalisation" in levers else method
 
     def predict(image: np.ndarray) -> None:
         if not batched:
@@ -101,8 +101,7 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
             return
         predict_case(folded, image, config, CPU)
 
-    kept = FixedWeights if "fixed weights" in levers else nullcontext
-    with kernels_of(levers), mock.patch.object(evaluator, "FixedWeights", kept):
+    with kernels_of(levers):
         predict(image)  # An evaluation has many volumes, and memory is the process's own after the first.
         started = time.perf_counter()
         predict(image)

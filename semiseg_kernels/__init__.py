@@ -5,7 +5,7 @@ from .batch_norm_relu import batch_norm_relu
 from .cluster_mean import cluster_mean
 from .convolution import convolution
 from .dice_ce import DiceCE, dice_ce
-from .fixed_weights import FixedWeights
+from .fixed_weights import fix_weight
 from .largest_components import largest_components
 from .linear_classifier import linear_classifier
 from .linear_upsampling import linear_upsampling
@@ -22,13 +22,13 @@ from .strided_convolution import strided_convolution, transposed_convolution
 
 __all__ = [
     "DiceCE",
-    "FixedWeights",
     "PrototypeHead",
     "available_backends",
     "batch_norm_relu",
     "cluster_mean",
     "convolution",
     "dice_ce",
+    "fix_weight",
     "largest_components",
     "linear_classifier",
     "linear_upsampling",

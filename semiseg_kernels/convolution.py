@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
-from .fixed_weights import weights_are_fixed
+from .fixed_weights import is_fixed
 
 CHANNEL_MULTIPLE = 16  # other numbers of channels are padded
 # For fewer voxels, transforming the weight, and its gradient, takes longer than what it spares.
@@ -37,8 +37,8 @@ def convolution(
     results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
     is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x (or weight,
     where x has one channel), channels in multiples of 16 (x that needs no gradient may have fewer than 16) and at least
-    2048 voxels of volumes, 1024 of images (without gradients 768 of either, with `FixedWeights` any number); else PyTorch
-    convolves.
+    2048 voxels of volumes, 1024 of images (without gradients 768 of either, any number with a weight that `fix_weight` was
+    told of); else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
@@ -48,7 +48,7 @@ def convolution(
     checks.check_fraction("negative_slope", negative_slope)
     gradients = needs_gradient(x, weight, bias)
     fewest = FEWEST_VOXELS[x.dim() - 2] if gradients else FEWEST_WITHOUT_GRADIENTS
-    enough = x.shape[0] * x.shape[2:].numel() >= fewest or (weights_are_fixed() and not gradients)
+    enough = x.shape[0] * x.shape[2:].numel() >= fewest or (not gradients and is_fixed(weight))
     narrow = x.shape[1] < CHANNEL_MULTIPLE and not needs_gradient(x)
     if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough, narrow)):
         return reference.convolution(x, weight, bias, negative_slope)

@@ -1,48 +1,35 @@
-"""Weights that stay as they are, so that what kernels make of them first is made once."""
+"""Weights that stay as they are, so that what a kernel makes of one before it computes is made once."""
 
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_in_force: "list[FixedWeights]" = []  # the innermost last
+
+class _Made(NamedTuple):
+    version: int  # of the weight; it counts changes in place
+    by_purpose: dict[Hashable, Tensor]
 
 
-class FixedWeights:
-    """Within `with fixed_weights:` the CPU's kernels keep what they make of a convolution's weight, for the calls to come.
+_fixed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight: _Made
 
-    For a trained network that is applied to many images:
 
-        fixed_weights = FixedWeights()
-        for image in images:
-            with fixed_weights, torch.no_grad():
-                network(image)
+def fix_weight(weight: Tensor) -> None:
+    """Say that the weight of a `convolution` stays as it is, as in a trained network that is applied to many images.
 
-    The memory, up to 5.3 times a weight's, is free again once the object or the weight is gone. A weight
-    that is changed in place is noticed, unless the change goes through `.data`.
+    What the CPU's kernel makes of it for the first image is kept for the next ones, in up to 5.3 times the weight's memory,
+    as long as the weight itself. A change in place is noticed all the same, unless it goes through `.data`. Of weights made
+    in inference mode, whose changes nobody counts, nothing is kept.
     """
-
-    def __init__(self) -> None:
-        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by weight: its version, {purpose: made}
-
-    def __enter__(self) -> None:
-        _in_force.append(self)
-
-    def __exit__(self, *_: object) -> None:
-        _in_force.pop()
-
-    def of_weight(self, weight: Tensor, purpose: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        version, made = self._made.get(weight, (None, {}))
-        if version != weight._version:
-            made = {}
-            self._made[weight] = weight._version, made
-        if purpose not in made:
-            made[purpose] = make()
-        return made[purpose]
+    if not weight.is_inference():
+        _fixed[weight] = _Made(weight._version, {})
 
 
-def weights_are_fixed() -> bool:
-    return bool(_in_force)
+def is_fixed(weight: Tensor) -> bool:
+    # A compiled graph would have to be compiled anew.
+    return not torch.compiler.is_compiling() and weight in _fixed
 
 
 def made_of_weight(
@@ -50,7 +37,12 @@ def made_of_weight(
     purpose: Hashable,  # what it is made for
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """make(), or what it gave before, where weights are fixed."""
-    if not _in_force or weight.is_inference():  # whose changes nobody counts
+    """make(), or what it gave before, where the weight is fixed."""
+    if not is_fixed(weight):
         return make()
-    return _in_force[-1].of_weight(weight, purpose, make)
+    made = _fixed[weight]
+    if made.version != weight._version:
+        made = _fixed[weight] = _Made(weight._version, {})
+    if purpose not in made.by_purpose:
+        made.by_purpose[purpose] = make()
+    return made.by_purpose[purpose]

@@ -18,7 +18,7 @@ from semiseg.evaluation.sliding_window import Progress, slice_slabs, volume_slab
 from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
 from semiseg.models.predicted_class import predicted_class
-from semiseg_kernels import FixedWeights, largest_components
+from semiseg_kernels import largest_components
 
 
 def probability_slabs(
@@ -35,10 +35,8 @@ def probability_slabs(
     """
     evaluation, patch_size = config.evaluation, config.training.patch_size
 
-    fixed_weights = FixedWeights()
-
     def probabilities(windows: Tensor) -> Tensor:
-        with autocast(config, device), fixed_weights:
+        with autocast(config, device):
             return method.probabilities(windows, evaluation.head)
 
     def of_thin_windows(windows: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from semiseg.models.batch_norm import BatchNormReLU
-from semiseg.models.convolution import ActivatedConvolution
+from semiseg.models.convolution import ActivatedConvolution, Convolution2d, Convolution3d
+from semiseg_kernels import fix_weight
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -20,7 +21,8 @@ def fold_batch_norm(
     """A copy in eval mode where convolutions do what batch normalisation and ReLU behind them did.
 
     Found are those that follow each other in an `nn.Sequential`, transposed convolutions among them. The copy
-    computes the same but for rounding, and has weights of its own: the original can be trained on.
+    computes the same but for rounding, and has weights of its own, which stay as they are: the original can be
+    trained on.
     """
     folded = copy.deepcopy(module).eval()
     for sequence in list(folded.modules()):
@@ -36,6 +38,9 @@ def fold_batch_norm(
                     del sequence[index + 1]
                 else:
                     sequence[index + 1] = _relu(layer.negative_slope)
+    for layer in folded.modules():
+        if isinstance(layer, Convolution2d | Convolution3d):
+            fix_weight(layer.weight)
     return folded
 
 
