@@ -28,7 +28,8 @@ class Form:
             return self.operation(*self.arguments)
 
     def backward(self, result: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(result, self.arguments, self.cotangent)
+        differentiated = [argument for argument in self.arguments if argument.requires_grad]
+        return torch.autograd.grad(result, differentiated, self.cotangent)
 
     def forward_and_backward(self) -> tuple[Tensor, ...]:
         return self.backward(self.forward())

@@ -281,7 +281,7 @@ def convolutions_table(results: Results) -> str:
         ]
         for row in results["rows"]
     ]
-    return f"{markdown_table([CONVOLUTIONS_HEADING, *lines])}\n\n{forms_notes(results, 'x and weight')}"
+    return f"{markdown_table([CONVOLUTIONS_HEADING, *lines])}\n\n{forms_notes(results, 'x, where it has more than one channel, and weight')}"
 
 
 CONVOLUTIONS_HEADING = (
