@@ -73,6 +73,7 @@ def test_released_preset_sets_the_table_s_column():
     la, acdc = load_config("la_mper", ["preset=released"]), load_config("acdc_mper", ["preset=released"])
     assert (la.method.pretraining_iterations, la.method.iterations) == (1300, 8000)
     assert la.evaluation.largest_component and la.evaluation.select == "test"
+    assert acdc.evaluation.select == "validation" and acdc.evaluation.validation_interval == 200
     assert not la.method.teacher_buffers and acdc.method.teacher_buffers
     assert (la.method.contrast_weight, acdc.method.contrast_weight) == (0.02, 0.001)
     assert (la.method.ramp_up_weight, acdc.method.ramp_up_weight) == (1.0, 0.5)

@@ -176,6 +176,7 @@ class Training:
             self.state.restore_stage(sampler, optimiser)
         else:
             stage.prepare(self.labelled, config.training.patch_size)
+            self.selection.start_anew()
         self.processes.broadcast(method)
         method.network.train()
         take_step = TrainingStep(config, method, stage, optimiser, self.device, self.processes)
@@ -324,7 +325,7 @@ class Selection:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device):
         self.config, self.dataset, self.device = config, dataset, device
-        self.best = -1.0
+        self.start_anew()
         self.split = "validation" if dataset.has_validation else None
         if config.evaluation.select == "test":
             self.split = "test"
@@ -336,6 +337,10 @@ class Selection:
             raise ValueError(
                 f"evaluation.select is validation, but {config.dataset.name} has no validation split"
             )
+
+    def start_anew(self) -> None:
+        """A checkpoint of an earlier stage is not a trained method, however well its network does."""
+        self.best = -1.0
 
     def due(self, iteration: int, total: int) -> bool:
         interval = self.config.evaluation.validation_interval

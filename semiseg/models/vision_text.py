@@ -28,7 +28,7 @@ class VisionTextConsistency(nn.Module):
         width: int,  # F, channels of the features
         *,
         dimensions: int,  # 2 or 3
-        heads: int = 1,  # projection heads, whose losses are added
+        heads: int = 1,  # projection heads, whose class means are averaged
     ) -> None:
         super().__init__()
         convolution = CONVOLUTIONS[dimensions]
@@ -49,11 +49,11 @@ class VisionTextConsistency(nn.Module):
         weight: Tensor,  # [B, C, *S], of a voxel in the mean of each class
     ) -> Tensor:
         """Mean of 1 - cos(class mean, text) over the classes that have a voxel; 0 without any."""
-        losses = []
-        for projection in self.projections:
-            projected = unit_vectors(projection(features).float())
-            losses.append(text_distance(masked_class_mean(projected, weight), self.text, weight))
-        return torch.stack(losses).sum()
+        prototypes = [
+            masked_class_mean(unit_vectors(projection(features).float()), weight)
+            for projection in self.projections
+        ]
+        return text_distance(torch.stack(prototypes).mean(0), self.text, weight)
 
 
 def unit_vectors(

@@ -21,7 +21,8 @@ from semiseg import train as train_module
 from semiseg.config import load_config
 from semiseg.data.left_atrium import LeftAtrium
 from semiseg.data.preprocessing import Preprocessing
-from semiseg.engine.checkpoint import load_checkpoint, save_checkpoint
+from semiseg.engine import trainer
+from semiseg.engine.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import Training, build_method, choose_device, train
@@ -178,6 +179,17 @@ def test_selecting_on_the_test_set_warns_and_says_so(tmp_path):
     assert "WARNING: the checkpoint is selected on the test set" in result.stdout + result.stderr
     results = json.loads((tmp_path / "runs" / "la_supervised" / "results.json").read_text())
     assert results["checkpoint"] == "test" and "selected on the test set" in results["warning"]
+
+
+def test_the_checkpoint_selected_is_of_the_last_stage(tmp_path, monkeypatch):
+    """However much better the network did before."""
+    dice = iter([0.9, 0.8, 0.1, 0.2, 0.15])
+    monkeypatch.setattr(trainer, "summarise", lambda _: {"mean": {"dice": {"mean": next(dice)}}})
+    monkeypatch.setattr(trainer, "evaluate_cases", lambda *_: [])
+    selected = ["evaluation.select=validation", "evaluation.validation_interval=1"]
+    run = train(load_config("phantom_mper", [*TINY_MPER, *selected, f"output={tmp_path / 'run'}"]))
+    assert read_tensors(run.checkpoint("validation"))[1]["iteration"] == "4"
+    assert next(dice, None) is None
 
 
 def test_output_that_exists_is_refused_before_training(tmp_path):

@@ -153,15 +153,15 @@ def expected_losses(method, data, iteration):
         mask = F.avg_pool3d(agree, 16)
     else:
         mask = agree[..., ::16, ::16, ::16]
-    regularisation = 0.0
-    for head in range(plain.heads):
-        z = plain.projected(f[:2], head)
-        cosines = []
-        for c in range(CLASSES):
-            if mask[:, c].sum() > 0:
-                prototype = (mask[:, c : c + 1] * z).sum((0, 2, 3, 4)) / mask[:, c].sum()
-                cosines.append(F.cosine_similarity(prototype, plain.text[c], dim=0))
-        regularisation += 1 - torch.stack(cosines).mean()
+    projected = [plain.projected(f[:2], head) for head in range(plain.heads)]
+    cosines = []
+    for c in range(CLASSES):
+        if mask[:, c].sum() > 0:
+            voxels = torch.cat([z.movedim(1, -1)[mask[:, c] > 0] for z in projected])
+            weights = mask[:, c][mask[:, c] > 0].repeat(plain.heads)
+            prototype = (weights[:, None] * voxels).sum(0) / weights.sum()
+            cosines.append(F.cosine_similarity(prototype, plain.text[c], dim=0))
+    regularisation = 1 - torch.stack(cosines).mean()
 
     t = iteration // config.ramp_up_step * config.ramp_up_step
     ramp_up = math.exp(-5 * (1 - min(t / config.ramp_up_iterations, 1)) ** 2)
@@ -355,7 +355,10 @@ def test_paper_protocol(name):
 
 
 def test_released_preset_sets_the_table_s_column():
-    method = load_config("la_vclipseg", ["preset=released"]).method
+    config = load_config("la_vclipseg", ["preset=released"])
+    assert (config.evaluation.select, config.evaluation.validation_interval) == ("test", 200)
+    assert config.evaluation.validation_stride == config.evaluation.stride == (18, 18, 4)
+    method = config.method
     assert method.text_prompt == "A pixel of a [CLS]." and method.ramp_up_step == 150
     assert (method.mask_resampling, method.projection_heads) == ("nearest", 2)
     assert (method.labelled_weight, method.consistency_weight) == (0.5, 0.5)

@@ -52,7 +52,7 @@ def test_module_is_equations_4_and_5(dimensions, heads):
     weight = torch.rand(shape[0], 3, *shape[1:])
     weight[:, 2] = 0  # no agreeing voxel
     loss = consistency(features, weight)
-    expected = 0.0
+    prototypes = torch.zeros(2, 12, dtype=torch.float64)
     for first, _, second in consistency.projections:
         flat = features.double().movedim(1, -1).reshape(-1, 8)
         hidden = torch.relu(flat @ first.weight.double().reshape(8, 8).T + first.bias.double())
@@ -60,8 +60,8 @@ def test_module_is_equations_4_and_5(dimensions, heads):
         projected = projected / projected.norm(dim=1, keepdim=True)
         for c in range(2):
             share = weight.double()[:, c].reshape(-1, 1)
-            prototype = (share * projected).sum(0) / share.sum()
-            expected += (1 - prototype @ text[c].double() / (prototype.norm() * text[c].double().norm())) / 2
+            prototypes[c] += (share * projected).sum(0) / share.sum() / heads
+    expected = (1 - F.cosine_similarity(prototypes, text[:2].double(), dim=1)).mean()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     loss.backward()
     assert features.grad.isfinite().all() and features.grad.any()
