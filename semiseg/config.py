@@ -72,6 +72,7 @@ class NetworkConfig:
     # vnet: one probability, before and after the decoder; unet: one a stage
     dropout: tuple[FractionBelowOne, ...]
     embedding_after_dropout: bool = False  # z is the classifier's input before (paper) or after its dropout
+    initialisation: str = "he"  # of convolutions: he or pytorch, whose weights have a sixth of the variance
 
     @property
     def dimensions(self) -> int:
@@ -117,7 +118,7 @@ class EvaluationConfig:
 
     stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; none for 2D: slice by slice
     validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; none: half the patch
-    batch: PositiveInt = 4  # windows or slices a forward pass
+    batch: PositiveInt = 6  # windows or slices a forward pass
     head: str = "linear"  # linear, prototype or mean
     largest_component: bool = False
     # iterations; 0: only at the end. Used where the dataset has a validation split
@@ -228,6 +229,7 @@ def _check(config: Config) -> None:
     if dimensions == 3 and evaluation.stride is None:
         raise ValueError("evaluation.stride is null, but a 3D network needs one stride a side")
     choices = {
+        "network.initialisation": ("he", "pytorch"),
         "training.precision": ("auto", "float32", "bfloat16"),
         "evaluation.head": ("linear", "prototype", "mean"),
         "evaluation.select": ("last", "validation", "test"),

@@ -78,6 +78,7 @@ def test_released_preset_sets_the_table_s_column():
     assert (la.method.contrast_weight, acdc.method.contrast_weight) == (0.02, 0.001)
     assert (la.method.ramp_up_weight, acdc.method.ramp_up_weight) == (1.0, 0.5)
     for config in (la, acdc):
+        assert config.network.initialisation == "pytorch"
         method = config.method
         assert method.prototype_momentum == 0.99 and method.prototype_steps == "four"
         assert method.update_classes == "foreground" and method.update_requires_agreement
@@ -123,6 +124,7 @@ def test_file_with_base(tmp_path):
         ("training.labelled_batch=two", "expected int"),
         ("training.labelled_batch=0", "training.labelled_batch is 0, accepted are values from 1"),
         ("evaluation.head=cosine", "accepted are linear, prototype, mean"),
+        ("network.initialisation=xavier", "accepted are he, pytorch"),
         ("evaluation.select=best", "accepted are last, validation, test"),
         ("method.confidence=1.5", "method.confidence is 1.5"),
         ("method.contrast_positive=furthest", "accepted are nearest, label"),

@@ -30,6 +30,7 @@ from semiseg.evaluation.evaluator import evaluate_cases, validation_config
 from semiseg.evaluation.metrics import summarise
 from semiseg.methods import METHODS, Method, Stage
 from semiseg.methods.method import Batch
+from semiseg.models.initialisation import initialise
 from semiseg.text import TextEmbeddings
 
 
@@ -62,7 +63,10 @@ def build_method(
     text: TextEmbeddings | None = None,  # of a method that learns from text
 ) -> Method:
     """The method of a configuration around a freshly initialised network (from torch's global generator)."""
-    method = METHODS[config.method.name].build(config, num_classes, text).to(device)
+    method = METHODS[config.method.name].build(config, num_classes, text)
+    if config.network.initialisation == "he":
+        initialise(method)
+    method.to(device)
     if config.training.channels_last:
         memory_format = torch.channels_last_3d if config.network.name == "vnet" else torch.channels_last
         # the stubs of Module.to lack a memory format alone

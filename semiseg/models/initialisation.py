@@ -1,9 +1,11 @@
-"""Weights of a network at the start of training."""
+"""Weights at the start of training other than PyTorch's."""
 
 from torch import nn
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(
+    network: nn.Module,  # or what holds some
+) -> None:
     """Draw convolution weights from He's normal distribution, in place; biases 0.
 
     The batch normalisations keep PyTorch's start (scale 1, shift 0). Uses torch's global random generator.

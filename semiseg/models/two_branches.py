@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d, LinearClassifier3d
 from semiseg.models.unet import UNetDecoder, UNetEncoder
 from semiseg.models.vnet import VNetDecoder, VNetEncoder
@@ -35,7 +34,7 @@ class Decoding(nn.Module):
 
     def forward(
         self,
-        features: list[Tensor],  # of the encoder, finest first
+        features: list[Tensor],  # of the encoder, finest first; taken from the list as they are used
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, C, *S] and embedding [B, d, *S]."""
         embedding = self.decoder(features)
@@ -46,7 +45,7 @@ class TwoDecoders(nn.Module):
     """One encoder and two decoders, for training; `network(x)` runs encoder, prompt and decoder A alone.
 
     `network(x)` returns the logits and the embedding of every voxel, as all networks do, and
-    `network.branches(x)` what both decoders make of it. Random weights come from torch's global generator.
+    `network.branches(x)` what both decoders make of it. Random weights are PyTorch's, from its global generator.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class TwoDecoders(nn.Module):
         self.prompt = prompt or nn.Identity()
         self.decoding_a = decoding_a
         self.decoding_b = decoding_b
-        initialise(self)
 
     def forward(
         self,
@@ -72,7 +70,8 @@ class TwoDecoders(nn.Module):
     ) -> Branches:
         """What both decoders make of the same features, and the bottleneck they share."""
         features = self.encode(x)
-        return Branches(self.decoding_a(features)[0], self.decoding_b(features)[0], features[-1])
+        bottleneck = features[-1]
+        return Branches(self.decoding_a(list(features))[0], self.decoding_b(features)[0], bottleneck)
 
     def encode(
         self,

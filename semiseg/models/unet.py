@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg.models.convolution import Convolution2d, TransposedConvolution2d
-from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
 from semiseg.models.upsampling import LinearUpsampling
 from semiseg.models.vnet import check_upsampling
@@ -80,12 +79,13 @@ class UNetDecoder(nn.Module):
 
     def forward(
         self,
-        features: list[Tensor],  # of the encoder, finest first
+        features: list[Tensor],  # of the encoder, finest first; taken from the list as they are used, to be freed
     ) -> Tensor:
         """Embedding [B, filters[0], H, W]."""
-        x = features[-1]
-        for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
-            x = stage(torch.cat((skip, up(x)), dim=1))
+        x = features.pop()
+        for up, stage in zip(self.up, self.stages, strict=True):
+            x = torch.cat((features.pop(), up(x)), dim=1)
+            x = stage(x)
         return x
 
 
@@ -93,7 +93,7 @@ class UNet(nn.Module):
     """U-Net: two convolutions a stage, batch normalisation, dropout in the encoder, concatenated skips.
 
     `network(x)` returns the logits and the embedding z of every pixel, which is the input of the linear
-    classifier (MPER eq. 3). Random weights come from torch's global generator.
+    classifier (MPER eq. 3). Random weights are PyTorch's, from its global generator.
     Source: O. Ronneberger et al., U-Net, MICCAI 2015, with the widths and dropout of SSL4MIS.
     """
 
@@ -112,7 +112,6 @@ class UNet(nn.Module):
         self.dropout = ChannelDropout(classifier_dropout)
         self.classifier = LinearClassifier2d(filters[0], num_classes)
         self.embedding_after_dropout = embedding_after_dropout
-        initialise(self)
 
     def forward(
         self,

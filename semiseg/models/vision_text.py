@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from semiseg.models.initialisation import initialise
 from semiseg.models.predicted_class import predicted_class
 from semiseg.models.voxel_prompt import CONVOLUTIONS
 from semiseg_kernels import masked_class_mean, sum_over_processes
@@ -41,7 +40,6 @@ class VisionTextConsistency(nn.Module):
             )
             for _ in range(heads)
         )
-        initialise(self)
 
     def forward(
         self,

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.convolution import Convolution3d, StridedConvolution3d, TransposedConvolution3d
-from semiseg.models.initialisation import initialise
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
 from semiseg.models.upsampling import LinearUpsampling
 from semiseg_kernels import recomputable
@@ -116,12 +115,13 @@ class VNetDecoder(nn.Module):
 
     def forward(
         self,
-        features: list[Tensor],  # of the encoder, finest first
+        features: list[Tensor],  # of the encoder, finest first; taken from the list as they are used, to be freed
     ) -> Tensor:
         """Embedding [B, filters, *S]."""
-        x = features[-1]
-        for up, stage, skip in zip(self.up, self.stages, reversed(features[:-1]), strict=True):
-            x = stage(_upsample_and_add(up, x, skip))
+        x = features.pop()
+        for up, stage in zip(self.up, self.stages, strict=True):
+            x = _upsample_and_add(up, x, features.pop())
+            x = stage(x)
         return x
 
 
@@ -129,7 +129,7 @@ class VNet(nn.Module):
     """V-Net: stages of 1, 2, 3, 3, 3 convolutions, batch normalisation, added skip connections, dropout.
 
     `network(x)` returns the logits and the embedding z of every voxel, which is the input of the linear
-    classifier (MPER eq. 3). Random weights come from torch's global generator.
+    classifier (MPER eq. 3). Random weights are PyTorch's, from its global generator.
     Source: F. Milletari et al., V-Net, 3DV 2016, as changed by L. Yu et al., UA-MT, MICCAI 2019.
     """
 
@@ -148,7 +148,6 @@ class VNet(nn.Module):
         self.dropout = ChannelDropout(dropout)
         self.classifier = LinearClassifier3d(filters, num_classes)
         self.embedding_after_dropout = embedding_after_dropout
-        initialise(self)
 
     def forward(
         self,

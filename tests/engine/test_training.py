@@ -14,6 +14,7 @@ import yaml
 from h5_files import write_left_atrium
 from safetensors.torch import load_file
 from small_runs import MPER, VOLUMES
+from torch import nn
 from untrained_runs import untrained_run
 
 from semiseg import evaluate
@@ -26,6 +27,7 @@ from semiseg.engine.checkpoint import load_checkpoint, read_tensors, save_checkp
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import Training, build_method, choose_device, train
+from semiseg.text import random_text
 from semiseg.train import main
 
 TINY = ["training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]", "network.filters=[2]"]
@@ -44,7 +46,9 @@ def two_runs(tmp_path_factory):
     """The same command twice."""
     folder = write_left_atrium(tmp_path_factory.mktemp("runs"))
     for _ in range(2):
-        result = command("train", "--config", "la_mper", *LEFT_ATRIUM_MPER, f"dataset.root={folder}", cwd=folder)
+        result = command(
+            "train", "--config", "la_mper", *LEFT_ATRIUM_MPER, f"dataset.root={folder}", cwd=folder
+        )
         assert result.returncode == 0, result.stderr
     return folder / "runs" / "la_mper", folder / "runs" / "la_mper-2"
 
@@ -221,6 +225,23 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, c
         main(arguments)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and message in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("initialisation", "factor"), [("he", 2), ("pytorch", 1 / 3)])
+@pytest.mark.parametrize("name", ["phantom_supervised", "phantom_mper", "phantom_vclipseg", "acdc_mper"])
+def test_initial_weights(name, initialisation, factor):
+    """Their variance is 2 / fan in by He, 1 / (3 fan in) by PyTorch."""
+    method = build_method(
+        load_config(name, [f"network.initialisation={initialisation}"]),
+        3,
+        choose_device("cpu"),
+        random_text(3, 64, 0),
+    )
+    learned = [layer for layer in method.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
+    ratios = [
+        layer.weight.var() * layer.weight[0].numel() for layer in learned if layer.weight.numel() > 10_000
+    ]
+    assert len(ratios) > 5 and torch.stack(ratios).tolist() == pytest.approx([factor] * len(ratios), rel=0.1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_iteration(tmp_path):

@@ -358,6 +358,7 @@ def test_released_preset_sets_the_table_s_column():
     config = load_config("la_vclipseg", ["preset=released"])
     assert (config.evaluation.select, config.evaluation.validation_interval) == ("test", 200)
     assert config.evaluation.validation_stride == config.evaluation.stride == (18, 18, 4)
+    assert config.network.initialisation == "pytorch"
     method = config.method
     assert method.text_prompt == "A pixel of a [CLS]." and method.ramp_up_step == 150
     assert (method.mask_resampling, method.projection_heads) == ("nearest", 2)

@@ -6,6 +6,7 @@ from torch import nn
 
 from semiseg.engine.precision import UNSAFE_FIRST_SIDES
 from semiseg.models import UNet, VNet, build_network
+from semiseg.models.initialisation import initialise
 
 SMALL_UNET = (4, 8, 16, 32, 64)
 
@@ -133,6 +134,15 @@ def test_bfloat16_autocast(name):
     assert (logits.float() - expected).norm() < 0.25 * expected.norm()
 
 
+@pytest.mark.parametrize("name", ["vnet", "unet"])
+def test_features_are_let_go_where_they_are_used(name):
+    network = small_network(name)
+    features = network.encoder(images(name))
+    assert len(features) == 5
+    network.decoder(features)
+    assert not features
+
+
 def test_vnet_without_normalization():
     network = small_network("vnet", normalization=False)
     assert not any(isinstance(layer, nn.BatchNorm3d) for layer in network.modules())
@@ -148,9 +158,11 @@ def test_initial_weights():
         again = VNet(num_classes=2)
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    weight = first.encoder.stages[4][0].weight  # He: variance 2 / fan in
+    weight = first.encoder.stages[4][0].weight
+    assert weight.var().item() == pytest.approx(1 / (3 * 256 * 27), rel=0.02)
+    initialise(first)
     assert weight.var().item() == pytest.approx(2 / (256 * 27), rel=0.02)
-    assert not first.classifier.bias.any()
+    assert first.classifier.weight.any() and not first.classifier.bias.any()
 
 
 @pytest.mark.parametrize(
