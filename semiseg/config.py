@@ -118,7 +118,7 @@ class EvaluationConfig:
 
     stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; none for 2D: slice by slice
     validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; none: half the patch
-    batch: PositiveInt = 6  # windows or slices a forward pass
+    batch: PositiveInt = 4  # windows or slices a forward pass
     head: str = "linear"  # linear, prototype or mean
     largest_component: bool = False
     # iterations; 0: only at the end. Used where the dataset has a validation split

@@ -387,7 +387,7 @@ def test_too_little_memory_names_the_scan_and_the_batch(error, monkeypatch, tmp_
         raise error
 
     monkeypatch.setattr(Method, "probabilities", exhausted)
-    line = r"scan: out of memory on cpu \(.* allocate.*\); less is taken by an evaluation.batch below 6"
+    line = r"scan: out of memory on cpu \(.* allocate.*\); less is taken by an evaluation.batch below 4"
     with pytest.raises(ValueError, match=line):
         Predictor(untrained_run(tmp_path / "run")).predict(Volume(WHERE, scan(), np.eye(4)))
 
