@@ -126,8 +126,8 @@ PYBIND11_MODULE(_C, module) {
                                nothing);
   bind_kernel<MaskedClassMean>(module, "masked_class_mean_backward", backward, &Kernels::masked_class_mean_backward,
                                nothing);
-  const auto count = [](const auto& a) { return std::make_tuple(a.count); };
-  bind_kernel<ConvolutionMatrices>(module, "convolution_matrices", forward, &Kernels::convolution_matrices, count);
+  const auto layout = [](const auto& a) { return std::make_tuple(a.count, a.columns); };
+  bind_kernel<ConvolutionMatrices>(module, "convolution_matrices", forward, &Kernels::convolution_matrices, layout);
   bind_kernel<ConvolutionForward>(module, "convolution_forward", forward, &Kernels::convolution_forward, nothing);
   bind_kernel<ConvolutionWeight>(module, "convolution_weight", backward, &Kernels::convolution_weight, nothing);
   bind_kernel<StridedConvolutionForward>(module, "strided_convolution_forward", forward,

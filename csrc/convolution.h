@@ -22,7 +22,7 @@ struct ConvolutionMatrices : Convolution {
   const float* weight;  // [O, I, *3]
   bool mirrored;        // taps in reverse: with channels exchanged, for the gradient of the input
   float* matrices;      // [count]; absent, they are only counted
-  int64_t count;
+  int64_t count, columns;  // of all of them; that lie next to each other, which is up to the level
 };
 
 struct ConvolutionForward : Convolution {

@@ -436,6 +436,7 @@ void transform_block(const ConvolutionMatrices& a, Columns<VECTORS>, int64_t blo
 template <class T, int VECTORS>
 void transform_weight(ConvolutionMatrices& a, const T&, Columns<VECTORS> columns) {
   a.count = T::SLICES * T::POINTS * matrix_pitch(a);
+  a.columns = columns.COUNT;
   if (!a.matrices) return;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
   for (int64_t block = 0; block < a.I / CHANNELS * (a.O / columns.COUNT); ++block) transform_block<T>(a, columns, block);

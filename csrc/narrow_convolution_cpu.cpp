@@ -55,6 +55,7 @@ void arrange_weight(ConvolutionMatrices& a, Channels I, Columns<VECTORS>) {
   const auto K = of_taps(I);
   const int64_t O = a.O;
   a.count = TAPS * I * O;
+  a.columns = COLUMNS;
   if (!a.matrices) return;
   for (int64_t o = 0; o < O; ++o)
     for (int tap = 0; tap < TAPS; ++tap)

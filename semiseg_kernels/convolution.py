@@ -37,8 +37,8 @@ def convolution(
     results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
     is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x (or weight,
     where x has one channel), channels in multiples of 16 (x that needs no gradient may have fewer than 16) and at least
-    2048 voxels of volumes, 1024 of images (without gradients 768 of either, any number with a weight that `fix_weight` was
-    told of); else PyTorch convolves.
+    2048 voxels of volumes, 1024 of images (without gradients 768 of either, any number, outside torch.compile, with a
+    weight that `fix_weight` was told of); else PyTorch convolves.
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """

@@ -19,9 +19,10 @@ _fixed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight: _Made
 def fix_weight(weight: Tensor) -> None:
     """Say that the weight of a `convolution` stays as it is, as in a trained network that is applied to many images.
 
-    What the CPU's kernel makes of it for the first image is kept for the next ones, in up to 5.3 times the weight's memory,
-    as long as the weight itself. A change in place is noticed all the same, unless it goes through `.data`. Of weights made
-    in inference mode, whose changes nobody counts, nothing is kept.
+    What the CPU's kernel makes of it for the first image is kept for the next ones, in up to 5.3 times the weight's memory
+    (twice that where sides differ so much that images take tiles of both kinds), as long as the weight itself. A change in
+    place is noticed all the same, unless PyTorch does not count it: through `.data` or NumPy. Of weights made in inference
+    mode nothing is kept.
     """
     if not weight.is_inference():
         _fixed[weight] = _Made(weight._version, {})

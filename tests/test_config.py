@@ -281,6 +281,14 @@ def test_strides_that_leave_gaps(name, key, stride, patch):
     assert str(error.value) == f"evaluation.{key} is {stride}, accepted are {accepted}"
 
 
+@pytest.mark.parametrize("preset", ["paper", "released"])
+@pytest.mark.parametrize("name", config_names())
+def test_no_checkpoint_is_judged_by_finer_windows_than_the_last(name, preset):
+    evaluation = load_config(name, [f"preset={preset}"]).evaluation
+    if evaluation.validation_stride is not None:
+        assert all(a >= b for a, b in zip(evaluation.validation_stride, evaluation.stride, strict=True))
+
+
 @pytest.mark.parametrize("select", ["validation", "test"])
 def test_selection_needs_checkpoints_to_choose_from(select):
     with pytest.raises(

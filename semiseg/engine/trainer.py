@@ -30,7 +30,6 @@ from semiseg.evaluation.evaluator import evaluate_cases, validation_config
 from semiseg.evaluation.metrics import summarise
 from semiseg.methods import METHODS, Method, Stage
 from semiseg.methods.method import Batch
-from semiseg.models.initialisation import initialise
 from semiseg.text import TextEmbeddings
 
 
@@ -63,10 +62,7 @@ def build_method(
     text: TextEmbeddings | None = None,  # of a method that learns from text
 ) -> Method:
     """The method of a configuration around a freshly initialised network (from torch's global generator)."""
-    method = METHODS[config.method.name].build(config, num_classes, text)
-    if config.network.initialisation == "he":
-        initialise(method)
-    method.to(device)
+    method = METHODS[config.method.name].build(config, num_classes, text).to(device)
     if config.training.channels_last:
         memory_format = torch.channels_last_3d if config.network.name == "vnet" else torch.channels_last
         # the stubs of Module.to lack a memory format alone
@@ -180,7 +176,6 @@ class Training:
             self.state.restore_stage(sampler, optimiser)
         else:
             stage.prepare(self.labelled, config.training.patch_size)
-            self.selection.start_anew()
         self.processes.broadcast(method)
         method.network.train()
         take_step = TrainingStep(config, method, stage, optimiser, self.device, self.processes)
@@ -203,7 +198,8 @@ class Training:
                     {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
                 )
                 progress.update()
-            if self.selection.due(self.iteration, self.total):
+            # Before the last stage there is no trained method, however well the network does.
+            if stage is self.stages[-1] and self.selection.due(self.iteration, self.total):
                 self._select(stage, log)
 
     def _save_state(
@@ -329,7 +325,7 @@ class Selection:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device):
         self.config, self.dataset, self.device = config, dataset, device
-        self.start_anew()
+        self.best = -1.0
         self.split = "validation" if dataset.has_validation else None
         if config.evaluation.select == "test":
             self.split = "test"
@@ -341,10 +337,6 @@ class Selection:
             raise ValueError(
                 f"evaluation.select is validation, but {config.dataset.name} has no validation split"
             )
-
-    def start_anew(self) -> None:
-        """A checkpoint of an earlier stage is not a trained method, however well its network does."""
-        self.best = -1.0
 
     def due(self, iteration: int, total: int) -> bool:
         interval = self.config.evaluation.validation_interval

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semiseg.config import Config, config_to_mapping
+from semiseg.config import Config, config_from_mapping, config_to_mapping
 from semiseg.data import TrainingSampler
 from semiseg.engine.checkpoint import load_into, read_tensors, write_tensors
 from semiseg.methods import Method
@@ -41,7 +41,9 @@ class TrainingState:
         if METADATA not in metadata:
             raise ValueError(f"checkpoint {path} holds no training state")
         values = _unflatten({**json.loads(metadata[METADATA]), **tensors})
-        self._check_config(path, values["config"], config_to_mapping(config))
+        # Built anew, as keys may have come since, with what has always been so as their default.
+        written = config_to_mapping(config_from_mapping(values["config"]))
+        self._check_config(path, written, config_to_mapping(config))
         self._path, self._values = path, values
         for name in ("iteration", "stage", "step", "best", "log_sizes"):
             setattr(self, name, values[name])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semiseg.data import Case
 from semiseg.models import build_network
+from semiseg.models.initialisation import initialise
 from semiseg.text import TextEmbeddings
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Method(nn.Module):
             num_classes=num_classes,
             embedding_after_dropout=config.network.embedding_after_dropout,
         )
+        initialise(network, config.network.initialisation)
         return cls(config.method, network, num_classes)
 
     def stages(self, generator: torch.Generator) -> list[Stage]:

@@ -37,7 +37,7 @@ LABELLED, PSEUDO_LABELLED = 0, 1  # the regions of a mix, as region_map gives th
 
 @dataclass(frozen=True)
 class MPERConfig:
-    """Every open point of the method; the presets `paper` and `released` set them all."""
+    """The open points of the method, as the presets `paper` and `released` set them."""
 
     name: str
     pretraining_iterations: NonNegativeInt

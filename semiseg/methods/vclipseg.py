@@ -38,6 +38,7 @@ from semiseg.models import (
     pseudo_label_loss,
     sigmoid_ramp_up,
 )
+from semiseg.models.initialisation import initialise
 from semiseg.text import (
     CLASS_PLACEHOLDER,
     SOURCES,
@@ -52,7 +53,7 @@ from semiseg_kernels import dice_ce
 
 @dataclass(frozen=True)
 class VCLIPSegConfig:
-    """Every open point of the method; the presets `paper` and `released` set them all."""
+    """The open points of the method, as the presets `paper` and `released` set them."""
 
     name: str
     iterations: PositiveInt
@@ -69,7 +70,7 @@ class VCLIPSegConfig:
     consistency_weight: NonNegativeFloat = 0.5  # λ_r
     sharpening_temperature: PositiveFloat = 0.1  # of mutual consistency
     mask_resampling: str = "area"  # of the voxels where decoders and truth agree, to the bottleneck; nearest
-    projection_heads: Annotated[int, Range(1, 2)] = 1  # on the bottleneck; 2: one a decoder, losses added
+    projection_heads: Annotated[int, Range(1, 2)] = 1  # on the bottleneck; 2: one a decoder, with one mean of both
     prompt_width: PositiveInt = 256  # of the text embeddings when they are mixed
     controller_widths: tuple[PositiveInt, ...] = (64, 16)  # of the convolution and the hidden layer
     fusion_kernel: PositiveInt = 3  # side of the convolution that fuses features and prompt
@@ -159,7 +160,9 @@ class VCLIPSeg(Method):
         method: VCLIPSegConfig = config.method
         sizes = {**config.network.sizes, "num_classes": num_classes}
         if method.branches == "two_networks":
-            networks = (build_network(config.network.name, **sizes) for _ in range(2))
+            networks = [build_network(config.network.name, **sizes) for _ in range(2)]
+            for network in networks:
+                initialise(network, config.network.initialisation)
             return cls(method, TwoNetworks(*networks), num_classes, None)
         prompt = consistency = None
         if method.uses_text:
@@ -178,7 +181,9 @@ class VCLIPSeg(Method):
                 consistency = VisionTextConsistency(
                     text.embeddings, heads=method.projection_heads, **bottleneck
                 )
+                initialise(consistency, config.network.initialisation)
         network = TWO_DECODERS[config.network.name](prompt=prompt, **sizes)
+        initialise(network, config.network.initialisation)
         return cls(method, network, num_classes, consistency)
 
     def stages(self, generator: torch.Generator) -> list[Stage]:

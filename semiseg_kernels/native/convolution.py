@@ -59,14 +59,16 @@ def _convolve(
     matrix, offset = taps(weight), padded_bias(bias)
     sizes = geometry(x.shape[0], x.shape[2:], matrix, out_axis) | {"I": read.shape[1]}
 
+    given = sizes | {"weight": matrix.data_ptr(), "mirrored": out_axis == 1}
+    layout = launch(backend, "convolution_matrices", x.device, **given, matrices=0)
+
     def make_matrices() -> Tensor:
-        given = sizes | {"weight": matrix.data_ptr(), "mirrored": out_axis == 1}
-        (count,) = launch(backend, "convolution_matrices", x.device, **given, matrices=0)
+        count, _ = layout
         matrices = torch.empty(count)
         launch(backend, "convolution_matrices", x.device, **given, matrices=matrices.data_ptr())
         return matrices
 
-    matrices = made_of_weight(weight, (x.shape[2:], out_axis), make_matrices)
+    matrices = made_of_weight(weight, (layout, out_axis), make_matrices)
     y = empty_rows((x.shape[0], matrix.shape[out_axis], *x.shape[2:]))
     launch(
         backend,

@@ -8,6 +8,7 @@ from comparison import in_layout
 
 import semiseg_kernels.native.convolution as native
 from semiseg_kernels import available_backends, convolution, fix_weight, fixed_weights, use_backend
+from semiseg_kernels.native.extension import extension
 
 
 @pytest.fixture
@@ -49,15 +50,20 @@ def test_the_same_bits_from_one_transform(transformed, channels, sides):
     assert all(torch.equal(y, expected[0]) for y in expected)
 
 
-def test_other_sides_and_the_gradient_have_their_own(transformed):
-    """The sides decide on the tiles; the gradient of x takes the taps in reverse."""
+def test_each_kind_of_tiles_and_the_gradient_have_their_own(transformed):
+    """Lines decide on the tiles; the gradient of x takes the taps in reverse."""
     x, weight = make_inputs()
-    images = x, in_layout(x[:, :, :, :2], "channels_last")
+    images = [
+        in_layout(x[:, :, :depth, :lines], "channels_last")
+        for depth, lines in ((8, 8), (8, 2), (5, 7), (3, 1))
+    ]
     expected = [convolved(image, weight) for image in images]
     transformed.clear()
     fix_weight(weight)
     for _ in range(2):
-        assert all(torch.equal(convolved(image, weight), y) for image, y in zip(images, expected, strict=True))
+        assert all(
+            torch.equal(convolved(image, weight), y) for image, y in zip(images, expected, strict=True)
+        )
         assert len(transformed) == 2
 
     x.requires_grad_()
@@ -75,6 +81,21 @@ def test_other_weights_are_not_fixed(transformed):
     for _ in range(2):
         assert torch.equal(convolved(x, 2 * weight), 2 * convolved(x, weight))
     assert len(transformed) == 3
+
+
+@pytest.mark.parametrize("channels", [1, 32])
+def test_levels_do_not_share(transformed, channels):
+    """Their matrices have other numbers of columns next to each other."""
+    x, weight = make_inputs(channels)
+    fix_weight(weight)
+    expected = convolved(x, weight)
+    module, levels = extension("cpu"), extension("cpu").levels()
+    try:
+        for level in levels:
+            module.use_level(level)
+            torch.testing.assert_close(convolved(x, weight), expected, rtol=1e-4, atol=1e-3)
+    finally:
+        module.use_level(levels[-1])
 
 
 def test_a_change_in_place_is_noticed(transformed):

@@ -160,7 +160,7 @@ def test_initial_weights():
         assert torch.equal(a, b)
     weight = first.encoder.stages[4][0].weight
     assert weight.var().item() == pytest.approx(1 / (3 * 256 * 27), rel=0.02)
-    initialise(first)
+    initialise(first, "he")
     assert weight.var().item() == pytest.approx(2 / (256 * 27), rel=0.02)
     assert first.classifier.weight.any() and not first.classifier.bias.any()
 
