@@ -48,7 +48,8 @@ def convolution(
     checks.check_fraction("negative_slope", negative_slope)
     gradients = needs_gradient(x, weight, bias)
     fewest = FEWEST_VOXELS[x.dim() - 2] if gradients else FEWEST_WITHOUT_GRADIENTS
-    enough = x.shape[0] * x.shape[2:].numel() >= fewest or (not gradients and is_fixed(weight))
+    # In this order, so that a graph that is exported is not asked how many images there are.
+    enough = (not gradients and is_fixed(weight)) or x.shape[0] * x.shape[2:].numel() >= fewest
     narrow = x.shape[1] < CHANNEL_MULTIPLE and not needs_gradient(x)
     if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough, narrow)):
         return reference.convolution(x, weight, bias, negative_slope)
