@@ -281,7 +281,8 @@ def convolutions_table(results: Results) -> str:
         ]
         for row in results["rows"]
     ]
-    return f"{markdown_table([CONVOLUTIONS_HEADING, *lines])}\n\n{forms_notes(results, 'x, where it has more than one channel, and weight')}"
+    notes = forms_notes(results, "x, where it has more than one channel, and weight")
+    return f"{markdown_table([CONVOLUTIONS_HEADING, *lines])}\n\n{notes}"
 
 
 CONVOLUTIONS_HEADING = (

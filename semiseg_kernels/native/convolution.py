@@ -58,7 +58,6 @@ def _convolve(
     read = _rows_read(x)
     matrix, offset = taps(weight), padded_bias(bias)
     sizes = geometry(x.shape[0], x.shape[2:], matrix, out_axis) | {"I": read.shape[1]}
-
     given = sizes | {"weight": matrix.data_ptr(), "mirrored": out_axis == 1}
     layout = launch(backend, "convolution_matrices", x.device, **given, matrices=0)
 

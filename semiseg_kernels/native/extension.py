@@ -37,9 +37,9 @@ def launch(
     """Call a compiled operation with its arguments and with what it needs to know about the machine.
 
     On the CPU that is the number of threads; the result is what the operation has to tell: the highest label and the
-    highest region that it met, where it looks at them, or how much memory it needs. On a GPU it is the device, the stream, and a workspace whose size the operation
-    itself tells when it is called without one; the result is empty, as reading it back would synchronise. An emulated
-    GPU has neither devices nor streams.
+    highest region that it met, where it looks at them, or how much memory it needs. On a GPU it is the device, the
+    stream, and a workspace whose size the operation itself tells when it is called without one; the result is empty,
+    as reading it back would synchronise. An emulated GPU has neither devices nor streams.
     """
     operation = getattr(extension(backend), name)
     if backend == "cpu":

@@ -17,9 +17,11 @@ from semiseg.config import load_config
 from semiseg.data import TrainingSampler
 from semiseg.data.description import DatasetDescription
 from semiseg.engine import run_directory
+from semiseg.engine.checkpoint import read_tensors, write_tensors
 from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import train
+from semiseg.engine.training_state import METADATA
 from semiseg.methods.supervised import SupervisedStage
 
 SUPERVISED = ("left_atrium", "la_supervised", [*VOLUMES, "method.iterations=4"])
@@ -109,6 +111,19 @@ def test_prototypes_are_clustered_once(configured, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(mper, "cluster_embeddings", lambda *_: pytest.fail("clustered again"))
     assert train(config, RunDirectory(tmp_path / "run")).is_finished
+
+
+def test_a_state_from_before_a_key_existed_is_gone_on_with(configured, tmp_path, monkeypatch):
+    config = configured(SUPERVISED, "run")
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(config)
+    run = RunDirectory(tmp_path / "run")
+    tensors, metadata = read_tensors(run.training_state)
+    values = json.loads(metadata[METADATA])
+    assert values.pop("config/network/initialisation") == "he"
+    write_tensors(run.training_state, tensors, {METADATA: json.dumps(values)}, 1)
+    assert train(config, run).is_finished
 
 
 def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypatch):
