@@ -20,6 +20,7 @@ from semiseg.config import Config, load_config
 from semiseg.engine.allocator import TIGHT
 from semiseg.engine.precision import has_bfloat16
 from semiseg_kernels import backends
+from semiseg_kernels.native.extension import extension
 
 Measure = Callable[
     [str, Sequence[str]], dict[str, Any]
@@ -34,26 +35,36 @@ KERNELS = {
     "own convolutions": ("convolution", "strided_convolution"),
 }
 
+# What keeps PyTorch and its libraries to an x86-64 level, as on a processor that has no more.
+LEVELS = {
+    "v3": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "v4": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
+}
+
 
 def climb(description: str, workloads: Sequence[str], levers: Sequence[str], measure: Measure) -> None:
     """The command line of a ladder: every workload from no lever to all that this processor has, and the results file.
 
     A rung is `measure(workload, its levers)`, to which the peak memory of its process is added. In several rounds all
-    rungs take turns, and each is shown with what it measured in its median round.
+    rungs take turns, and each is shown with what it measured in its median round. With `--level` everything computes as
+    on a processor of this x86-64 level.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("workloads", nargs="*", default=tuple(workloads), help=", ".join(workloads))
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the rows as JSON")
     parser.add_argument("--rounds", type=int, default=1, help="so many measurements of every rung")
+    parser.add_argument("--level", choices=LEVELS, help="measure as on a processor that has no more than this")
     parser.add_argument(
         "--rung", type=int, metavar="LEVERS", help="measure one rung here and print it as JSON"
     )
     options = parser.parse_args()
-    if not has_bfloat16(torch.device("cpu")):
+    if options.level or not has_bfloat16(torch.device("cpu")):
         levers = [lever for lever in levers if lever != "bfloat16"]
     for workload in options.workloads:
         if workload not in workloads:
             parser.error(f"the workload is {workload!r}, accepted are {', '.join(workloads)}")
+    if options.level:
+        extension("cpu").use_level(options.level)
     if options.rung is not None:
         row = measure(options.workloads[0], levers[: options.rung])
         row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -62,7 +73,7 @@ def climb(description: str, workloads: Sequence[str], levers: Sequence[str], mea
     rows = []
     for workload in options.workloads:
         rounds = [
-            [_in_own_process(workload, levers[:count]) for count in range(len(levers) + 1)]
+            [_in_own_process(workload, levers[:count], options.level) for count in range(len(levers) + 1)]
             for _ in range(options.rounds)
         ]
         rungs = [_median(measured) for measured in zip(*rounds, strict=True)]
@@ -105,12 +116,15 @@ def kernels_of(levers: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _in_own_process(workload: str, levers: Sequence[str]) -> dict[str, Any]:
+def _in_own_process(workload: str, levers: Sequence[str], level: str | None) -> dict[str, Any]:
     command = [sys.executable, sys.argv[0], workload, "--rung", str(len(levers))]
-    heap = {"GLIBC_TUNABLES": TIGHT} if "tight heap" in levers else {}
-    output = subprocess.run(
-        command, env=os.environ | heap, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    environment = dict(os.environ)
+    if "tight heap" in levers:
+        environment["GLIBC_TUNABLES"] = TIGHT
+    if level:
+        command += ["--level", level]
+        environment |= LEVELS[level]
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     row = {"levers": list(levers), **json.loads(output)}
     print(f"{workload}, {len(levers)} levers: {row['seconds']:.2f} s, {row['peak_gb']:.2f} GB", flush=True)
     return row

@@ -268,7 +268,6 @@ def test_nothing_spills_and_shared_memory_fits(compiled):
     assert_fits(compiled)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_other_sizes_neither_spill_nor_lack_shared_memory(architecture):
     assert_fits(compile_for(architecture, "OTHER"))
