@@ -61,6 +61,7 @@ void common_arguments(PrototypeHead& a, const Visit& visit) {
   visit("num_regions", a.num_regions);
   visit("class_temperature", a.class_temperature);
   visit("temperature", a.temperature);
+  visit("squared", a.squared);
   visit("normalize", a.normalize);
   visit("positive_of_label", a.positive_of_label);
   visit("ignore_prototype", a.ignore_prototype);
@@ -115,6 +116,8 @@ void arguments(DiceCE& a, Direction direction, const Visit& visit) {
   visit("regions", a.regions);
   visit("num_regions", a.num_regions);
   visit("temperature", a.temperature);
+  visit("squared", a.squared);
+  visit("first_class", a.first_class);
   visit("statistics", a.statistics);
   visit(forward ? "ce" : "grad_ce", a.ce);
   visit(forward ? "dice" : "grad_dice", a.dice);

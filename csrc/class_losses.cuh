@@ -4,6 +4,8 @@
 //   dice[r] = 1 - mean_c (2 I + s) / (P + Y + s)
 //   I = sum p[c] y[c],  P = sum p[c]^2,  Y = sum y[c]^2,  s = DICE_SMOOTH
 //
+// P and Y are sums of p[c] and y[c] where the denominator is not squared; Dice's mean may begin with a later class.
+//
 // Sums of a region: number of kept voxels, I [C], P [C], Y [C]. The sums of all regions come first, then the
 // cross-entropy of every region.
 #pragma once
@@ -17,6 +19,9 @@ namespace semiseg {
 __host__ __device__ constexpr int64_t class_sums(int64_t regions, int64_t C) {
   return regions * (statistics_per_region(C) + 1);
 }
+
+// P is the sum of p[c] in_size(p[c]), Y that of y[c] in_size(y[c]).
+__device__ __forceinline__ float in_size(bool squared, float p) { return squared ? p : 1.f; }
 
 struct ClassSoftmax {
   Temperature temperature;
@@ -72,12 +77,13 @@ struct NarrowClassSums {
   static constexpr int MOST_REGIONS = MOST_NARROW_REGIONS, C = Tile::C, STATISTICS = 1 + 3 * C;
 
   int regions;
+  bool squared;
   ColumnSums columns;
   float recent[MOST_REGIONS][STATISTICS], ce[MOST_REGIONS];
   LogarithmSum<C> logarithms[MOST_REGIONS];  // which `ce` lacks
 
-  __host__ __device__ __forceinline__ NarrowClassSums(Arena& shared, const Tile&, int regions)
-      : regions(regions), columns(shared, int(class_sums(regions, C))) {}
+  __host__ __device__ __forceinline__ NarrowClassSums(Arena& shared, const Tile&, int regions, bool squared)
+      : regions(regions), squared(squared), columns(shared, int(class_sums(regions, C))) {}
 
   __device__ __forceinline__ void start(const Partials&, int64_t) {
     columns.start();
@@ -112,8 +118,8 @@ struct NarrowClassSums {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         recent[r][1 + c] += target.times(c, p[c]);
-        recent[r][1 + C + c] = fmaf(p[c], p[c], recent[r][1 + C + c]);
-        recent[r][1 + 2 * C + c] += target.times(c, target(c));
+        recent[r][1 + C + c] = fmaf(p[c], in_size(squared, p[c]), recent[r][1 + C + c]);
+        recent[r][1 + 2 * C + c] += target.times(c, in_size(squared, target(c)));
       }
     }
   }
@@ -148,6 +154,7 @@ struct WideClassSums {
   static_assert(Tile::VOXELS == WARP);
 
   int regions, C;
+  bool squared;
   int64_t count;
   double* sums;
   int64_t stride = 1;
@@ -155,8 +162,8 @@ struct WideClassSums {
   float* ce;      // shared, [VOXELS]
   int* region;    // shared, [VOXELS]
 
-  __host__ __device__ WideClassSums(Arena& shared, const Tile& tile, int regions)
-      : regions(regions), C(tile.C), count(class_sums(regions, C)),
+  __host__ __device__ WideClassSums(Arena& shared, const Tile& tile, int regions, bool squared)
+      : regions(regions), C(tile.C), squared(squared), count(class_sums(regions, C)),
         sums(count <= MOST_SHARED ? shared.take<double>(count) : nullptr), rows(tile.rows),
         ce(shared.take<float>(Tile::VOXELS)), region(shared.take<int>(Tile::VOXELS)) {}
 
@@ -202,8 +209,8 @@ struct WideClassSums {
       for (int c = warp; c < C; c += WARPS) {
         const float p = rows[c * Tile::PITCH + v];
         add_to(base + 1 + c, target.times(c, p));
-        add_to(base + 1 + C + c, p * p);
-        add_to(base + 1 + 2 * C + c, target.times(c, target(c)));
+        add_to(base + 1 + C + c, p * in_size(squared, p));
+        add_to(base + 1 + 2 * C + c, target.times(c, in_size(squared, target(c))));
       }
       if (warp == WARPS - 1) {
         add_to(base, 1);
@@ -226,27 +233,31 @@ using ClassSums = std::conditional_t<Tile::LANES == 1, NarrowClassSums<Tile>, Wi
 __device__ inline void class_losses(
     const double* sums,  // [class_sums]
     int64_t regions, int64_t C,
-    float* ce,   // [regions]
-    float* dice  // [regions]
+    int64_t first_class,  // of those in Dice
+    float* ce,            // [regions]
+    float* dice           // [regions]
 ) {
   for (int64_t r = threadIdx.x; r < regions; r += THREADS) {
     const double* s = sums + r * statistics_per_region(C);
     const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
     ce[r] = s[0] == 0 ? 0.f : float(sums[regions * statistics_per_region(C) + r] / s[0]);
     double sum = 0;
-    for (int64_t c = 0; c < C; ++c) sum += (2 * overlap[c] + DICE_SMOOTH) / (predicted[c] + target[c] + DICE_SMOOTH);
-    dice[r] = float(1 - sum / double(C));
+    for (int64_t c = first_class; c < C; ++c)
+      sum += (2 * overlap[c] + DICE_SMOOTH) / (predicted[c] + target[c] + DICE_SMOOTH);
+    dice[r] = float(1 - sum / double(C - first_class));
   }
 }
 
-// Derivatives by the region's sums: d loss / d p[c] = by_overlap[r, c] y[c] + by_square[r, c] p[c].
+// Derivatives by the region's sums: d loss / d p[c] = by_overlap[r, c] y[c] + by_size[r, c] in_size(p[c]).
 struct ClassGradient {
-  float *ce, *by_overlap, *by_square;  // [regions], [regions, C], [regions, C]
-  int regions, C;
+  float *ce, *by_overlap, *by_size;  // [regions], [regions, C], [regions, C]
+  int regions, C, first_class;       // the first in Dice
+  bool squared;
 
-  ClassGradient(Arena& workspace, int64_t regions, int64_t C)
+  ClassGradient(Arena& workspace, int64_t regions, int64_t C, bool squared, int64_t first_class)
       : ce(workspace.take<float>(regions)), by_overlap(workspace.take<float>(regions * C)),
-        by_square(workspace.take<float>(regions * C)), regions(int(regions)), C(int(C)) {}
+        by_size(workspace.take<float>(regions * C)), regions(int(regions)), C(int(C)), first_class(int(first_class)),
+        squared(squared) {}
 };
 
 static __global__ void __launch_bounds__(THREADS) class_gradient_of_sums(
@@ -261,9 +272,11 @@ static __global__ void __launch_bounds__(THREADS) class_gradient_of_sums(
   if (threadIdx.x == 0) gradient.ce[r] = grad_ce == nullptr || s[0] == 0 ? 0.f : float(grad_ce[r] / s[0]);
   for (int c = threadIdx.x; c < C; c += THREADS) {
     const double denominator = predicted[c] + target[c] + DICE_SMOOTH;
-    const double scale = grad_dice == nullptr ? 0 : -2 * double(grad_dice[r]) / (C * denominator);
+    const bool counts = grad_dice != nullptr && c >= gradient.first_class;
+    const double scale = counts ? -2 * double(grad_dice[r]) / ((C - gradient.first_class) * denominator) : 0;
+    const double by_size = -scale * (2 * overlap[c] + DICE_SMOOTH) / denominator;
     gradient.by_overlap[int64_t(r) * C + c] = float(scale);
-    gradient.by_square[int64_t(r) * C + c] = float(-scale * (2 * overlap[c] + DICE_SMOOTH) / denominator);
+    gradient.by_size[int64_t(r) * C + c] = float(gradient.squared ? by_size : by_size / 2);
   }
 }
 
@@ -278,18 +291,18 @@ template <class Target>
 struct VoxelClassGradient {
   const ClassSoftmax& softmax;
   const Target& target;
-  const float *by_overlap, *by_square;  // [C], of the voxel's region
-  bool kept;
+  const float *by_overlap, *by_size;  // [C], of the voxel's region
+  bool squared, kept;
   float ce, total, mean;  // total: sum_c y[c]; mean: sum_c p[c] d loss / d p[c]
 
   template <class Tile, class Voxel, class Logits>
   __device__ __forceinline__ VoxelClassGradient(const Tile& tile, const Voxel& x, const ClassGradient& gradient,
                                                 const ClassSoftmax& softmax, const Logits& logits,
                                                 const Target& target, int region)
-      : softmax(softmax), target(target), kept(region >= 0), total(0), mean(0) {
+      : softmax(softmax), target(target), squared(gradient.squared), kept(region >= 0), total(0), mean(0) {
     const int row = kept ? region : 0;
     by_overlap = gradient.by_overlap + row * gradient.C;
-    by_square = gradient.by_square + row * gradient.C;
+    by_size = gradient.by_size + row * gradient.C;
     ce = gradient.ce[row];
 #pragma unroll
     for (int c = x.lane; c < tile.C; c += Tile::LANES) {
@@ -302,7 +315,7 @@ struct VoxelClassGradient {
   }
 
   __device__ __forceinline__ float by_probability(int c, float p) const {
-    return target.times(c, by_overlap[c]) + by_square[c] * p;
+    return target.times(c, by_overlap[c]) + by_size[c] * in_size(squared, p);
   }
 
   __device__ __forceinline__ float by_logit(int c, float logit) const {

@@ -3,6 +3,8 @@
 //   ce[r]   = mean over the kept voxels of region r of -sum_c y[c] log p[c]
 //   dice[r] = 1 - mean_c (2 I + s) / (P + Y + s),  I = sum p[c] y[c],  P = sum p[c]^2,  Y = sum y[c]^2,  s = DICE_SMOOTH
 //
+// P and Y are sums of p[c] and y[c] where the denominator is not squared; Dice's mean may begin with a later class.
+//
 // Statistics of a region: number of kept voxels, I [C], P [C], Y [C].
 #pragma once
 
@@ -31,6 +33,9 @@ struct SoftTarget {
   }
 };
 
+// P is the sum of p[c] in_size(p[c]).
+INLINE vfloat in_size(bool squared, vfloat p) { return squared ? p : broadcast(1.f); }
+
 // exponentials[c] = exp((logit[c] - max) / temperature). Returns max.
 template <class Shape>
 INLINE vfloat softmax_exponentials(const Shape& shape, const float* logits, float* exponentials, int64_t pitch,
@@ -54,7 +59,8 @@ INLINE vfloat sum_of_classes(const Shape& shape, const float* rows, int64_t pitc
 template <class Shape, class Target>
 INLINE void add_class_statistics(const Shape& shape, const Target& target, const float* logits,
                                  const float* exponentials, int64_t pitch, vfloat top, float inverse_temperature,
-                                 vint kept, vint region, int64_t regions, int64_t ce_sums, RunningSums& sums) {
+                                 bool squared, vint kept, vint region, int64_t regions, int64_t ce_sums,
+                                 RunningSums& sums) {
   const vfloat sum = sum_of_classes(shape, exponentials, pitch);
   const vfloat inverse = 1 / sum, log_sum = log_positive(sum);
   vfloat ce{};
@@ -69,42 +75,46 @@ INLINE void add_class_statistics(const Shape& shape, const Target& target, const
     for (int64_t c = 0; c < C; ++c) {
       const vfloat p = here ? load(exponentials + c * pitch) * inverse : vfloat{};
       sums.add(base + 1 + c, target.times(c, p));
-      sums.add(base + 1 + C + c, p * p);
-      sums.add(base + 1 + 2 * C + c, here ? target.square(c) : vfloat{});
+      sums.add(base + 1 + C + c, p * in_size(squared, p));
+      const vfloat y = squared ? target.square(c) : target.times(c, broadcast(1.f));
+      sums.add(base + 1 + 2 * C + c, here ? y : vfloat{});
     }
   }
 }
 
-INLINE void class_losses(const double* statistics, const double* ce_sums, int64_t regions, int64_t C, float* ce,
-                         float* dice) {
+INLINE void class_losses(const double* statistics, const double* ce_sums, int64_t regions, int64_t C,
+                         int64_t first_class, float* ce, float* dice) {
   for (int64_t r = 0; r < regions; ++r) {
     const double* s = statistics + r * statistics_per_region(C);
     const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
     ce[r] = s[0] == 0 ? 0 : float(ce_sums[r] / s[0]);
     double sum = 0;
-    for (int64_t c = 0; c < C; ++c) sum += (2 * overlap[c] + DICE_SMOOTH) / (predicted[c] + target[c] + DICE_SMOOTH);
-    dice[r] = float(1 - sum / C);
+    for (int64_t c = first_class; c < C; ++c)
+      sum += (2 * overlap[c] + DICE_SMOOTH) / (predicted[c] + target[c] + DICE_SMOOTH);
+    dice[r] = float(1 - sum / (C - first_class));
   }
 }
 
-// Derivatives by the region's sums: d loss / d p[c] = by_overlap[r, c] y[c] + by_square[r, c] p[c].
+// Derivatives by the region's sums: d loss / d p[c] = by_overlap[r, c] y[c] + by_size[r, c] in_size(p[c]).
 struct ClassGradient {
   int64_t regions, C;
   Buffer<float> ce;          // [regions]
   Buffer<float> by_overlap;  // [regions, C]
-  Buffer<float> by_square;   // [regions, C]
+  Buffer<float> by_size;     // [regions, C]
+  bool squared;
 
-  ClassGradient(const double* statistics, int64_t regions, int64_t C, const float* grad_ce, const float* grad_dice)
-      : regions(regions), C(C), ce(regions), by_overlap(regions * C), by_square(regions * C) {
+  ClassGradient(const double* statistics, int64_t regions, int64_t C, bool squared, int64_t first_class,
+                const float* grad_ce, const float* grad_dice)
+      : regions(regions), C(C), ce(regions), by_overlap(regions * C), by_size(regions * C), squared(squared) {
     for (int64_t r = 0; r < regions; ++r) {
       const double* s = statistics + r * statistics_per_region(C);
       const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
       ce[r] = grad_ce == nullptr || s[0] == 0 ? 0 : float(grad_ce[r] / s[0]);
-      for (int64_t c = 0; grad_dice != nullptr && c < C; ++c) {
+      for (int64_t c = first_class; grad_dice != nullptr && c < C; ++c) {
         const double denominator = predicted[c] + target[c] + DICE_SMOOTH;
-        const double scale = -2 * double(grad_dice[r]) / (C * denominator);
+        const double scale = -2 * double(grad_dice[r]) / ((C - first_class) * denominator);
         by_overlap[r * C + c] = float(scale);
-        by_square[r * C + c] = float(-scale * (2 * overlap[c] + DICE_SMOOTH) / denominator);
+        by_size[r * C + c] = float(-scale * (2 * overlap[c] + DICE_SMOOTH) / denominator / (squared ? 1 : 2));
       }
     }
   }
@@ -126,15 +136,15 @@ INLINE void class_gradient(const Shape& shape, const ClassGradient& a, const Tar
   for (int64_t c = 0; c < C; ++c) {
     const vfloat p = load(exponentials + c * pitch) * inverse;
     const vfloat by_overlap = of_region(a.by_overlap + c, C, a.regions, region);
-    const vfloat by_square = of_region(a.by_square + c, C, a.regions, region);
-    mean += p * (target.times(c, by_overlap) + by_square * p);
+    const vfloat by_size = of_region(a.by_size + c, C, a.regions, region);
+    mean += p * (target.times(c, by_overlap) + by_size * in_size(a.squared, p));
   }
   const vfloat ce = of_region(a.ce, 1, a.regions, region), total = target.total(C);
   for (int64_t c = 0; c < C; ++c) {
     const vfloat p = load(exponentials + c * pitch) * inverse;
     const vfloat by_overlap = of_region(a.by_overlap + c, C, a.regions, region);
-    const vfloat by_square = of_region(a.by_square + c, C, a.regions, region);
-    const vfloat by_p = target.times(c, by_overlap) + by_square * p;
+    const vfloat by_size = of_region(a.by_size + c, C, a.regions, region);
+    const vfloat by_p = target.times(c, by_overlap) + by_size * in_size(a.squared, p);
     const vfloat by_logit = p * (by_p - mean) + ce * (p * total - target.times(c, broadcast(1.f)));
     store(exponentials + c * pitch, kept ? by_logit * inverse_temperature : vfloat{});
   }

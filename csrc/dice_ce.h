@@ -15,6 +15,8 @@ struct DiceCE {
   Voxels regions;      // [B, *S], may be absent
   int64_t num_regions;
   float temperature;
+  bool squared;         // Dice's denominator, see class_losses.h
+  int64_t first_class;  // of those in Dice: 1 leaves the background out
   int threads;
   double* statistics;  // [num_regions, 1 + 3 C], see class_losses.h, written forward
   float *ce, *dice;    // [num_regions]; in backward their gradients

@@ -74,7 +74,7 @@ void forward(const Shape& shape, DiceCE& a) {
                 softmax_exponentials(shape, tile.logits + v, exponentials, pitch, inverse_temperature);
             with_target(a, tile, pitch, v, [&](const auto& target) {
               add_class_statistics(shape, target, tile.logits + v, exponentials, pitch, top, inverse_temperature,
-                                   load(tile.label + v) >= 0, load(tile.region + v), a.num_regions,
+                                   a.squared, load(tile.label + v) >= 0, load(tile.region + v), a.num_regions,
                                    statistics, tile.sums);
             });
             tile.sums.next_vector();
@@ -87,14 +87,14 @@ void forward(const Shape& shape, DiceCE& a) {
   a.highest_label = highest.label;
   a.highest_region = highest.region;
   for (int64_t i = 0; i < statistics; ++i) a.statistics[i] = total[i];
-  class_losses(total, total + statistics, a.num_regions, C, a.ce, a.dice);
+  class_losses(total, total + statistics, a.num_regions, C, a.first_class, a.ce, a.dice);
 }
 
 template <class Shape>
 void backward(const Shape& shape, const DiceCE& a) {
   const int64_t C = a.logits.channels;
   const float inverse_temperature = 1 / a.temperature;
-  const ClassGradient by_statistics(a.statistics, a.num_regions, C, a.ce, a.dice);
+  const ClassGradient by_statistics(a.statistics, a.num_regions, C, a.squared, a.first_class, a.ce, a.dice);
   const bool streaming = streams(a.grad_logits);
   const Tiling tiling = tiling_of(a, 0);
   const int64_t pitch = tiling.pitch;

@@ -157,15 +157,15 @@ struct ForwardMemory {
   Tile tile;
   ClassSums<Tile> classes;
 
-  __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Voxels& logits, int regions)
-      : tile(shared, logits), classes(shared, tile, regions) {}
+  __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Voxels& logits, int regions, bool squared)
+      : tile(shared, logits), classes(shared, tile, regions, squared) {}
 };
 
 template <class Tile>
 __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
     forward(DiceCE a, Temperature temperature, Tiling tiling, Partials partials) {
   Arena shared{dynamic_shared<char>()};
-  ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions));
+  ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions), a.squared);
   Tile& tile = memory.tile;
   memory.classes.start(partials, 0);
   RecentTiles<Tile::SLOTS> recent;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(THREADS) finish(
   const int64_t C = a.logits.channels;
   for (int64_t i = threadIdx.x; i < a.num_regions * statistics_per_region(C); i += THREADS)
     a.statistics[i] = total[i];
-  class_losses(total, a.num_regions, C, a.ce, a.dice);
+  class_losses(total, a.num_regions, C, a.first_class, a.ce, a.dice);
 }
 
 template <class Tile>
@@ -221,7 +221,7 @@ int64_t dice_ce_forward(const DiceCE& a, const Device& device) {
   with_tile(a.logits.channels, a.num_regions, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.logits, Tile::VOXELS);
-    const int64_t shared = shared_bytes<ForwardMemory<Tile>>(a.logits, int(a.num_regions));
+    const int64_t shared = shared_bytes<ForwardMemory<Tile>>(a.logits, int(a.num_regions), a.squared);
     const int blocks = blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device);
     const Partials partials(workspace, sums, blocks);
     double* total = workspace.take<double>(sums);
@@ -236,7 +236,7 @@ int64_t dice_ce_forward(const DiceCE& a, const Device& device) {
 
 int64_t dice_ce_backward(const DiceCE& a, const Device& device) {
   Arena workspace{static_cast<char*>(device.workspace)};
-  const ClassGradient class_gradient(workspace, a.num_regions, a.logits.channels);
+  const ClassGradient class_gradient(workspace, a.num_regions, a.logits.channels, a.squared, a.first_class);
   if (device.workspace == nullptr) return workspace.bytes;
   launch_class_gradient(class_gradient, a.statistics, a.ce, a.dice, device);
   with_tile(a.logits.channels, 1, [&](auto chosen) {

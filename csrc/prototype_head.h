@@ -11,6 +11,7 @@ struct PrototypeHead {
   Voxels labels, regions;   // [B, *S]; labels may be absent, regions too
   int64_t num_regions;
   float class_temperature, temperature;
+  bool squared;  // Dice's denominator, see class_losses.h
   bool normalize, positive_of_label;
   int32_t ignore_prototype;  // flat index, -1 for none
   int threads;

@@ -91,8 +91,8 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
               float* exponentials = scratch.exponentials + v;
               class_exponentials(shape, common, true, tile, exponentials, v);
               add_class_statistics(shape, HardTarget{label}, tile.best + v, exponentials, tile.pitch, nearest.cosine,
-                                   common.inverse_class_temperature, label >= 0, load(tile.region + v), regions, ce,
-                                   scratch.sums);
+                                   common.inverse_class_temperature, a.squared, label >= 0, load(tile.region + v),
+                                   regions, ce, scratch.sums);
               scratch.clusters.assign(shape, tile, nearest, v);
             }
             scratch.sums.next_vector();
@@ -116,7 +116,7 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
   for (int64_t i = 0; i <= kept; ++i) a.statistics[i] = total[i];
   *a.info_nce = total[kept] == 0 ? 0 : float(total[info_nce] / total[kept]);
   if (!labelled) return;
-  class_losses(total, total + ce, regions, a.C, a.ce, a.dice);
+  class_losses(total, total + ce, regions, a.C, 0, a.ce, a.dice);
   for (int64_t i = 0; i < count * d; ++i) a.cluster_sum[i] = float(total[losses + i]);
   for (int64_t i = 0; i < count; ++i) a.cluster_count[i] = total[losses + count * d + i];
 }
@@ -137,7 +137,7 @@ void backward(const Shape& shape, const PrototypeHeadBackward& a) {
   const double kept = a.statistics[regions * statistics_per_region(a.C)];
   const bool have_info_nce = a.grad_info_nce != nullptr && kept != 0;
   const float info_nce_scale = have_info_nce ? float(*a.grad_info_nce / kept) : 0;
-  const ClassGradient by_statistics(a.statistics, regions, a.C, a.grad_ce, a.grad_dice);
+  const ClassGradient by_statistics(a.statistics, regions, a.C, a.squared, 0, a.grad_ce, a.grad_dice);
   const bool streaming = streams(a.grad_z);
   const Tiling tiling(a.z.batch, a.z.voxels, d + 2 * count, 0);
 

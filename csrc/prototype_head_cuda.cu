@@ -54,8 +54,8 @@ struct ForwardMemory {
   ClusterSums<Tile> clusters;
 
   __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Prototypes& prototypes, const Voxels& z,
-                                                    int regions)
-      : tile(shared, prototypes, z), classes(shared, tile, regions), info_nce(shared), clusters(shared) {}
+                                                    int regions, bool squared)
+      : tile(shared, prototypes, z), classes(shared, tile, regions, squared), info_nce(shared), clusters(shared) {}
 };
 
 template <class Tile>
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   const bool labelled = a.labels.present, with_similarity = a.similarity.present;
   const int num_regions = labelled ? int(a.num_regions) : 0;
   Arena shared{dynamic_shared<char>()};
-  ForwardMemory<Tile> memory(shared, prototypes, a.z, num_regions);
+  ForwardMemory<Tile> memory(shared, prototypes, a.z, num_regions, a.squared);
   Tile& tile = memory.tile;
   tile.start(prototypes);
   memory.classes.start(losses, 0);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(THREADS) finish(
   if (blockIdx.x != 0) return;
   const int64_t statistics = regions * statistics_per_region(a.C), of_info_nce = class_sums(regions, a.C);
   for (int64_t i = threadIdx.x; i < statistics; i += THREADS) a.statistics[i] = total[i];
-  class_losses(total, regions, a.C, a.ce, a.dice);
+  class_losses(total, regions, a.C, 0, a.ce, a.dice);
   if (threadIdx.x != 0) return;
   const double kept = total[of_info_nce + 1];
   a.statistics[statistics] = kept;
@@ -191,7 +191,7 @@ int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& devi
   with_tile<HEAD_SLOTS>(prototypes, regions <= MOST_NARROW_REGIONS, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.z, Tile::VOXELS);
-    const int64_t shared = shared_bytes<ForwardMemory<Tile>>(prototypes, a.z, int(regions));
+    const int64_t shared = shared_bytes<ForwardMemory<Tile>>(prototypes, a.z, int(regions), a.squared);
     const int64_t sums = losses + (a.labels.present ? cluster_sums_of_tiles<Tile>(prototypes) : 0);
     const int blocks = blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device);
     const Partials partials(workspace, sums, blocks);
@@ -213,7 +213,7 @@ int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& devi
 int64_t prototype_head_backward(const PrototypeHeadBackward& a, const Device& device) {
   Arena workspace{static_cast<char*>(device.workspace)};
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
-  const ClassGradient class_gradient(workspace, labelled_regions(a), a.C);
+  const ClassGradient class_gradient(workspace, labelled_regions(a), a.C, a.squared, 0);
   if (device.workspace == nullptr) return workspace.bytes;
   if (class_gradient.regions > 0)
     launch_class_gradient(class_gradient, a.statistics, a.grad_ce, a.grad_dice, device);

@@ -17,12 +17,14 @@ def dice_ce(
     regions: Tensor | None = None,  # [B, *S]
     num_regions: int | None = None,
     temperature: float = 1.0,
+    squared: bool = True,
+    include_background: bool = True,
 ) -> DiceCE:  # ce [R], dice [R]
     """Cross-entropy and Dice loss of softmax(logits / temperature) per region (MPER eq. 4, VCLIPSeg eq. 6).
 
         ce[r]   = mean over the voxels of region r of -sum_c y_c log p_c
         dice[r] = 1 - mean_c (2 sum p_c y_c + s) / (sum p_c^2 + sum y_c^2 + s),  s = 1e-5,
-                  with sums over the region's voxels of the whole batch
+                  with sums over the region's voxels of the whole batch, of p_c and y_c themselves if not squared
 
     logits: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are
         read in place, other strides are copied first.
@@ -30,10 +32,12 @@ def dice_ce(
     regions: uint8 in 0..R-1, or bool; one region by default.
     num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
         synchronisation: pass it in training.
+    squared: Dice's denominator is V-Net's, or has no squares.
+    include_background: Dice's mean is over all classes, or over all but class 0.
 
-    ce and dice are float32 [R], 0 for a region without voxels, differentiable in the logits. Dice has V-Net's
-    squared denominator. Raises ValueError on wrong shapes or dtypes, and on a CPU for labels >= C or regions
-    >= R.
+    ce and dice are float32 [R], 0 for a region without voxels, differentiable in the logits. For Dice of
+    each image by itself, number the regions by image. Raises ValueError on wrong shapes or dtypes, without
+    background where there is no other class, and on a CPU for labels >= C or regions >= R.
     """
     checks.check_voxels("logits", logits)
     if target.is_floating_point():
@@ -44,10 +48,18 @@ def dice_ce(
         checks.check_per_voxel("target", target, logits, checks.INTEGER_DTYPES)
     checks.check_regions(regions, num_regions, logits)
     checks.check_positive("temperature", temperature)
+    if not include_background and logits.shape[1] < 2:
+        raise ValueError("include_background is False, accepted of logits with one class is True")
     backend = backends.select("dice_ce", logits, logits.shape[1], 1, logits.shape[1])
     if backend == "reference":
         return reference.dice_ce(
-            logits, target, regions=regions, num_regions=num_regions, temperature=temperature
+            logits,
+            target,
+            regions=regions,
+            num_regions=num_regions,
+            temperature=temperature,
+            squared=squared,
+            include_background=include_background,
         )
     ce, dice = _DiceCE.apply(
         logits,
@@ -55,13 +67,15 @@ def dice_ce(
         backends.as_kernel_input(regions),
         count_regions(regions, num_regions),
         float(temperature),
+        squared,
+        0 if include_background else 1,
         backend,
     )
     return DiceCE(ce, dice)
 
 
 def statistics_size(num_regions: int, num_classes: int) -> int:
-    """Per region a voxel count, and per class the sums of p * y, p^2 and y^2."""
+    """Per region a voxel count, and per class the sums of p * y, p^2 and y^2, or p and y."""
     return num_regions * (1 + 3 * num_classes)
 
 
@@ -76,11 +90,13 @@ def losses_of_sums(
     ce_sums: Tensor,  # [R]
     statistics: Tensor,  # [R * (1 + 3 C)]
     num_classes: int,
+    first_class: int = 0,  # of those in Dice
 ) -> tuple[Tensor, Tensor]:  # ce [R], dice [R]
     """The losses of a joined batch from its sums."""
     sums = statistics.view(-1, 1 + 3 * num_classes)[:, 1:]
     overlap, predicted, target = sums.chunk(3, dim=1)  # [R, C] each
-    dice = 1 - ((2 * overlap + DICE_SMOOTH) / (predicted + target + DICE_SMOOTH)).mean(dim=1)
+    scores = (2 * overlap + DICE_SMOOTH) / (predicted + target + DICE_SMOOTH)
+    dice = 1 - scores[:, first_class:].mean(dim=1)
     return process_group.mean(ce_sums, voxel_counts(statistics, num_classes)), dice.float()
 
 
@@ -93,16 +109,18 @@ class _DiceCE(torch.autograd.Function):
         regions: Tensor | None,
         num_regions: int,
         temperature: float,
+        squared: bool,
+        first_class: int,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        options = (num_regions, temperature, backend)
+        options = (num_regions, temperature, squared, first_class, backend)
         ce, dice, statistics = torch.ops.semiseg_kernels.dice_ce_forward(logits, target, regions, *options)
         ctx.group = process_group.current_group()
         if ctx.group is not None:
             num_classes = logits.shape[1]
             ce_sums = ce * voxel_counts(statistics, num_classes)
             ce_sums, statistics = process_group.all_reduce(ctx.group, ce_sums, statistics)
-            ce, dice = losses_of_sums(ce_sums, statistics, num_classes)
+            ce, dice = losses_of_sums(ce_sums, statistics, num_classes, first_class)
         ctx.save_for_backward(logits, target, regions, statistics)
         ctx.options = options
         return ce, dice
@@ -115,7 +133,7 @@ class _DiceCE(torch.autograd.Function):
         grad_logits = torch.ops.semiseg_kernels.dice_ce_backward(
             grad_ce.contiguous(), grad_dice.contiguous(), *ctx.saved_tensors, *ctx.options
         )
-        return grad_logits, *[None] * 5
+        return grad_logits, *[None] * 7
 
 
 def _fake_forward(
@@ -123,8 +141,7 @@ def _fake_forward(
     target: Tensor,
     regions: Tensor | None,
     num_regions: int,
-    temperature: float,
-    backend: str,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         logits.new_empty((num_regions,), dtype=torch.float32),
@@ -137,7 +154,7 @@ def _fake_backward(grad_ce: Tensor, grad_dice: Tensor, logits: Tensor, *rest: An
     return torch.empty_like(logits)
 
 
-_OPTIONS = "SymInt num_regions, float temperature, str backend"
+_OPTIONS = "SymInt num_regions, float temperature, bool squared, int first_class, str backend"
 backends.register(
     f"dice_ce_forward(Tensor logits, Tensor target, Tensor? regions, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     _fake_forward,

@@ -23,6 +23,7 @@ def prototype_head(
     weight: Tensor | None = None,  # [B, *S]
     class_temperature: float = 0.1,
     temperature: float = 0.1,
+    squared: bool = True,
     return_similarity: bool = True,
     positive: str = "nearest",
     normalize: bool = True,
@@ -50,6 +51,7 @@ def prototype_head(
         synchronisation: pass it in training.
     weight: bool, uint8 or floating point; of the cluster sums only.
     class_temperature, temperature: of ce and dice, and of info_nce.
+    squared: of Dice's denominator, as in `dice_ce`.
     return_similarity: False leaves similarity and index None and saves writing them.
     positive: "nearest" of all C * K prototypes is info_nce's positive, or the nearest of the voxel's "label".
     normalize, ignore_prototype: as in `prototype_info_nce`.
@@ -73,8 +75,8 @@ def prototype_head(
     if backend == "reference":
         return reference.prototype_head(
             z, prototypes, labels=labels, regions=regions, num_regions=num_regions, weight=weight,
-            class_temperature=class_temperature, temperature=temperature, return_similarity=return_similarity,
-            positive=positive, normalize=normalize, ignore_prototype=ignore_prototype,
+            class_temperature=class_temperature, temperature=temperature, squared=squared,
+            return_similarity=return_similarity, positive=positive, normalize=normalize, ignore_prototype=ignore_prototype,
             unit_length=unit_length, require_agreement=require_agreement,
         )  # fmt: skip
     similarity, index, ce, dice, info_nce, cluster_sum, cluster_count = _PrototypeHead.apply(
@@ -86,6 +88,7 @@ def prototype_head(
         count_regions(regions, num_regions),
         float(class_temperature),
         float(temperature),
+        squared,
         return_similarity,
         positive,
         normalize,
@@ -118,6 +121,7 @@ class _PrototypeHead(torch.autograd.Function):
         num_regions: int,
         class_temperature: float,
         temperature: float,
+        squared: bool,
         return_similarity: bool,
         positive: str,
         normalize: bool,
@@ -128,7 +132,7 @@ class _PrototypeHead(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         results = torch.ops.semiseg_kernels.prototype_head_forward(
             z, prototypes, labels, regions, weight, num_regions, class_temperature, temperature,
-            return_similarity, positive, normalize, ignore_prototype, unit_length, require_agreement, backend,
+            squared, return_similarity, positive, normalize, ignore_prototype, unit_length, require_agreement, backend,
         )  # fmt: skip
         ctx.group = process_group.current_group()
         if ctx.group is not None:
@@ -140,7 +144,7 @@ class _PrototypeHead(torch.autograd.Function):
         ctx.save_for_backward(z, prototypes, labels, regions, statistics)
         ctx.present = (return_similarity, labels is not None, labels is not None, True)
         ctx.options = (
-            num_regions, class_temperature, temperature, positive, normalize, ignore_prototype, backend
+            num_regions, class_temperature, temperature, squared, positive, normalize, ignore_prototype, backend
         )  # fmt: skip
         return tuple(results)
 
@@ -170,7 +174,7 @@ class _PrototypeHead(torch.autograd.Function):
         grad_z = torch.ops.semiseg_kernels.prototype_head_backward(
             *gradients, *ctx.saved_tensors, *ctx.options
         )
-        return grad_z, *[None] * 14
+        return grad_z, *[None] * 15
 
 
 def _join(
@@ -198,6 +202,7 @@ def _fake_forward(
     num_regions: int,
     class_temperature: float,
     temperature: float,
+    squared: bool,
     return_similarity: bool,
     *options: Any,
 ) -> tuple[Tensor, ...]:
@@ -232,7 +237,7 @@ def _fake_backward(
 _TENSORS = "Tensor z, Tensor prototypes, Tensor? labels, Tensor? regions"
 backends.register(
     f"prototype_head_forward({_TENSORS}, Tensor? weight, SymInt num_regions, float class_temperature, "
-    "float temperature, bool return_similarity, str positive, bool normalize, int ignore_prototype, "
+    "float temperature, bool squared, bool return_similarity, str positive, bool normalize, int ignore_prototype, "
     "bool unit_length, bool require_agreement, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
@@ -240,6 +245,6 @@ backends.register(
 backends.register(
     "prototype_head_backward(Tensor? grad_similarity, Tensor? grad_ce, Tensor? grad_dice, "
     f"Tensor? grad_info_nce, {_TENSORS}, Tensor statistics, SymInt num_regions, float class_temperature, "
-    "float temperature, str positive, bool normalize, int ignore_prototype, str backend) -> Tensor",
+    "float temperature, bool squared, str positive, bool normalize, int ignore_prototype, str backend) -> Tensor",
     _fake_backward,
 )

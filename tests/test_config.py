@@ -75,6 +75,8 @@ def test_released_preset_sets_the_table_s_column():
     assert la.evaluation.largest_component and la.evaluation.select == "test"
     assert acdc.evaluation.select == "validation" and acdc.evaluation.validation_interval == 200
     assert not la.method.teacher_buffers and acdc.method.teacher_buffers
+    assert not la.method.dice_squared and la.method.dice_per_image
+    assert acdc.method.dice_squared and not acdc.method.dice_per_image
     assert (la.method.contrast_weight, acdc.method.contrast_weight) == (0.02, 0.001)
     assert (la.method.ramp_up_weight, acdc.method.ramp_up_weight) == (1.0, 0.5)
     for config in (la, acdc):

@@ -29,7 +29,7 @@ from semiseg.data import Case, copy_paste, region_map, zero_box_mask
 from semiseg.methods.method import Batch, Method, Stage, add_losses
 from semiseg.methods.prototype_initialisation import cluster_embeddings
 from semiseg.models import PrototypeClassifier, embedding_width
-from semiseg.models.losses import region_weighted_loss, sigmoid_ramp_up
+from semiseg.models.losses import region_weighted_loss, regions_by_image, sigmoid_ramp_up
 from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce, largest_components
 
 LABELLED, PSEUDO_LABELLED = 0, 1  # the regions of a mix, as region_map gives them
@@ -64,6 +64,8 @@ class MPERConfig:
     contrast_positive: str = "nearest"  # nearest of all prototypes; label: nearest of the label's class
     contrast_ignore_first: bool = False  # leave out voxels whose positive is prototype 0 of class 0
     contrast_reduction: str = "mean"  # over all voxels of both mixes; sum: a mean per mix, summed
+    dice_squared: bool = True  # Dice's denominator has squares, V-Net's
+    dice_per_image: bool = False  # a Dice loss for each image of a batch, or one for all
     pseudo_label_weight: NonNegativeFloat = 0.5  # of pseudo-labelled voxels in L_cons, labelled ones have 1
     join_mixes: bool = False  # both mixes in one forward pass (joint BatchNorm statistics)
     kmeans_batch: PositiveInt = 8_192  # voxels per step of the clustering
@@ -122,6 +124,7 @@ class MPER(Method):
             embedding_width(network),
             class_temperature=config.class_temperature,
             temperature=config.temperature,
+            squared=config.dice_squared,
             positive=config.contrast_positive,
             normalize=config.contrast_normalize,
             ignore_prototype=0 if config.contrast_ignore_first else None,
@@ -147,6 +150,16 @@ class MPER(Method):
     @property
     def prototypes(self) -> Tensor:
         return self.classifier.prototypes
+
+    def loss_regions(
+        self,
+        regions: Tensor,  # [B, *P] uint8
+        region_weights: Tensor,  # [R]
+    ) -> tuple[Tensor, Tensor]:
+        """The regions that have a Dice loss each, and their weights."""
+        if self.config.dice_per_image:
+            return regions_by_image(regions, region_weights)
+        return regions, region_weights
 
     def stages(self, generator: torch.Generator) -> list[Stage]:
         return [PreTraining(self, generator), SelfTraining(self, generator)]
@@ -188,7 +201,15 @@ class PreTraining(CopyPasteStage):
             for a, b in (batch.labelled_image.chunk(2), batch.labelled_label.chunk(2))
         )
         logits, _ = self.method.network(image)
-        return {"total": region_weighted_loss(dice_ce(logits, label), self.method.one_region)}
+        regions, weights = self.method.loss_regions(torch.zeros_like(label), self.method.one_region)
+        losses = dice_ce(
+            logits,
+            label,
+            regions=regions,
+            num_regions=len(weights),
+            squared=self.method.config.dice_squared,
+        )
+        return {"total": region_weighted_loss(losses, weights)}
 
 
 class SelfTraining(CopyPasteStage):
@@ -258,9 +279,12 @@ class SelfTraining(CopyPasteStage):
         ramp_up: Tensor,  # scalar, λ(t)
     ) -> dict[str, Tensor]:
         """What one of the two mixes adds to the losses; its cluster sums wait for `update`."""
-        config, weights = self.method.config, self.method.region_weights
-        linear = dice_ce(logits, mix.label, regions=mix.region, num_regions=2)
-        head = self.method.classifier(embedding, mix.label, mix.region, mix.reliable, num_regions=2)
+        config = self.method.config
+        regions, weights = self.method.loss_regions(mix.region, self.method.region_weights)
+        linear = dice_ce(
+            logits, mix.label, regions=regions, num_regions=len(weights), squared=config.dice_squared
+        )
+        head = self.method.classifier(embedding, mix.label, regions, mix.reliable, num_regions=len(weights))
         self.cluster_updates += self.prototype_steps(mix, embedding, head)
         consistency_linear = region_weighted_loss(linear, weights)
         consistency_prototype = region_weighted_loss(head, weights)

@@ -67,6 +67,8 @@ class VCLIPSegConfig:
     pseudo_label_form: str = "soft"  # of the dynamic one, P as it is; hard: its arg max
     unlabelled_loss_over: str = "unlabelled"  # images that L_u sees; all: the labelled ones too
     labelled_weight: NonNegativeFloat = 1.0  # of L_l
+    dice_squared: bool = True  # Dice's denominator has squares, V-Net's
+    dice_background: bool = True  # Dice's mean is over all classes, or over all but the background
     consistency_weight: NonNegativeFloat = 0.5  # λ_r
     sharpening_temperature: PositiveFloat = 0.1  # of mutual consistency
     mask_resampling: str = "area"  # of the voxels where decoders and truth agree, to the bottleneck; nearest
@@ -206,6 +208,10 @@ class TwoBranchTraining(Stage):
         self.method = method
         self.iterations = method.config.iterations
         self.learning_rate_step = method.config.learning_rate_step
+        self.dice = {
+            "squared": method.config.dice_squared,
+            "include_background": method.config.dice_background,
+        }
 
     def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         config = self.method.config
@@ -219,7 +225,9 @@ class TwoBranchTraining(Stage):
             torch.cat([batch.labelled_image, batch.unlabelled_image])
         )
         labelled_a, labelled_b = logits_a[:count], logits_b[:count]
-        dice_a, dice_b = dice_ce(labelled_a, labels).dice[0], dice_ce(labelled_b, labels).dice[0]
+        dice_a, dice_b = (
+            dice_ce(logits, labels, **self.dice).dice[0] for logits in (labelled_a, labelled_b)
+        )
 
         first = 0 if config.unlabelled_loss_over == "all" else count
         unlabelled = self.unlabelled_loss(logits_a[first:], logits_b[first:], dice_a, dice_b)
@@ -254,4 +262,4 @@ class TwoBranchTraining(Stage):
         pseudo_label = dynamic_pseudo_label(logits_a, logits_b, *branch_weights(dice_a, dice_b))
         if config.pseudo_label_form == "hard":
             pseudo_label = predicted_class(pseudo_label).to(torch.uint8)
-        return pseudo_label_loss(logits_a, logits_b, pseudo_label)
+        return pseudo_label_loss(logits_a, logits_b, pseudo_label, **self.dice)

@@ -9,6 +9,7 @@ from semiseg.models.losses import (
     cross_pseudo_supervision,
     mutual_consistency,
     region_weighted_loss,
+    regions_by_image,
     sigmoid_ramp_up,
 )
 from semiseg.models.predicted_class import predicted_class
@@ -41,6 +42,7 @@ __all__ = [
     "predicted_class",
     "pseudo_label_loss",
     "region_weighted_loss",
+    "regions_by_image",
     "sigmoid_ramp_up",
 ]
 

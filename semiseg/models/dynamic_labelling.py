@@ -32,7 +32,13 @@ def pseudo_label_loss(
     logits_a: Tensor,  # [B, C, *S]
     logits_b: Tensor,  # [B, C, *S]
     pseudo_label: Tensor,  # [B, C, *S] probabilities, or [B, *S] integer
+    *,
+    squared: bool = True,  # Dice's denominator, see `dice_ce`
+    include_background: bool = True,  # in Dice
 ) -> Tensor:
     """Dice loss and cross-entropy of both branches against the pseudo-label, summed (VCLIPSeg eq. 10)."""
-    losses = [dice_ce(logits, pseudo_label) for logits in (logits_a, logits_b)]
+    losses = [
+        dice_ce(logits, pseudo_label, squared=squared, include_background=include_background)
+        for logits in (logits_a, logits_b)
+    ]
     return torch.cat([*(loss.ce for loss in losses), *(loss.dice for loss in losses)]).sum()

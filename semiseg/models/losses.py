@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from semiseg.models.predicted_class import predicted_class
 from semiseg_kernels import dice_ce
+from semiseg_kernels.process_group import current_group
 
 RAMP_UP_EXPONENT = -5.0
 
@@ -34,6 +35,23 @@ def region_weighted_loss(
             f"{tuple(losses.ce.shape)}"
         )
     return (region_weights * (losses.ce + losses.dice)).sum() / 2
+
+
+def regions_by_image(
+    regions: Tensor,  # [B, *S] uint8, in 0..R-1
+    region_weights: Tensor,  # [R]
+) -> tuple[Tensor, Tensor]:  # [B, *S] uint8, [B R], or of n processes [n B R]
+    """Regions numbered image by image, and their weights divided among the images of the batch.
+
+    `region_weighted_loss` over them is the mean of each image's own loss. Within `use_process_group` the batch is that of
+    all processes, each with as many images.
+    """
+    group = current_group()
+    rank, processes = (0, 1) if group is None else (group.rank(), group.size())
+    images, count = len(regions), len(region_weights)
+    image = torch.arange(rank * images, (rank + 1) * images, device=regions.device)
+    first = (count * image).to(regions.dtype).view(-1, *[1] * (regions.dim() - 1))
+    return regions + first, region_weights.repeat(processes * images) / (processes * images)
 
 
 def sigmoid_ramp_up(

@@ -25,6 +25,7 @@ class PrototypeClassifier(nn.Module):
         *,
         class_temperature: float = 0.1,  # τ₁ of eq. 1
         temperature: float = 0.1,  # τ₂ of eq. 5
+        squared: bool = True,  # Dice's denominator, see `dice_ce`
         positive: str = "nearest",  # or "label", see `prototype_head`
         normalize: bool = True,  # eq. 5 on unit length embeddings and prototypes
         ignore_prototype: int | None = None,  # voxels whose positive is this one have no part in eq. 5
@@ -35,6 +36,7 @@ class PrototypeClassifier(nn.Module):
         self.register_buffer("prototypes", torch.zeros(num_classes, num_prototypes, width))
         self.class_temperature = class_temperature
         self.temperature = temperature
+        self.squared = squared
         self.positive = positive
         self.normalize = normalize
         self.ignore_prototype = ignore_prototype
@@ -61,6 +63,7 @@ class PrototypeClassifier(nn.Module):
             weight=weight,
             class_temperature=self.class_temperature,
             temperature=self.temperature,
+            squared=self.squared,
             return_similarity=return_similarity,
             positive=self.positive,
             normalize=self.normalize,

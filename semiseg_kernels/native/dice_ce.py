@@ -23,6 +23,8 @@ def forward(
     regions: Tensor | None,  # [B, *S]
     num_regions: int,
     temperature: float,
+    squared: bool,
+    first_class: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ce [R], dice [R], statistics
     C = logits.shape[1]
     ce = torch.empty(num_regions, dtype=torch.float32, device=logits.device)
@@ -40,6 +42,8 @@ def forward(
         regions=voxels(region_map),
         num_regions=num_regions,
         temperature=temperature,
+        squared=squared,
+        first_class=first_class,
         statistics=statistics.data_ptr(),
         ce=ce.data_ptr(),
         dice=dice.data_ptr(),
@@ -58,6 +62,8 @@ def backward(
     statistics: Tensor,
     num_regions: int,
     temperature: float,
+    squared: bool,
+    first_class: int,
 ) -> Tensor:  # [B, C, *S]
     gradient, written = empty_gradient(logits)
     read, region_map = readable(logits), voxel_map(regions)
@@ -73,6 +79,8 @@ def backward(
         regions=voxels(region_map),
         num_regions=num_regions,
         temperature=temperature,
+        squared=squared,
+        first_class=first_class,
         statistics=statistics.data_ptr(),
         grad_ce=by_ce.data_ptr(),
         grad_dice=by_dice.data_ptr(),

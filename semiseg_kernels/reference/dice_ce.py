@@ -25,6 +25,8 @@ def dice_ce(
     regions: Tensor | None = None,  # [B, *S]
     num_regions: int | None = None,
     temperature: float = 1.0,
+    squared: bool = True,
+    include_background: bool = True,
 ) -> DiceCE:
     log_probability = (flatten(logits) / temperature).log_softmax(dim=1)
     if target.is_floating_point():
@@ -34,7 +36,9 @@ def dice_ce(
         labels = class_labels(target, logits.shape[1], name="target")
         soft_target = one_hot(labels, logits.shape[1]).to(log_probability.dtype)
         keep = labels >= 0
-    return region_losses(log_probability, soft_target, keep, regions, num_regions)
+    return region_losses(
+        log_probability, soft_target, keep, regions, num_regions, squared, 0 if include_background else 1
+    )
 
 
 def one_hot(
@@ -50,14 +54,17 @@ def region_losses(
     keep: Tensor,  # [B, N] bool
     regions: Tensor | None,  # [B, *S]
     num_regions: int | None,
+    squared: bool,
+    first_class: int,  # of those in Dice
 ) -> DiceCE:
-    """Mean cross-entropy and V-Net's Dice loss over the voxels of each region that are kept."""
+    """Mean cross-entropy and Dice loss over the voxels of each region that are kept."""
     num_regions = count_regions(regions, num_regions)
     region = region_indices(regions, num_regions, like=keep)
     probability = log_probability.exp()
     voxel_ce = -(target * log_probability).sum(dim=1)  # [B, N]
     voxel_intersection = probability * target  # [B, C, N]
-    voxel_cardinality = probability.square() + target.square()  # [B, C, N]
+    # [B, C, N]
+    voxel_cardinality = probability.square() + target.square() if squared else probability + target
     ce, dice = [], []
     for r in range(num_regions):
         inside = keep & (region == r)
@@ -68,7 +75,8 @@ def region_losses(
             torch.where(inside.unsqueeze(1), voxel_cardinality, 0).sum(dim=(0, 2)),
         )
         ce.append(ce_sum / count.clamp_min(1))
-        dice.append(1 - ((2 * intersection + DICE_SMOOTH) / (cardinality + DICE_SMOOTH)).mean())
+        scores = (2 * intersection + DICE_SMOOTH) / (cardinality + DICE_SMOOTH)
+        dice.append(1 - scores[first_class:].mean())
     return DiceCE(torch.stack(ce), torch.stack(dice))
 
 

@@ -33,6 +33,7 @@ def prototype_head(
     weight: Tensor | None = None,  # [B, *S]
     class_temperature: float = 0.1,
     temperature: float = 0.1,
+    squared: bool = True,
     return_similarity: bool = True,
     positive: str = "nearest",
     normalize: bool = True,
@@ -53,7 +54,7 @@ def prototype_head(
         keep = flat_labels >= 0
         log_probability = (similarity / class_temperature).log_softmax(dim=1)
         target = one_hot(flat_labels, num_classes).to(similarity.dtype)
-        ce, dice = region_losses(log_probability, target, keep, regions, num_regions)
+        ce, dice = region_losses(log_probability, target, keep, regions, num_regions, squared, 0)
         cluster_sum, cluster_count = cluster_sums(
             flat_z, cosines, flat_labels, weight, unit_length, require_agreement
         )

@@ -4,6 +4,8 @@
     dice[r] = 1 - mean_c (2 I + s) / (P + Y + s),
     I = sum p[c] y[c],  P = sum p[c]^2,  Y = sum y[c]^2,  s = DICE_SMOOTH
 
+P and Y are sums of p[c] and y[c] where the denominator is not SQUARED; Dice's mean may begin with a later class, FIRST.
+
 Statistics of a region: number of kept voxels, I [C], P [C], Y [C]. A program counts REGIONS of them.
 """
 
@@ -67,7 +69,18 @@ def _add(sums, r: tl.constexpr, values, here):
 
 
 @triton.jit
-def add_statistics(statistics, probability, surprise, y, region, kept, first_region):
+def in_size(p, SQUARED: tl.constexpr):
+    """P is the sum of p in_size(p), Y that of y in_size(y)."""
+    if SQUARED:
+        return p
+    else:
+        return tl.full(p.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def add_statistics(
+    statistics, probability, surprise, y, region, kept, first_region, SQUARED: tl.constexpr
+):  # fmt: skip
     """Add one tile's voxels; surprise is -log p, and y the target [BLOCK, CLASSES]."""
     number, ce, overlap, predicted, target = statistics
     cross_entropy = tl.sum(tl.where(y != 0, surprise, 0.0) * y, axis=1, keep_dims=True)
@@ -76,8 +89,8 @@ def add_statistics(statistics, probability, surprise, y, region, kept, first_reg
         number = _add(number, r, here.to(tl.float32), here)
         ce = _add(ce, r, cross_entropy, here)
         overlap = _add(overlap, r, probability * y, here)
-        predicted = _add(predicted, r, probability * probability, here)
-        target = _add(target, r, y * y, here)
+        predicted = _add(predicted, r, probability * in_size(probability, SQUARED), here)
+        target = _add(target, r, y * in_size(y, SQUARED), here)
     return number, ce, overlap, predicted, target
 
 
@@ -115,11 +128,12 @@ def _losses(
     dice,  # [R] float32
     C: tl.constexpr,
     CLASSES: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
     r = tl.program_id(0)
     number, numerator, denominator = _read_statistics(statistics, r, C, CLASSES)
-    exists = tl.arange(0, CLASSES) < C
-    score = tl.sum(tl.where(exists, numerator / denominator, 0.0), axis=0) / C
+    c = tl.arange(0, CLASSES)
+    score = tl.sum(tl.where((c >= FIRST) & (c < C), numerator / denominator, 0.0), axis=0) / (C - FIRST)
     tl.store(dice + r, (1 - score).to(tl.float32))
     mean = tl.load(ce_sums + r) / tl.where(number == 0, 1.0, number)
     tl.store(ce + r, mean.to(tl.float32))
@@ -129,13 +143,14 @@ def losses(
     statistics: Tensor,  # [R * (1 + 3 C)] float64
     ce_sums: Tensor,  # [R] float64
     num_classes: int,
+    first_class: int = 0,  # of those in Dice
 ) -> tuple[Tensor, Tensor]:  # ce [R], dice [R]
     """Cross-entropy and Dice of every region, 0 where it has no voxel."""
     ce = torch.empty(ce_sums.shape, dtype=torch.float32, device=ce_sums.device)
     dice = torch.empty_like(ce)
     launch(
         _losses, ce.shape, ce, num_warps=1, statistics=statistics, ce_sums=ce_sums, ce=ce, dice=dice,
-        C=num_classes, CLASSES=power_of_two(num_classes),
+        C=num_classes, CLASSES=power_of_two(num_classes), FIRST=first_class,
     )  # fmt: skip
     return ce, dice
 
@@ -148,6 +163,8 @@ def _derivatives(
     table,  # [R, 1 + 2 C] float32
     C: tl.constexpr,
     CLASSES: tl.constexpr,
+    FIRST: tl.constexpr,
+    SQUARED: tl.constexpr,
 ):
     r = tl.program_id(0)
     number, numerator, denominator = _read_statistics(statistics, r, C, CLASSES)
@@ -158,10 +175,15 @@ def _derivatives(
         by_ce = tl.where(number == 0, 0.0, tl.load(grad_ce + r) / tl.where(number == 0, 1.0, number))
     scale = denominator * 0
     if grad_dice is not None:
-        scale = -2 * tl.load(grad_dice + r).to(tl.float64) / (C * denominator)
+        scale = tl.where(
+            c >= FIRST, -2 * tl.load(grad_dice + r).to(tl.float64) / ((C - FIRST) * denominator), 0.0
+        )
+    by_size = -scale * numerator / denominator
+    if not SQUARED:
+        by_size /= 2
     tl.store(row, by_ce.to(tl.float32))
     tl.store(row + 1 + c, scale.to(tl.float32), mask=c < C)
-    tl.store(row + 1 + C + c, (-scale * numerator / denominator).to(tl.float32), mask=c < C)
+    tl.store(row + 1 + C + c, by_size.to(tl.float32), mask=c < C)
 
 
 def derivatives(
@@ -170,12 +192,18 @@ def derivatives(
     grad_dice: Tensor | None,  # [R]
     num_regions: int,
     num_classes: int,
+    squared: bool,
+    first_class: int = 0,  # of those in Dice
 ) -> Tensor:  # [R, 1 + 2 C]
-    """Per region the derivative by a voxel's cross-entropy, per class those by p y and, halved, p^2."""
+    """Per region the derivative by a voxel's cross-entropy, per class those by p y and, halved, p in_size(p).
+
+    Not squared, the last is not halved.
+    """
     table = torch.empty(num_regions, 1 + 2 * num_classes, dtype=torch.float32, device=statistics.device)
     launch(
         _derivatives, (num_regions,), table, num_warps=1, statistics=statistics, grad_ce=grad_ce,
         grad_dice=grad_dice, table=table, C=num_classes, CLASSES=power_of_two(num_classes),
+        FIRST=first_class, SQUARED=squared,
     )  # fmt: skip
     return table
 
@@ -186,21 +214,21 @@ def read_derivatives(table, region, num_regions, C: tl.constexpr, CLASSES: tl.co
     c = tl.arange(0, CLASSES)[None, :]
     by_ce = tl.zeros([region.shape[0], 1], tl.float32)
     by_overlap = tl.zeros([region.shape[0], CLASSES], tl.float32)
-    by_square = by_overlap
+    by_size = by_overlap
     for r in range(num_regions):  # a few uniform loads: to gather each voxel's row would cost more
         row = table + r * (1 + 2 * C)
         here = region == r
         by_ce = tl.where(here, tl.load(row), by_ce)
         by_overlap = tl.where(here, tl.load(row + 1 + c, mask=c < C, other=0), by_overlap)
-        by_square = tl.where(here, tl.load(row + 1 + C + c, mask=c < C, other=0), by_square)
-    return by_ce, by_overlap, by_square
+        by_size = tl.where(here, tl.load(row + 1 + C + c, mask=c < C, other=0), by_size)
+    return by_ce, by_overlap, by_size
 
 
 @triton.jit
-def class_gradient(of_region, probability, y, kept, inverse_temperature):
+def class_gradient(of_region, probability, y, kept, inverse_temperature, SQUARED: tl.constexpr):
     """d loss / d logit [BLOCK, CLASSES], 0 where not kept; of_region: see `read_derivatives`."""
-    by_ce, by_overlap, by_square = of_region
-    by_p = y * by_overlap + by_square * probability
+    by_ce, by_overlap, by_size = of_region
+    by_p = y * by_overlap + by_size * in_size(probability, SQUARED)
     mean = tl.sum(probability * by_p, axis=1, keep_dims=True)
     total = tl.sum(y, axis=1, keep_dims=True)
     by_logit = probability * (by_p - mean) + by_ce * (probability * total - y)

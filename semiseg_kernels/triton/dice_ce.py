@@ -62,6 +62,7 @@ def _forward(
     CHANNELS_LAST: tl.constexpr,
     TARGET_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SQUARED: tl.constexpr,
 ):
     N, stride, batch_stride = (
         stride_of(N, ALIGNED),
@@ -87,7 +88,7 @@ def _forward(
         x = tl.where(tl.arange(0, CLASSES)[None, :] < C, x, -float("inf"))
         probability, surprise = softmax(x, inverse_temperature)
         region = read_regions(regions, voxel, kept)
-        statistics = add_statistics(statistics, probability, surprise, y, region, kept, first_region)
+        statistics = add_statistics(statistics, probability, surprise, y, region, kept, first_region, SQUARED)
     size = tl.cast(num_regions, tl.int64) * (2 + 3 * C)
     row = partials + program * size
     store_statistics(statistics, row, row + num_regions * (1 + 3 * C), first_region, num_regions, C)
@@ -118,6 +119,7 @@ def _backward(
     CHANNELS_LAST: tl.constexpr,
     TARGET_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SQUARED: tl.constexpr,
 ):
     N, stride, batch_stride = (
         stride_of(N, ALIGNED),
@@ -141,7 +143,7 @@ def _backward(
     c = tl.arange(0, CLASSES)[None, :]
     probability, _ = softmax(tl.where(c < C, x, -float("inf")), inverse_temperature)
     of_region = read_derivatives(table, read_regions(regions, voxel, kept), num_regions, C, CLASSES)
-    by_logit = class_gradient(of_region, probability, y, kept, inverse_temperature)
+    by_logit = class_gradient(of_region, probability, y, kept, inverse_temperature, SQUARED)
     at = start(gradient, image, first, gradient_batch_stride, gradient_stride, CHANNELS_LAST)
     at += offsets(tl.arange(0, BLOCK)[:, None], c, gradient_stride, CHANNELS_LAST)
     tl.store(at, by_logit.to(gradient.dtype.element_ty), mask=inside & (c < C))
@@ -161,6 +163,8 @@ def forward(
     regions: Tensor | None,  # [B, *S]
     num_regions: int,
     temperature: float,
+    squared: bool,
+    first_class: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # ce [R], dice [R], statistics
     read, wanted = as_voxels(logits), _read_as(target)
     batch, C, N = read.data.shape
@@ -176,10 +180,10 @@ def forward(
         inverse_temperature=1 / temperature,
         C=C, CLASSES=tiles.classes, REGIONS=at_once, BLOCK=tiles.block, TILES=tiles.tiles,
         CHANNELS_LAST=read.channels_last, TARGET_CHANNELS_LAST=wanted.channels_last,
-        ALIGNED=is_aligned(N, read, wanted),
+        ALIGNED=is_aligned(N, read, wanted), SQUARED=squared,
     )  # fmt: skip
     total = add_rows(partials)
-    ce, dice = losses(total[:size], total[size:], C)
+    ce, dice = losses(total[:size], total[size:], C, first_class)
     return ce, dice, total[:size]
 
 
@@ -192,6 +196,8 @@ def backward(
     statistics: Tensor,
     num_regions: int,
     temperature: float,
+    squared: bool,
+    first_class: int,
 ) -> Tensor:  # [B, C, *S]
     read, gradient, written = with_gradient(logits)
     wanted = _read_as(target)
@@ -199,13 +205,13 @@ def backward(
     tiles = class_tiles(C)
     launch(
         _backward, (batch * -(-N // tiles.block),), logits, tiles.num_warps,
-        table=derivatives(statistics, grad_ce, grad_dice, num_regions, C),
+        table=derivatives(statistics, grad_ce, grad_dice, num_regions, C, squared, first_class),
         logits=read.data, target=wanted.data, regions=regions, gradient=written.data,
         batch=batch, N=N, num_regions=num_regions, batch_stride=read.batch_stride, stride=read.stride,
         target_batch_stride=wanted.batch_stride, target_stride=wanted.stride,
         gradient_batch_stride=written.batch_stride, gradient_stride=written.stride,
         inverse_temperature=1 / temperature, C=C, CLASSES=tiles.classes, BLOCK=tiles.block,
         CHANNELS_LAST=read.channels_last, TARGET_CHANNELS_LAST=wanted.channels_last,
-        ALIGNED=is_aligned(N, read, wanted, written),
+        ALIGNED=is_aligned(N, read, wanted, written), SQUARED=squared,
     )  # fmt: skip
     return finish_gradient(gradient, written.data)

@@ -82,6 +82,7 @@ def _forward(
     FUSED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SQUARED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     POSITIVE_OF_LABEL: tl.constexpr,
     UNIT_LENGTH: tl.constexpr,
@@ -141,7 +142,7 @@ def _forward(
             region = read_regions(regions, voxel, kept)
             probability, surprise = softmax(best, inverse_class_temperature)
             y = (c == label).to(tl.float32)
-            statistics = add_statistics(statistics, probability, surprise, y, region, kept, first_region)
+            statistics = add_statistics(statistics, probability, surprise, y, region, kept, first_region, SQUARED)
             counts += tl.sum(tl.where(cluster == flat, w, 0.0), axis=0, keep_dims=True)
             factor = w / length if UNIT_LENGTH else w
             if FUSED:
@@ -200,6 +201,7 @@ def _backward(
     CHUNK: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SQUARED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     POSITIVE_OF_LABEL: tl.constexpr,
 ):
@@ -238,7 +240,7 @@ def _backward(
         if table is not None:
             probability, _ = softmax(restore_nan(best), inverse_class_temperature)
             y = (c == label).to(tl.float32)
-            by_class += class_gradient(of_region, probability, y, kept, inverse_class_temperature)
+            by_class += class_gradient(of_region, probability, y, kept, inverse_class_temperature, SQUARED)
         norms = tl.load(norm + tl.arange(0, CLASSES * PER_CLASS)[None, :])
         by_logit = tl.zeros([BLOCK, CLASSES * PER_CLASS], tl.float32)
         if grad_info_nce is not None:
@@ -286,6 +288,7 @@ def forward(
     num_regions: int,
     class_temperature: float,
     temperature: float,
+    squared: bool,
     return_similarity: bool,
     positive: str,
     normalize: bool,
@@ -327,7 +330,7 @@ def forward(
         inverse_class_temperature=1 / class_temperature, inverse_temperature=1 / temperature,
         C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, REGIONS=at_once, BLOCK=tiles.block,
         CHUNK=tiles.chunk, TILES=tiles.tiles, FUSED=tiles.fused, CHANNELS_LAST=read.channels_last,
-        ALIGNED=is_aligned(N, read), NORMALIZE=normalize, POSITIVE_OF_LABEL=positive == "label",
+        ALIGNED=is_aligned(N, read), SQUARED=squared, NORMALIZE=normalize, POSITIVE_OF_LABEL=positive == "label",
         UNIT_LENGTH=unit_length, REQUIRE_AGREEMENT=require_agreement,
     )  # fmt: skip
     total = add_rows(partials)
@@ -359,6 +362,7 @@ def backward(
     num_regions: int,
     class_temperature: float,
     temperature: float,
+    squared: bool,
     positive: str,
     normalize: bool,
     ignore_prototype: int,
@@ -370,7 +374,7 @@ def backward(
     unit, norm = unit_prototypes(prototypes, tiles)
     table = None
     if labels is not None and (grad_ce is not None or grad_dice is not None):
-        table = derivatives(statistics, grad_ce, grad_dice, num_regions, C)
+        table = derivatives(statistics, grad_ce, grad_dice, num_regions, C, squared)
     programs, scratch = scratch_memory(tiles, batch * -(-N // tiles.block), z)
     launch(
         _backward, (programs,), z, tiles.num_warps,
@@ -384,6 +388,6 @@ def backward(
         inverse_class_temperature=1 / class_temperature, inverse_temperature=1 / temperature,
         C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read, written),
-        NORMALIZE=normalize, POSITIVE_OF_LABEL=positive == "label",
+        SQUARED=squared, NORMALIZE=normalize, POSITIVE_OF_LABEL=positive == "label",
     )  # fmt: skip
     return finish_gradient(gradient, written.data)

@@ -40,7 +40,14 @@ RUNS = {
     # Smaller weights would magnify what order of summation changes.
     "mper_released": (
         "phantom_mper",
-        [*MPER, "preset=released", "network.initialisation=he", "method.ramp_up_iterations=0"],
+        [
+            *MPER,
+            "preset=released",
+            "network.initialisation=he",
+            "method.ramp_up_iterations=0",
+            "method.dice_squared=false",
+            "method.dice_per_image=true",
+        ],
     ),
     "vclipseg": ("phantom_vclipseg", [*TINY, "method.iterations=3", "method.ramp_up_iterations=0"]),
     "mutual": ("phantom_vclipseg", [*TINY, "method.iterations=3", "method.pseudo_label=mutual"]),

@@ -65,6 +65,8 @@ CALLS = {
     "ignore_prototype is -1, accepted are None and 0..11": (prototype_head, (Z, P), {"ignore_prototype": -1}),
     "regions has dtype int64, accepted are uint8, bool": (
         dice_ce, (LOGITS, LABELS), {"regions": LABELS.long()}),
+    "include_background is False, accepted of logits with one class is True": (
+        dice_ce, (LOGITS[:, :1], LABELS), {"include_background": False}),
     "num_regions is 0, accepted are 1..256": (dice_ce, (LOGITS, LABELS), {"num_regions": 0}),
     "num_regions is 257, accepted are 1..256": (
         prototype_head, (Z, P), {"labels": LABELS, "num_regions": 257}),

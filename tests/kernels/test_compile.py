@@ -58,8 +58,8 @@ class TestOpcheck:
         given = (x["labels"], x["regions"]) if labelled else (None, None)
         weight, num_regions = (x["weight"], 2) if labelled else (None, 1)
         arguments = (
-            x["z"], x["prototypes"], *given, weight, num_regions, 0.1, 0.1, return_similarity, "nearest",
-            True, -1, False, False, kernel,
+            x["z"], x["prototypes"], *given, weight, num_regions, 0.1, 0.1, True, return_similarity,
+            "nearest", True, -1, False, False, kernel,
         )  # fmt: skip
         torch.library.opcheck(RAW.prototype_head_forward, arguments)
         similarity, _, ce, dice, _, _, _, statistics = RAW.prototype_head_forward(*arguments)
@@ -80,6 +80,7 @@ class TestOpcheck:
                 num_regions,
                 0.1,
                 0.1,
+                True,
                 "nearest",
                 True,
                 -1,
@@ -98,7 +99,7 @@ class TestOpcheck:
         x = inputs(layout, dtype=dtype)
         target = x["logits"].float().softmax(1) if soft else x["labels"]
         for given in ((None, 1), (x["regions"], 2)):
-            arguments = (x["logits"], target, *given, 1.0, kernel)
+            arguments = (x["logits"], target, *given, 1.0, True, 0, kernel)
             torch.library.opcheck(RAW.dice_ce_forward, arguments)
             ce, dice, statistics = RAW.dice_ce_forward(*arguments)
             regions, *options = arguments[2:]

@@ -55,6 +55,20 @@ def test_accuracy_of_soft_targets(kernel, dtype, target_dtype, layout, target_la
     assert_accurate(kernel, lambda x: named(x, target, regions=regions), logits, scale, unit=False)
 
 
+@pytest.mark.parametrize(
+    "options", [{"squared": False}, {"include_background": False}, {"squared": False, "include_background": False}], ids=str
+)
+@pytest.mark.parametrize("num_classes", [2, 3, 17])
+@pytest.mark.parametrize("soft", [False, True])
+def test_accuracy_of_other_dice(kernel, soft, num_classes, options):
+    logits = 3 * torch.randn(2, num_classes, 11, 13)
+    target = torch.randn(logits.shape).softmax(1) if soft else torch.randint(-1, num_classes, (2, 11, 13))
+    options = {**options, "regions": torch.randint(0, 3, (2, 11, 13), dtype=torch.uint8), "num_regions": 3}
+    assert_accurate(
+        kernel, lambda x: named(x, target, **options), logits, float(logits.abs().max()), unit=False
+    )
+
+
 def test_large_logits(kernel):
     logits = 300 * torch.randn(2, 5, 77)
     labels = torch.randint(0, 5, (2, 77))
@@ -68,6 +82,17 @@ def test_worked_by_hand(backend):
     first = 2 * 0.5 / (1 / 16 + 1 / 4 + 1)
     second = 2 * 0.75 / (9 / 16 + 1 / 4 + 1)
     torch.testing.assert_close(dice, torch.tensor([1 - (first + second) / 2]), rtol=0, atol=1e-5)
+
+
+def test_other_dice_worked_by_hand(backend):
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]]).T.unsqueeze(0)  # p = (1/4, 3/4) and (1/2, 1/2)
+    target = torch.tensor([[1, 0]])
+    first, second = 2 * 0.5 / (1 / 4 + 1 / 2 + 1), 2 * 0.75 / (3 / 4 + 1 / 2 + 1)
+    expected = torch.tensor([1 - (first + second) / 2])
+    torch.testing.assert_close(dice_ce(logits, target, squared=False).dice, expected, rtol=0, atol=1e-5)
+    alone = dice_ce(logits, target, squared=False, include_background=False)
+    torch.testing.assert_close(alone.dice, torch.tensor([1 - second]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.ce, dice_ce(logits, target).ce)
 
 
 def test_regions_are_separate_losses(backend):
@@ -151,9 +176,10 @@ def test_reference_gradient():
     labels, regions = torch.randint(-1, 3, (2, 4)), torch.randint(0, 2, (2, 4), dtype=torch.uint8)
     soft = torch.randn(2, 3, 4, dtype=torch.float64).softmax(1)
     for target in (labels, soft):
-        assert torch.autograd.gradcheck(
-            lambda x, t=target: tuple(
-                reference.dice_ce(x, t, regions=regions, num_regions=2, temperature=0.7)
-            ),
-            logits,
-        )
+        for dice in ({}, {"squared": False, "include_background": False}):
+            assert torch.autograd.gradcheck(
+                lambda x, t=target, dice=dice: tuple(
+                    reference.dice_ce(x, t, regions=regions, num_regions=2, temperature=0.7, **dice)
+                ),
+                logits,
+            )

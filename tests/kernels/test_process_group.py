@@ -45,6 +45,9 @@ def moments_of_batch_norm_relu(x):
 OPERATIONS = {
     "dice_ce": lambda x: dice_ce(x["z"][:, :3], x["labels"], regions=x["regions"], num_regions=3),
     "dice_ce, soft target": lambda x: dice_ce(x["z"][:, :3], x["shares"], temperature=0.5),
+    "dice_ce, other Dice": lambda x: dice_ce(
+        x["z"][:, :3], x["labels"], regions=x["regions"], num_regions=3, squared=False, include_background=False
+    ),
     "prototype_info_nce": lambda x: (prototype_info_nce(x["z"], x["prototypes"]),),
     "prototype_info_nce, weights": lambda x: (
         prototype_info_nce(
@@ -52,7 +55,9 @@ OPERATIONS = {
         ),
     ),
     "prototype_head": losses_of_head,
-    "prototype_head, by label": lambda x: losses_of_head(x, positive="label", return_similarity=False),
+    "prototype_head, by label": lambda x: losses_of_head(
+        x, positive="label", squared=False, return_similarity=False
+    ),
     "prototype_head without labels": lambda x: (prototype_head(x["z"], x["prototypes"]).info_nce,),
     "prototype_head, similarity alone": lambda x: sum_over_processes(
         prototype_head(x["z"], x["prototypes"]).similarity.square().sum()

@@ -226,6 +226,7 @@ def head_call(draw: Draw) -> Call:
         "class_temperature": class_temperature,
         "temperature": temperature,
         "normalize": draw(st.booleans()),
+        "squared": draw(st.booleans()),
         "return_similarity": draw(st.booleans()),
         "unit_length": draw(st.booleans()),
         "require_agreement": draw(st.booleans()),
@@ -272,7 +273,12 @@ def dice_ce_call(draw: Draw) -> Call:
     temperature = draw(temperatures)
     scale = _largest(logits) / temperature
     arguments = {"logits": logits, "target": target, **regions_of(draw, logits)}
-    return Call(dice_ce, arguments, ("logits",), scale, {"temperature": temperature})
+    options = {
+        "temperature": temperature,
+        "squared": draw(st.booleans()),
+        "include_background": num_classes == 1 or draw(st.booleans()),
+    }
+    return Call(dice_ce, arguments, ("logits",), scale, options)
 
 
 def _largest(x: Tensor) -> float:
@@ -483,6 +489,7 @@ OPTIONS = {
     "ignore_prototype": WHOLE_NUMBERS,
     "num_classes": WHOLE_NUMBERS,
     "num_regions": [number for number in WHOLE_NUMBERS if number != 256],  # their losses take a while
+    "include_background": [True, False],
     "positive": ["", "farthest", "label"],
     "padding": [-1, 100, "", "same", [], [1], [0, 0, 0, 0], [-1, -1]],
 }

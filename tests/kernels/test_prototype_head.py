@@ -62,6 +62,8 @@ def test_accuracy(kernel, case, dtype, layout):
         {"return_similarity": False},
         {"class_temperature": 0.5, "temperature": 0.25},
         {"num_regions": 5},
+        {"squared": False},
+        {"squared": False, "num_regions": 5},
     ],
     ids=str,
 )
@@ -95,17 +97,17 @@ def test_accuracy_without_labels(kernel):
     assert_accurate(kernel, lambda z: named(z, prototypes), z, scale=10)
 
 
-@pytest.mark.parametrize("positive", ["nearest", "label"])
-def test_is_its_parts(backend, positive):
+@pytest.mark.parametrize(("positive", "squared"), [("nearest", True), ("label", False)])
+def test_is_its_parts(backend, positive, squared):
     prototypes = make_prototypes(16, 3, 2)
     z = make_embedding(2, (9, 11), prototypes)
     targets = random_targets(z, 3)
     labels, weight = targets["labels"], targets["weight"]
-    head = prototype_head(z, prototypes, **targets, positive=positive, class_temperature=0.2, temperature=0.3)
+    head = prototype_head(z, prototypes, **targets, positive=positive, class_temperature=0.2, temperature=0.3, squared=squared)
     torch.testing.assert_close((head.similarity, head.index), prototype_similarity(z, prototypes))
     torch.testing.assert_close(
         (head.ce, head.dice),
-        tuple(dice_ce(head.similarity, labels, regions=targets["regions"], num_regions=2, temperature=0.2)),
+        tuple(dice_ce(head.similarity, labels, regions=targets["regions"], num_regions=2, temperature=0.2, squared=squared)),
     )
     torch.testing.assert_close(
         (head.cluster_sum, head.cluster_count), cluster_mean(z, prototypes, labels, weight=weight)

@@ -157,13 +157,15 @@ def run_operations(size, dtype, layout, which):
     regions, weight = labels.clone(), torch.empty(B, N)
     losses, scalar = torch.empty(R), torch.empty(())
     statistics = torch.empty(R * (1 + 3 * num_classes) + 1, dtype=torch.float64)
+    squared = layout == "contiguous"  # Dice's denominator
     if which == "all":
         prototype_head.forward(
-            z, p, labels, regions, None, R, 0.1, 0.1, False, "nearest", True, -1, False, False
+            z, p, labels, regions, None, R, 0.1, 0.1, squared, False, "nearest", True, -1, False, False
         )
         prototype_head.backward(
-            None, losses, losses, scalar, z, p, labels, regions, statistics, R, 0.1, 0.1, "nearest", True, -1
-        )
+            None, losses, losses, scalar, z, p, labels, regions, statistics, R, 0.1, 0.1, squared,
+            "nearest", True, -1,
+        )  # fmt: skip
         _, index = prototype_similarity.forward(z, p)
         prototype_similarity.backward(similarity.contiguous(), z, p, index)
         prototype_info_nce.forward(z, p, labels, weight, 0.1, True, -1)
@@ -171,8 +173,8 @@ def run_operations(size, dtype, layout, which):
         cluster_mean.forward(z, p, labels, weight, False, False)
         momentum_update.forward(p, p, statistics[: num_classes * per_class].expand(1, -1), 0.9)
         for target in (labels, similarity):
-            dice_ce.forward(similarity, target, regions, R, 1.0)
-            dice_ce.backward(losses, losses, similarity, target, regions, statistics, R, 1.0)
+            dice_ce.forward(similarity, target, regions, R, 1.0, squared, 0)
+            dice_ce.backward(losses, losses, similarity, target, regions, statistics, R, 1.0, squared, 0)
         for maps in (similarity, similarity.bool()):
             masked_class_mean.forward(z, maps)
             masked_class_mean.backward(p[:, 0], statistics[:num_classes], z, maps)
@@ -203,11 +205,11 @@ def run_operations(size, dtype, layout, which):
                 linear_upsampling.backward(upstream, layout == "channels_last")
     if which == "head":
         prototype_head.forward(
-            z, p, labels, regions, weight, R, 0.1, 0.2, True, "label", False, 0, True, True
+            z, p, labels, regions, weight, R, 0.1, 0.2, squared, True, "label", False, 0, True, True
         )
         prototype_head.backward(
             similarity.contiguous(), losses, losses, scalar, z, p, labels, regions, statistics, R, 0.1, 0.2,
-            "label", False, 0,
+            squared, "label", False, 0,
         )  # fmt: skip
 
 

@@ -48,23 +48,27 @@ def build(**options):
     return method, pretraining, self_training
 
 
-def batch():
+def batch(images=2):
     return Batch(
-        torch.randn(2, 1, *PATCH),
-        torch.randint(CLASSES, (2, *PATCH), dtype=torch.uint8),
-        torch.randn(2, 1, *PATCH),
+        torch.randn(images, 1, *PATCH),
+        torch.randint(CLASSES, (images, *PATCH), dtype=torch.uint8),
+        torch.randn(images, 1, *PATCH),
     )
 
 
-def consistency(probabilities, label, region, weights=(1.0, 0.5)):
+def consistency(probabilities, label, region, config, weights=(1.0, 0.5)):
     """(CE + Dice) / 2 of eq. 4, region by region, written out."""
+    if config.dice_per_image and len(label) > 1:
+        images = zip(probabilities.split(1), label.split(1), region.split(1), strict=True)
+        return sum(consistency(*image, config, weights) for image in images) / len(label)
     truth = F.one_hot(label.long(), CLASSES).movedim(-1, 1).to(probabilities.dtype)
     total = 0.0
     for r, weight in enumerate(weights):
         inside = (region == r)[:, None]
         entropy = -(truth * probabilities.log() * inside).sum() / inside.sum()
         overlap = (truth * probabilities * inside).sum((0, 2, 3, 4))
-        sizes = ((truth**2 + probabilities**2) * inside).sum((0, 2, 3, 4))
+        power = 2 if config.dice_squared else 1
+        sizes = ((truth**power + probabilities**power) * inside).sum((0, 2, 3, 4))
         total = total + weight * (entropy + 1 - ((2 * overlap + 1e-5) / (sizes + 1e-5)).mean()) / 2
     return total
 
@@ -105,10 +109,11 @@ def test_pseudo_label_is_the_largest_component_and_reliable_where_confident():
     assert 0 < reliable.sum() < reliable.numel()
 
 
+@pytest.mark.parametrize("dice", [{}, {"dice_squared": False}, {"dice_per_image": True}], ids=str)
 @pytest.mark.parametrize("join", [False, True])
-def test_losses_are_equations_4_to_6(join):
-    method, _, stage = build(join_mixes=join)
-    data, iteration = batch(), 4
+def test_losses_are_equations_4_to_6(join, dice):
+    method, _, stage = build(join_mixes=join, **dice)
+    data, iteration = batch(images=4), 4
     twin = copy.deepcopy(method.network)
     inputs = stage.inputs(data, iteration)
     mixes = stage.mix(data, inputs["mask"])
@@ -121,9 +126,10 @@ def test_losses_are_equations_4_to_6(join):
         outputs = [twin(mix.image) for mix in mixes]
     linear = prototype = contrastive = 0.0
     for mix, (logits, embedding) in zip(mixes, outputs, strict=True):
-        linear += consistency(logits.double().softmax(1), mix.label, mix.region)
+        linear += consistency(logits.double().softmax(1), mix.label, mix.region, method.config)
         similarity = similarities(embedding, method.classifier.prototypes)
-        prototype += consistency((similarity.amax(2) / 0.1).softmax(1), mix.label, mix.region)
+        of_classes = (similarity.amax(2) / 0.1).softmax(1)
+        prototype += consistency(of_classes, mix.label, mix.region, method.config)
         flat = similarity.flatten(1, 2) / 0.1
         contrastive += (flat.logsumexp(1) - flat.amax(1)).mean() / 2
     ramp_up = math.exp(-5 * (1 - iteration / 10) ** 2)
@@ -219,6 +225,20 @@ def test_pretraining_uses_labelled_images_in_both_directions():
     assert from_other.sum() == 4 * 3 * 2
     assert torch.equal(image[0][from_other], data.labelled_image[1][from_other])
     assert torch.equal(image[1][from_other], data.labelled_image[0][from_other])
+
+
+@pytest.mark.parametrize("dice", [{}, {"dice_squared": False, "dice_per_image": True}], ids=str)
+def test_pretraining_loss(dice):
+    method, stage, _ = build(**dice)
+    twin, data = copy.deepcopy(method.network), batch(images=4)
+    inputs = stage.inputs(data, 0)
+    image, label = (
+        torch.cat([torch.where(inputs["mask"], a, b), torch.where(inputs["mask"], b, a)])
+        for a, b in (data.labelled_image.chunk(2), data.labelled_label.chunk(2))
+    )
+    probabilities = twin(image)[0].double().softmax(1)
+    expected = consistency(probabilities, label, torch.zeros_like(label), method.config, weights=(1.0,))
+    assert stage.losses(data, inputs)["total"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_ramp_up_steps_and_weight():

@@ -119,9 +119,11 @@ class PlainVCLIPSeg:
         return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def dice(p, y):  # [B, C, *S] both
-    axes = (0, 2, 3, 4)
-    return 1 - ((2 * (p * y).sum(axes) + 1e-5) / ((p**2).sum(axes) + (y**2).sum(axes) + 1e-5)).mean()
+def dice(p, y, config=None):  # [B, C, *S] both
+    axes, squared = (0, 2, 3, 4), config is None or config.dice_squared
+    sizes = ((p**2).sum(axes), (y**2).sum(axes)) if squared else (p.sum(axes), y.sum(axes))
+    scores = (2 * (p * y).sum(axes) + 1e-5) / (sum(sizes) + 1e-5)
+    return 1 - (scores if config is None or config.dice_background else scores[1:]).mean()
 
 
 def cross_entropy(p, y):
@@ -137,16 +139,14 @@ def expected_losses(method, data, iteration):
     config, plain = method.config, PlainVCLIPSeg(method)
     a, b, f = plain(torch.cat([data.labelled_image, data.unlabelled_image]))
     a, b, y = a.softmax(1), b.softmax(1), one_hot(data.labelled_label)
-    dice_a, dice_b = dice(a[:2], y), dice(b[:2], y)
+    dice_a, dice_b = dice(a[:2], y, config), dice(b[:2], y, config)
     e_a, e_b = (math.exp(1 - 1 / (1 + math.exp(-loss.item()))) for loss in (dice_a, dice_b))
     pseudo = (e_a * a + e_b * b) / (e_a + e_b)
     if config.pseudo_label_form == "hard":
         pseudo = one_hot(pseudo.argmax(1))
     first = 0 if config.unlabelled_loss_over == "all" else 2
     a_u, b_u, pseudo = a[first:], b[first:], pseudo[first:]
-    unlabelled = (
-        dice(a_u, pseudo) + cross_entropy(a_u, pseudo) + dice(b_u, pseudo) + cross_entropy(b_u, pseudo)
-    )
+    unlabelled = sum(dice(p, pseudo, config) + cross_entropy(p, pseudo) for p in (a_u, b_u))
 
     agree = y * ((a[:2].argmax(1) == data.labelled_label) & (b[:2].argmax(1) == data.labelled_label))[:, None]
     if config.mask_resampling == "area":
@@ -364,6 +364,7 @@ def test_released_preset_sets_the_table_s_column():
     assert (method.mask_resampling, method.projection_heads) == ("nearest", 2)
     assert (method.labelled_weight, method.consistency_weight) == (0.5, 0.5)
     assert (method.pseudo_label_form, method.unlabelled_loss_over) == ("hard", "all")
+    assert not method.dice_squared and not method.dice_background
 
 
 @pytest.mark.parametrize("name", ["phantom_vclipseg", "la_vclipseg_small", "acdc_vclipseg_small"])

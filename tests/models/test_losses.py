@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from semiseg.models import region_weighted_loss, sigmoid_ramp_up
+from semiseg.models import region_weighted_loss, regions_by_image, sigmoid_ramp_up
 from semiseg_kernels import dice_ce
 
 
@@ -34,6 +34,20 @@ def test_one_region():
     torch.testing.assert_close(
         region_weighted_loss(losses, torch.ones(1)), (losses.ce[0] + losses.dice[0]) / 2
     )
+
+
+def test_regions_by_image():
+    """The loss over them is the mean of each image's own."""
+    logits, labels = torch.randn(3, 2, 40), torch.randint(0, 2, (3, 40))
+    regions, weights = torch.randint(0, 2, (3, 40), dtype=torch.uint8), torch.tensor([1.0, 0.5])
+    numbered, shared = regions_by_image(regions, weights)
+    assert numbered.dtype == torch.uint8 and numbered.unique().tolist() == [0, 1, 2, 3, 4, 5]
+    loss = region_weighted_loss(dice_ce(logits, labels, regions=numbered, num_regions=6), shared)
+    alone = [
+        region_weighted_loss(dice_ce(*image, regions=r, num_regions=2), weights)
+        for *image, r in zip(logits.split(1), labels.split(1), regions.split(1), strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
 
 
 def test_one_weight_per_region():
