@@ -55,7 +55,7 @@ def gemm_head(
     flat_labels = labels.flatten(1).long()
     keep = flat_labels >= 0
     target = one_hot(flat_labels, num_classes).to(log_probability.dtype)
-    ce, dice = region_losses(log_probability, target, keep, regions, num_regions=2)
+    ce, dice = region_losses(log_probability, target, keep, regions, num_regions=2, squared=True, first_class=0)
     info_nce = contrast(cosines, nearest_prototype(cosines), keep, TEMPERATURE)
     sums = cluster_sums(flatten(z), cosines, flat_labels, weight, unit_length=False, require_agreement=False)
     return ce, dice, info_nce, *sums

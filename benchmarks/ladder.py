@@ -63,9 +63,9 @@ def climb(description: str, workloads: Sequence[str], levers: Sequence[str], mea
     for workload in options.workloads:
         if workload not in workloads:
             parser.error(f"the workload is {workload!r}, accepted are {', '.join(workloads)}")
-    if options.level:
-        extension("cpu").use_level(options.level)
     if options.rung is not None:
+        if options.level:
+            extension("cpu").use_level(options.level)
         row = measure(options.workloads[0], levers[: options.rung])
         row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps(row))

@@ -12,15 +12,17 @@ import functools
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import h5py
 import torch
 from ladder import climb, kernels_of, prepare
 from memory import page_faults
-from torch import Tensor
+from torch import Tensor, nn
 
 from semiseg.config import Config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, acdc, volumes
@@ -30,13 +32,14 @@ from semiseg.engine.trainer import build_method, build_optimiser, open_configure
 from semiseg.engine.training_step import TrainingStep
 from semiseg.methods import METHODS
 from semiseg.methods.method import Batch, add_losses
+from semiseg.models.dropout import Dropout
 
 CPU = torch.device("cpu")
 WARM_UP, MEASURED = 2, 3  # steps
 
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
-          "fused classifier", "channels last", "own convolutions",
+          "fused classifier", "quick dropout", "channels last", "own convolutions",
           "losses in parts", "tight heap", "bfloat16")  # fmt: skip
 WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
     "la_mper": (),
@@ -108,7 +111,11 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
     take_step = TrainingStep(config, method, stage, build_optimiser(config, method), CPU, Processes())
     method.network.train()
     rows = []
-    with kernels_of(levers):
+    quick = "quick dropout" in levers
+    with (
+        kernels_of(levers),
+        nullcontext() if quick else mock.patch.object(Dropout, "forward", nn.Dropout.forward),
+    ):
         for step in range(WARM_UP + MEASURED):
             started, faults = time.perf_counter(), page_faults()
             batch = Batch(*sampler.next())

@@ -74,7 +74,7 @@ INLINE void add_class_statistics(const Shape& shape, const Target& target, const
     sums.add(base, here ? broadcast(1.f) : vfloat{});
     for (int64_t c = 0; c < C; ++c) {
       const vfloat p = here ? load(exponentials + c * pitch) * inverse : vfloat{};
-      sums.add(base + 1 + c, target.times(c, p));
+      sums.add(base + 1 + c, here ? target.times(c, p) : vfloat{});
       sums.add(base + 1 + C + c, p * in_size(squared, p));
       const vfloat y = squared ? target.square(c) : target.times(c, broadcast(1.f));
       sums.add(base + 1 + 2 * C + c, here ? y : vfloat{});

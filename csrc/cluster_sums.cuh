@@ -92,6 +92,10 @@ struct NarrowClusterSums {
       share[i * PITCH + lane() * SLOTS + x.slot] = assigned ? a.factor : 0.f;
       if (assigned) recent_count[i] += a.weight;
     }
+    if (a.cluster >= 0) return;
+    // Its share is 0 everywhere, but 0 times NaN is not.
+#pragma unroll
+    for (int j = 0; j < D; ++j) z[j * PITCH + lane() * SLOTS + x.slot] = 0;
   }
 
   __device__ __forceinline__ void finish_tile(bool enough) {

@@ -45,7 +45,6 @@ struct ForwardScratch {
   ClusterSums clusters;
   RunningSums sums;
   Buffer<float> exponentials;  // [C, pitch]
-  int64_t highest_label = -1, highest_region = -1;
 };
 
 template <class Shape>

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from semiseg.commands import command
 from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
+from semiseg.data import Case
+from semiseg.destinations import check_destination
 from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.cost import method_cost
@@ -35,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     run, config = RunDirectory.open(options.run)
     run.check_finished()
+    check_destination(run.results)
     given = parse_overrides(options.overrides)
     for override in options.overrides:
         key = override.partition("=")[0]
@@ -60,7 +66,9 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         metadata = load_checkpoint(run.checkpoint(name), method, device)
         cases, maps = {}, {}
         for case, prediction, metrics in evaluate_cases(method, dataset, "test", config, device):
-            cases[case.name], maps[case.name] = metrics, prediction
+            cases[case.name] = metrics
+            # As they are, those of many large scans would fill the memory.
+            maps[case.name] = zlib.compress(prediction.tobytes(), level=1), prediction.shape
         evaluated[name] = {
             "iteration": int(metadata["iteration"]),
             "summary": summarise(cases),
@@ -83,7 +91,12 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         "other_checkpoints": evaluated,
     }
     write_json(run.results, results)
-    draw_pictures(run, config, method, dataset, device, cases, lambda case: maps[case.name])
+
+    def predicted(case: Case) -> np.ndarray:
+        content, shape = maps[case.name]
+        return np.frombuffer(zlib.decompress(content), np.uint8).reshape(shape)
+
+    draw_pictures(run, config, method, dataset, device, cases, predicted)
     write_report(run, config, run.report)
     return results
 

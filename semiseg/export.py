@@ -111,6 +111,7 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
         "head": config.evaluation.head,
         "iteration": predictor.iteration,
         "class_names": description.class_names,
+        "label_values": description.label_values,
         "preprocessing": dataclasses.asdict(description.preprocessing),
         "patch_size": config.training.patch_size,
         "stride": config.evaluation.stride,

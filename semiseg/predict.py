@@ -17,7 +17,7 @@ from semiseg.preparation.volume_files import NIFTI_ENDINGS, SCAN_ENDINGS, has_en
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Write the classes of every voxel as NIfTI, on the grid of the scan, background 0."""
+    """Write the label of every voxel as NIfTI, on the grid of the scan, background 0."""
     parser = argparse.ArgumentParser("python -m semiseg.predict", description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
     parser.add_argument(

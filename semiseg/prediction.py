@@ -39,10 +39,14 @@ class Segmentation:
     probabilities: np.ndarray | None  # [x, y, z, C] float32, where they were asked for
     affine: np.ndarray  # [4, 4], of the scan's file
     class_names: tuple[str, ...]  # background first
+    label_values: tuple[int, ...] | None = None  # that stand for the classes in files; None: their numbers
 
     def save(self, path: str | Path) -> None:
-        """Write the classes as NIfTI, uint8, on the grid of the scan."""
-        write_nifti(Path(path), self.classes, self.affine)
+        """Write the labels as NIfTI on the grid of the scan, uint8, or uint16 where a value is above 255."""
+        labels = self.classes
+        if self.label_values is not None:
+            labels = np.array(self.label_values, np.min_scalar_type(max(self.label_values)))[labels]
+        write_nifti(Path(path), labels, self.affine)
 
     def save_probabilities(self, path: str | Path) -> None:
         """Write the probabilities as NIfTI, float32, the classes along a fourth axis. ValueError without them."""
@@ -133,6 +137,7 @@ class Predictor:
             None if kept is None else apply_orientation(np.moveaxis(kept, 0, -1), turn_back),
             affine,
             self.description.class_names,
+            self.description.label_values,
         )
 
     def _prepared(self, volume: Volume) -> tuple[np.ndarray, list[float]]:

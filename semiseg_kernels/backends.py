@@ -57,7 +57,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every operation inside on the backend `name`: "auto", "cpu", "cuda", "triton" or "reference".
 
     A forced backend runs, or raises a ValueError with its reason; "auto" takes the first that can run the
-    call. The environment variable SEMISEG_BACKEND, read at import, sets the same for the whole process.
+    call. It holds for all threads of the process: those of several must not overlap. The environment variable
+    SEMISEG_BACKEND, read at import, sets the same from the start.
     """
     global _requested
     previous, _requested = _requested, _check_name(name, "the backend")

@@ -148,7 +148,13 @@ def _fake_parameters(
 
 
 def _fake_forward(x: Tensor, parameters: Tensor, negative_slope: float, backend: str) -> Tensor:
-    return torch.empty_like(x)
+    return _empty_as_read(x)
+
+
+def _empty_as_read(x: Tensor) -> Tensor:
+    """In the format of x where that is contiguous or channels-last; any other is copied first."""
+    in_place = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+    return torch.empty_like(x) if in_place else x.new_empty(x.shape)
 
 
 def _fake_sums(grad_y: Tensor, x: Tensor, parameters: Tensor, negative_slope: float, backend: str) -> Tensor:
@@ -165,7 +171,7 @@ def _fake_correction(
 def _fake_backward(
     grad_y: Tensor, x: Tensor, parameters: Tensor, correction: Tensor, negative_slope: float, backend: str
 ) -> Tensor:
-    return torch.empty_like(x)
+    return _empty_as_read(x)
 
 
 backends.register("batch_norm_relu_statistics(Tensor x, str backend) -> (Tensor, Tensor)", _fake_statistics)

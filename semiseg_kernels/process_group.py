@@ -20,7 +20,8 @@ def use_process_group(group: distributed.ProcessGroup | None) -> Iterator[None]:
     They are the same on every process of the group; what an operation returns per voxel stays the process's own. All
     processes must make the same calls in the same order. A gradient is that of the sum of what the processes call
     backward on, as with torch.distributed.nn.functional.all_reduce: where that is the same loss of the joined batch on
-    each, the mean over the processes of a parameter's gradients is that loss's gradient. None switches it off.
+    each, the mean over the processes of a parameter's gradients is that loss's gradient. None switches it off. It holds
+    for all threads of the process.
     """
     global _group
     previous, _group = _group, group

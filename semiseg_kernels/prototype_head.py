@@ -46,7 +46,8 @@ def prototype_head(
     prototypes: float32 or z's dtype; no gradient flows to them.
     labels: any integer dtype, negative ones are left out. Without labels ce, dice, cluster_sum and
         cluster_count are None, and regions and weight must be None.
-    regions: uint8 in 0..R-1, or bool; one region by default.
+    regions: uint8 in 0..R-1, or bool; one region by default. With more than two, CUDA reads the embeddings twice
+        forward, with more than four Triton reads them once for every four.
     num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
         synchronisation: pass it in training.
     weight: bool, uint8 or floating point; of the cluster sums only.

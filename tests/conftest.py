@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def convolution_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The compiled functions that convolutions call, each with its arguments."""
+    from semiseg_kernels import available_backends  # which looks for Triton
+    from semiseg_kernels.native import convolution, strided_convolution
+
+    if "cpu" not in available_backends():
+        pytest.skip("backend 'cpu' is not available here")
+    calls: list[tuple[str, dict[str, Any]]] = []
+    launch = convolution.launch
+
+    def recorded(backend: str, name: str, *arguments: Any, **options: Any) -> Any:
+        calls.append((name, options))
+        return launch(backend, name, *arguments, **options)
+
+    for module in (convolution, strided_convolution):
+        monkeypatch.setattr(module, "launch", recorded)
+    return calls
 
 
 @pytest.fixture

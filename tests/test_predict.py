@@ -87,6 +87,18 @@ def test_the_mask_lies_on_the_grid_of_the_scan(affine, orientation, thresholding
     assert np.array_equal(np.asarray(mask.dataobj), image > THRESHOLD)
 
 
+@pytest.mark.parametrize(("values", "dtype"), [((0, 4), np.uint8), ((0, 2000), np.uint16)])
+def test_the_mask_has_the_values_of_the_labels(values, dtype, thresholding, tmp_path):
+    run = untrained_run(tmp_path / "run", label_values=values)
+    write_nifti(tmp_path / "scan.nii.gz", scan(), LPS)
+    segmentation = Predictor(run).predict(tmp_path / "scan.nii.gz")
+    assert np.array_equal(segmentation.classes, scan() > THRESHOLD)
+    segmentation.save(tmp_path / "mask.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    assert mask.get_data_dtype() == dtype
+    assert np.array_equal(np.asarray(mask.dataobj), np.where(scan() > THRESHOLD, values[1], 0))
+
+
 def test_the_network_sees_the_axes_of_its_training(monkeypatch, tmp_path):
     """The intensity is the height in mm, so it grows along the first axis of a network trained on SPL."""
     seen = []

@@ -30,13 +30,15 @@ def untrained_run(
     preprocessing: Preprocessing = RAW,
     class_names: tuple[str, ...] = ("background", "organ"),
     overrides: tuple[str, ...] = (),
+    label_values: tuple[int, ...] | None = None,
 ) -> Path:
     """What training leaves that prediction needs, with random weights and random prototypes."""
     network = "unet" if configuration.startswith("acdc") else "vnet"
     tiny = [*TINY[network], *METHOD_OVERRIDES.get(configuration, [])]
     config = load_config(configuration, [*tiny, *overrides, f"output={folder}"])
     run = RunDirectory.create(config, torch.device("cpu"))
-    DatasetDescription(class_names, config.network.dimensions, preprocessing).save(run.dataset)
+    description = DatasetDescription(class_names, config.network.dimensions, preprocessing, label_values)
+    description.save(run.dataset)
     text = METHODS[config.method.name].text(config, class_names)
     if text is not None:
         text.save(run.text)

@@ -24,6 +24,7 @@ class ACDC:
     has_validation = True
     # Slices [y, x], first axis from slice to slice; the files of the challenge are stored x first.
     preprocessing = Preprocessing(orientation="SPL", spacing=None, intensity="unit_range")
+    label_values = None
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -35,6 +35,11 @@ class Dataset(Protocol):
         ...
 
     @property
+    def label_values(self) -> tuple[int, ...] | None:
+        """What files of labels hold for each class, where that is not its number."""
+        ...
+
+    @property
     def has_validation(self) -> bool:
         """Whether evaluation_cases accepts "validation"."""
         ...

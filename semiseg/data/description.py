@@ -22,11 +22,12 @@ class DatasetDescription:
     class_names: tuple[str, ...]  # background first
     dimensions: int  # 2: slice by slice
     preprocessing: Preprocessing
+    label_values: tuple[int, ...] | None = None  # of the classes in files of labels; None: their numbers
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetDescription:
         """What there is to remember of a dataset."""
-        return cls(dataset.class_names, dataset.dimensions, dataset.preprocessing)
+        return cls(dataset.class_names, dataset.dimensions, dataset.preprocessing, dataset.label_values)
 
     def difference(self, other: DatasetDescription) -> str:
         """The first field in which another dataset differs, what it was and what it is; empty where none does."""
@@ -55,6 +56,9 @@ class DatasetDescription:
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in values["preprocessing"].items()
             }
-            return cls(tuple(values["class_names"]), values["dimensions"], Preprocessing(**preprocessing))
+            names, label_values = tuple(values["class_names"]), values.get("label_values")
+            if label_values is not None:
+                label_values = tuple(int(value) for _, value in zip(names, label_values, strict=True))
+            return cls(names, values["dimensions"], Preprocessing(**preprocessing), label_values)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}: no description of a dataset ({error})") from None

@@ -28,6 +28,7 @@ class OwnData(Volumes):
         description = DatasetDescription.load(root / DESCRIPTION)
         self.class_names = description.class_names
         self.preprocessing = description.preprocessing
+        self.label_values = description.label_values
         if self.preprocessing.spacing is None:
             raise ValueError(f"{root / DESCRIPTION}: names no spacing; expected one in mm for all cases")
         self.spacing = self.preprocessing.spacing

@@ -30,6 +30,7 @@ class Phantom:
     has_validation = True
     spacing = (1.0, 1.0, 1.0)  # mm
     preprocessing = Preprocessing(orientation=None, spacing=spacing)
+    label_values = None
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class Volumes(ABC):
     spacing: tuple[float, ...]  # mm; the files do not carry it
     preprocessing: Preprocessing
     dimensions = 3
+    label_values: tuple[int, ...] | None = None
     has_validation = False
     evaluation_lists: Mapping[str, str] = {"test": TEST_LIST}  # by split
 

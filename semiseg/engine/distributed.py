@@ -31,7 +31,9 @@ class Processes:
         self.count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
         self.rank = int(os.environ["RANK"]) if self.count > 1 else 0
         self._local_rank = int(os.environ.get("LOCAL_RANK", str(self.rank)))
-        self._patient: distributed.ProcessGroup | None = None  # through the CPU, without a step's timeout
+        # Both through the CPU, with the timeout of a step and without.
+        self._prompt: distributed.ProcessGroup | None = None
+        self._patient: distributed.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -84,6 +86,7 @@ class Processes:
         try:
             backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
             distributed.init_process_group(backend, timeout=STEP_TIMEOUT, device_id=own)
+            self._prompt = distributed.new_group(backend="gloo", timeout=STEP_TIMEOUT)
             self._patient = distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
             with use_process_group(distributed.group.WORLD):
                 yield
@@ -126,11 +129,11 @@ class Processes:
             tensor.copy_(part.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Whether the flag is set in any process, none of which is behind by more than a step."""
         if self.count == 1:
             return flag
         flags = torch.tensor(int(flag))
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._patient)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._prompt)
         return bool(flags)
 
     def wait(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "semiseg")
 
 
@@ -21,15 +21,20 @@ def environment() -> dict[str, Any]:
     """
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
-        "commit": _output("git", "describe", "--always", "--dirty", "--exclude", "*")
-        or os.environ.get("SEMISEG_COMMIT", "unknown"),
+        "commit": _commit() or os.environ.get("SEMISEG_COMMIT", "unknown"),
         **({"gpu": _gpu()} if torch.cuda.is_available() else {}),
     }
+
+
+def _commit() -> str:
+    if Path(_output("git", "rev-parse", "--show-toplevel") or ".").resolve() != ROOT:
+        return ""  # the package is installed within another project
+    return _output("git", "describe", "--always", "--dirty", "--exclude", "*")
 
 
 def _gpu() -> dict[str, Any]:
@@ -46,7 +51,8 @@ def _gpu() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    about = Path("/proc/cpuinfo")  # of Linux
+    for line in about.read_text().splitlines() if about.is_file() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -16,6 +16,7 @@ import yaml
 from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
 from semiseg.data import Dataset
 from semiseg.data.description import DatasetDescription
+from semiseg.destinations import check_destination
 from semiseg.engine.atomic import remove_leftovers, write_json, write_text
 from semiseg.engine.environment import environment
 from semiseg.engine.precision import precision
@@ -117,20 +118,25 @@ class RunDirectory:
         write_json(self.environment, {**first, "resumed": resumed})
         return self
 
+    @staticmethod
+    def check_new(config: Config) -> None:
+        """Raise ValueError where `output` names a folder that holds something, OSError where none can be made."""
+        path = Path(config.output) if config.output is not None else _default_path(config)
+        check_destination(path)
+        if config.output is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"output is {path}, which exists already; accepted is a new or an empty folder")
+
     @classmethod
     def create(cls, config: Config, device: torch.device) -> RunDirectory:
         """Make the folder; write the configuration as resolved, and command, precision, machine, versions and commit.
 
-        Raises ValueError where `output` names a folder that holds something already.
+        Raises as `check_new` does.
         """
+        cls.check_new(config)
         if config.output is None:
-            path = _make_first_free(Path("runs") / config.name)
+            path = _make_first_free(_default_path(config))
         else:
             path = Path(config.output)
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise ValueError(
-                    f"output is {path}, which exists already; accepted is a new or an empty folder"
-                )
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
@@ -144,13 +150,21 @@ class RunDirectory:
         run = cls(path)
         if not run.config.is_file():
             raise FileNotFoundError(f"{path} is no run directory: {run.config.name} is missing")
-        return run, config_from_mapping(read_mapping(run.config))
+        values = read_mapping(run.config)
+        try:
+            return run, config_from_mapping(values)
+        except ValueError as error:
+            raise ValueError(f"{run.config}: {error}") from None
 
 
 def _session(config: Config, device: torch.device) -> dict[str, Any]:
     # Whose Python it was, and where, is nobody else's business.
     command = shlex.join(["python", *sys.orig_argv[1:]])
     return {"command": command, "precision": precision(config, device), **environment()}
+
+
+def _default_path(config: Config) -> Path:
+    return Path("runs") / config.name
 
 
 def _make_first_free(path: Path) -> Path:

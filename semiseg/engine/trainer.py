@@ -107,11 +107,14 @@ class Training:
         check_precision(config, self.device)
         check_cuda_graph(config, self.device, self.processes)
         self.state = TrainingState(resume.training_state, config) if resume is not None else None
+        if resume is None and self.processes.is_main:
+            RunDirectory.check_new(config)
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.dataset = open_configured_dataset(config)
         if resume is not None:
             resume.check_dataset(self.dataset)
+        self.selection = Selection(config, self.dataset, self.device)
         self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)
         _check_classes(self.labelled, self.dataset.class_names)
         self.text = self._text()
@@ -122,7 +125,6 @@ class Training:
             _sampler(config, stage, tensors, number, self.processes)
             for number, stage in enumerate(self.stages)
         ]
-        self.selection = Selection(config, self.dataset, self.device)
         self.directory: RunDirectory | None = None  # of the first process alone
         self.save_at = 0.0  # the time from which on the next state is due
         self.iteration = 0  # over all stages
@@ -337,6 +339,8 @@ class Selection:
             raise ValueError(
                 f"evaluation.select is validation, but {config.dataset.name} has no validation split"
             )
+        if self.split is not None:
+            dataset.evaluation_cases(self.split)  # what is missing is found here
 
     def due(self, iteration: int, total: int) -> bool:
         interval = self.config.evaluation.validation_interval

@@ -42,7 +42,10 @@ class TrainingState:
             raise ValueError(f"checkpoint {path} holds no training state")
         values = _unflatten({**json.loads(metadata[METADATA]), **tensors})
         # Built anew, as keys may have come since, with what has always been so as their default.
-        written = config_to_mapping(config_from_mapping(values["config"]))
+        try:
+            written = config_to_mapping(config_from_mapping(values["config"]))
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path} belongs to another configuration: {error}") from None
         self._check_config(path, written, config_to_mapping(config))
         self._path, self._values = path, values
         for name in ("iteration", "stage", "step", "best", "log_sizes"):

@@ -52,8 +52,8 @@ def _window(
 ) -> tuple[np.ndarray, np.ndarray]:  # [*P] float32, [*P] uint8
     """What the network sees around a random voxel of a class."""
     patch_size = config.training.patch_size
-    voxels = np.argwhere(case.label == label)
-    centre = voxels[generator.integers(len(voxels))]
+    voxels = np.flatnonzero(case.label == label)
+    centre = np.unravel_index(voxels[generator.integers(len(voxels))], case.label.shape)
     image, truth = case.image, case.label
     if len(patch_size) == 2:
         image, truth, centre = image[centre[0]], truth[centre[0]], centre[1:]

@@ -161,6 +161,8 @@ def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
     centre = structures.mean(axis=0).round().astype(int)
     planes = []
     for axis in (2, 1, 0):
+        if min(np.delete(case.image.shape, axis)) < 2:
+            continue  # a line has no contours
         index = tuple(int(centre[axis]) if other == axis else whole for other in range(3))
         rows, columns = np.delete(spacing, axis)
         planes.append((f"axis {axis} at {centre[axis]}", index, rows / columns))

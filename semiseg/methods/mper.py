@@ -151,16 +151,6 @@ class MPER(Method):
     def prototypes(self) -> Tensor:
         return self.classifier.prototypes
 
-    def loss_regions(
-        self,
-        regions: Tensor,  # [B, *P] uint8
-        region_weights: Tensor,  # [R]
-    ) -> tuple[Tensor, Tensor]:
-        """The regions that have a Dice loss each, and their weights."""
-        if self.config.dice_per_image:
-            return regions_by_image(regions, region_weights)
-        return regions, region_weights
-
     def stages(self, generator: torch.Generator) -> list[Stage]:
         return [PreTraining(self, generator), SelfTraining(self, generator)]
 
@@ -201,13 +191,11 @@ class PreTraining(CopyPasteStage):
             for a, b in (batch.labelled_image.chunk(2), batch.labelled_label.chunk(2))
         )
         logits, _ = self.method.network(image)
-        regions, weights = self.method.loss_regions(torch.zeros_like(label), self.method.one_region)
+        regions, weights, config = None, self.method.one_region, self.method.config
+        if config.dice_per_image:
+            regions, weights = regions_by_image(torch.zeros_like(label), weights)
         losses = dice_ce(
-            logits,
-            label,
-            regions=regions,
-            num_regions=len(weights),
-            squared=self.method.config.dice_squared,
+            logits, label, regions=regions, num_regions=len(weights), squared=config.dice_squared
         )
         return {"total": region_weighted_loss(losses, weights)}
 
@@ -280,7 +268,9 @@ class SelfTraining(CopyPasteStage):
     ) -> dict[str, Tensor]:
         """What one of the two mixes adds to the losses; its cluster sums wait for `update`."""
         config = self.method.config
-        regions, weights = self.method.loss_regions(mix.region, self.method.region_weights)
+        regions, weights = mix.region, self.method.region_weights
+        if config.dice_per_image:
+            regions, weights = regions_by_image(regions, weights)
         linear = dice_ce(
             logits, mix.label, regions=regions, num_regions=len(weights), squared=config.dice_squared
         )

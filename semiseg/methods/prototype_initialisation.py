@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.data import Case, resize
-from semiseg.evaluation.sliding_window import predict_volume
+from semiseg.evaluation.sliding_window import volume_slabs
 from semiseg.models.vnet import SIDE_MULTIPLE
 
 DUPLICATE_NOISE = 1e-2  # of the embedding's size, for a class with fewer voxels than prototypes
@@ -27,7 +27,7 @@ def cluster_embeddings(
 ) -> Tensor:  # [C, K, d] float32
     """Cluster the embeddings of every labelled voxel into K centres a class (MiniBatchKMeans, MPER §II-A).
 
-    The network runs in eval mode, one volume's embeddings are in memory at a time, and `batch` voxels of a class make
+    The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and `batch` voxels of a class make
     one mini-batch. Warns where a class has fewer voxels than prototypes and duplicates them with a little noise; raises
     ValueError where a class has none.
     """
@@ -43,7 +43,7 @@ def cluster_embeddings(
 
 @torch.no_grad()
 def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[int, ...]) -> Iterator[tuple]:
-    """(embedding [d, *S], label [*S]) of every case: whole volumes in 3D, slices at training size in 2D."""
+    """(embedding [d, n, *S[1:]], label [n, *S[1:]]) of every case, slab by slab; slices are at training size in 2D."""
     device = next(network.parameters()).device
     for case in labelled:
         image, label = torch.from_numpy(case.image), case.label
@@ -51,8 +51,10 @@ def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[
             image, label = resize(image, patch_size), resize(torch.from_numpy(label), patch_size).numpy()
         volume = image.contiguous().to(device)
         window = even_window(volume.shape, patch_size)
-        embedding = predict_volume(lambda x: network(x)[1], volume, window, window, batch_size=1)
-        yield embedding.cpu().numpy(), label
+        first = 0
+        for slab in volume_slabs(lambda x: network(x)[1], volume, window, window, batch_size=1):
+            yield slab.cpu().numpy(), label[first : first + slab.shape[1]]
+            first += slab.shape[1]
 
 
 def even_window(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:

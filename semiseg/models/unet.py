@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg.models.convolution import Convolution2d, TransposedConvolution2d
+from semiseg.models.dropout import Dropout
 from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
 from semiseg.models.upsampling import LinearUpsampling
 from semiseg.models.vnet import check_upsampling
@@ -17,7 +18,7 @@ def _stage(in_channels: int, channels: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         Convolution2d(in_channels, channels, bias=False),
         BatchNormReLU(channels, NEGATIVE_SLOPE),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         Convolution2d(channels, channels, bias=False),
         BatchNormReLU(channels, NEGATIVE_SLOPE),
     )

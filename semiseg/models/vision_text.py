@@ -9,8 +9,6 @@ from semiseg.models.voxel_prompt import CONVOLUTIONS
 from semiseg_kernels import masked_class_mean, sum_over_processes
 from semiseg_kernels.reference.common import EPSILON
 
-MASK_RESAMPLING = ("area", "nearest")
-
 
 class VisionTextConsistency(nn.Module):
     """The vision-text consistency module, VTCM (VCLIPSeg eqs. 4 and 5), for training only.

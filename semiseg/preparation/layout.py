@@ -24,6 +24,8 @@ UNLISTABLE = ("Cc", "Zl", "Zp", "Cs")
 def check_new(dest: Path) -> None:
     """Raise ValueError unless `dest` does not exist or is an empty folder, OSError where it cannot be made."""
     check_destination(dest)
+    if os.path.ismount(dest):
+        raise ValueError(f"{dest} is where a file system is mounted; accepted is a new folder within it")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest} exists already; accepted is a new or an empty folder")
 
@@ -62,6 +64,7 @@ def write_list(path: Path, names: Iterable[str]) -> None:
 def whole_folder(dest: Path) -> Iterator[Path]:
     """Give a temporary folder beside `dest`; rename it to `dest` if the block ends without an exception."""
     temporary = dest.with_name(f".{dest.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process with the same number that was killed
     temporary.mkdir(parents=True)
     try:
         yield temporary

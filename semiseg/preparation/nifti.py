@@ -121,7 +121,8 @@ def prepare_nifti(
     check_memory(scans, spacing)
     numbers = {0: 0, **{value: number for number, value in enumerate(classes, start=1)}}
     with whole_folder(dest) as folder:
-        DatasetDescription(class_names, 3, chosen.preprocessing).save(folder / DESCRIPTION)
+        description = DatasetDescription(class_names, 3, chosen.preprocessing, tuple(numbers))
+        description.save(folder / DESCRIPTION)
         dataset = OwnData(folder)
         for scan in progress(scans, "writing"):
             write_case(dataset.path(scan.name), *convert(scan, chosen.preprocessing, numbers, choices.mirror))
@@ -142,11 +143,19 @@ def check_memory(scans: Sequence[UnlabelledScan], spacing: tuple[float, ...]) ->
         read_header(scan.image).turned(ORIENTATION).check_memory(spacing)
 
 
+def check_class_names(names: Sequence[str]) -> None:
+    """Raise ValueError where two classes have one name, or one is called background."""
+    if len({"background", *names}) <= len(names):
+        raise ValueError(
+            f"--classes is {' '.join(names)}; accepted are distinct names, none of them background"
+        )
+
+
 def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict[int, str]:
     """Name of every value of the labels in order, without background.
 
     Raises ValueError where there are more values than a label can have classes, or another number of names than of
-    values, or two names are the same.
+    values.
     """
     values = sorted({value for one in labelled for value in one.voxels} - {0})
     if len(values) > MOST_CLASSES:
@@ -162,10 +171,6 @@ def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict
         raise ValueError(
             f"--classes names {len(names)} classes, but the labels hold {len(values)} values besides 0: "
             f"{', '.join(map(str, values))}; the rarest is {rarest}, e.g. in {holders[rarest][0]}"
-        )
-    if len({"background", *names}) <= len(names):
-        raise ValueError(
-            f"--classes is {' '.join(names)}; accepted are distinct names, none of them background"
         )
     return dict(zip(values, names, strict=True))
 

@@ -39,7 +39,8 @@ def plan(
     if spacing is None:
         spacing = tuple(float(f"{size:.4g}") for size in np.median([one.spacing for one in facts], axis=0))
     shapes = [np.divide(one.extent, spacing) for one in facts]
-    mirrors = any(_other_side(name) in class_names for name in class_names if _other_side(name) != name)
+    sided = {name.lower() for name in class_names}
+    mirrors = any(_other_side(name) in sided - {name} for name in sided)
     in_plane = max(spacing[:2]) / min(spacing[:2])
     return Plan(
         _preprocessing(labelled, modality, spacing),

@@ -100,9 +100,8 @@ def survey(
             foreground = image.values[label > 0].astype(np.float32)
             foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)]
             numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
-            if check_alignment:
-                classes = numbers.astype(np.uint8)[label]
-                placement.look_at(scan.name, image, classes, read_nifti(scan.label).turned(ORIENTATION))
+            classes = numbers.astype(np.uint8)[label]
+            placement.look_at(scan.name, image, classes, read_nifti(scan.label).turned(ORIENTATION))
         facts.append(
             Facts(
                 scan.name,

@@ -25,6 +25,7 @@ NRRD_SPACES = {
     "left-anterior-superior": (-1, 1, 1),
     "right-anterior-superior": (1, 1, 1),
 }
+NRRD_SPACES |= {"".join(word[0] for word in name.split("-")): signs for name, signs in NRRD_SPACES.items()}
 NIFTI_ENDINGS = (".nii.gz", ".nii")  # in small or large letters, as all endings
 SCAN_ENDINGS = (*NIFTI_ENDINGS, ".nrrd")
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, zlib.error)
@@ -98,7 +99,7 @@ def write_nifti(
 def read_nrrd(path: Path) -> Volume:
     """Read a NRRD file of three axes; without a space it counts as LPS, without directions as 1 mm.
 
-    Raises FileNotFoundError if it is missing, ValueError if it cannot be read or has other axes.
+    Raises FileNotFoundError if it is missing, ValueError if it cannot be read, has other axes or an unknown space.
     """
     with _reading(path, "NRRD"):
         values, header = nrrd.read(str(path))
@@ -155,8 +156,10 @@ def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
         affine[:3, 3] = header.get("space origin", np.zeros(3))
     elif "spacings" in header:
         affine[:3, :3] = np.diag(header["spacings"])
-    signs = NRRD_SPACES.get(header.get("space", ""), NRRD_SPACES["left-posterior-superior"])
-    return np.diag([*signs, 1]) @ affine
+    space = header.get("space", "left-posterior-superior")
+    if space.lower() not in NRRD_SPACES:
+        raise ValueError(f"its space is {space!r}; accepted are {', '.join(NRRD_SPACES)}")
+    return np.diag([*NRRD_SPACES[space.lower()], 1]) @ affine
 
 
 def _read_slice(path: Path) -> pydicom.Dataset:

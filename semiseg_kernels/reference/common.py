@@ -74,7 +74,7 @@ def class_labels(
     num_classes: int,
     name: str = "labels",
 ) -> Tensor:  # [B, N] int64
-    """The labels as int64; ValueError on one >= num_classes (on the CPU, outside torch.compile)."""
+    """The labels as int64. One >= num_classes raises ValueError on the CPU outside torch.compile, else it is ignored."""
     flat = labels.flatten(1).long()
     if _values_can_be_read(labels):
         # A uint64 beyond the range of int64 turns negative; it is out of range, not ignored.
@@ -84,7 +84,8 @@ def class_labels(
                 f"{name} holds {labels.flatten(1)[invalid][0].item()}, "
                 f"accepted are 0..{num_classes - 1} and negative values (ignored)"
             )
-    return flat
+        return flat
+    return torch.where(flat < num_classes, flat, -1)
 
 
 def region_indices(

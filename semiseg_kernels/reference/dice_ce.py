@@ -61,7 +61,7 @@ def region_losses(
     num_regions = count_regions(regions, num_regions)
     region = region_indices(regions, num_regions, like=keep)
     probability = log_probability.exp()
-    voxel_ce = -(target * log_probability).sum(dim=1)  # [B, N]
+    voxel_ce = -(target * torch.where(target != 0, log_probability, 0)).sum(dim=1)  # [B, N]
     voxel_intersection = probability * target  # [B, C, N]
     # [B, C, N]
     voxel_cardinality = probability.square() + target.square() if squared else probability + target

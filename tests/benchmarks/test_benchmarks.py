@@ -224,7 +224,7 @@ def test_profile_of_a_training_step(module, monkeypatch):
 def test_ladder_of_several_rounds(module, monkeypatch, tmp_path):
     ladder, file = module("ladder"), tmp_path / "ladder.json"
     seconds = iter([8.0, 1.0, 5.0, 2.0, 9.0, 4.0])
-    monkeypatch.setattr(ladder, "_in_own_process", lambda workload, levers: {
+    monkeypatch.setattr(ladder, "_in_own_process", lambda workload, levers, level: {
         "levers": list(levers), "seconds": next(seconds), "peak_gb": 1.0})  # fmt: skip
     monkeypatch.setattr("sys.argv", ["ladder.py", "--rounds", "3", "--results", str(file)])
     ladder.climb("", ("a",), ("kept heap",), lambda *_: {})
@@ -234,6 +234,23 @@ def test_ladder_of_several_rounds(module, monkeypatch, tmp_path):
     table = module("tables").ladder_table(results)
     assert " 4.00 |" in table
     assert "a: medians of 3 rounds in which the lines took turns, the widest range 4.00-fold." in table
+
+
+def test_ladder_on_an_older_processor(module, monkeypatch):
+    """The processes of its rungs know what they may use before they start."""
+    ladder, calls = module("ladder"), []
+
+    def run(command, env, **_):
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, 0, json.dumps({"seconds": 1.0, "peak_gb": 1.0}))
+
+    monkeypatch.setattr(ladder.subprocess, "run", run)
+    for level in (None, "v3"):
+        monkeypatch.setattr("sys.argv", ["ladder.py", *(("--level", level) if level else ())])
+        ladder.climb("", ("a",), (), lambda *_: {})
+    (command, environment), (of_level, limited) = calls
+    assert "--level" not in command and of_level[-2:] == ["--level", "v3"]
+    assert limited.items() - environment.items() == ladder.LEVELS["v3"].items()
 
 
 def test_paired_table_takes_the_seeds_both_have(module):

@@ -122,8 +122,19 @@ def test_a_state_from_before_a_key_existed_is_gone_on_with(configured, tmp_path,
     tensors, metadata = read_tensors(run.training_state)
     values = json.loads(metadata[METADATA])
     assert values.pop("config/network/initialisation") == "he"
-    write_tensors(run.training_state, tensors, {METADATA: json.dumps(values)}, 1)
+    for more in ({"config/network/of_later": 1}, {}):
+        write_tensors(run.training_state, tensors, {METADATA: json.dumps({**values, **more})}, 1)
+        if more:
+            with pytest.raises(ValueError, match="^checkpoint .*/training_state.safetensors belongs to another configuration: unknown key network.of_later"):
+                train(config, run)
     assert train(config, run).is_finished
+
+
+def test_a_run_with_a_key_that_does_not_exist_is_named(configured, tmp_path):
+    run = train(configured(SUPERVISED, "run"))
+    run.config.write_text(run.config.read_text() + "of_later: 1\n")
+    with pytest.raises(ValueError, match=f"^{run.config}: unknown key of_later"):
+        RunDirectory.open(run.path)
 
 
 def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypatch):

@@ -196,6 +196,26 @@ def test_the_checkpoint_selected_is_of_the_last_stage(tmp_path, monkeypatch):
     assert next(dice, None) is None
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_missing_or_in_the_way_is_found_before_the_data_is_read(written, monkeypatch, left_atrium, tmp_path):
+    monkeypatch.setattr(LeftAtrium, "training_cases", None)
+    output = tmp_path / "output"
+    if written:
+        output.mkdir()
+        (output / "precious.txt").write_text("keep")
+        message = f"^output is {output}, which exists already"
+    else:
+        (left_atrium / "test.list").write_text("missing\n")
+        message = "missing"
+    config = load_config(
+        "la_mper",
+        [*LEFT_ATRIUM_MPER, f"dataset.root={left_atrium}", f"output={output}", "evaluation.select=test",
+         "evaluation.validation_interval=1"],
+    )  # fmt: skip
+    with pytest.raises((ValueError, OSError), match=message):
+        train(config)
+
+
 def test_output_that_exists_is_refused_before_training(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("keep")

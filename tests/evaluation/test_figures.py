@@ -37,7 +37,7 @@ def case_of(shape: tuple[int, ...], spacing=None) -> Case:
 
 
 @pytest.mark.parametrize("spacing", [None, (0.6, 0.6, 1.2)])
-@pytest.mark.parametrize("shape", [(40, 36, 30), (10, 60, 70), (50, 40)])
+@pytest.mark.parametrize("shape", [(40, 36, 30), (10, 60, 70), (50, 40), (50, 40, 1), (1, 50, 40)])
 def test_overlay(tmp_path, shape, spacing):
     case = case_of(shape, None if spacing is None else spacing[-len(shape) :])
     prediction = np.roll(case.label, 2, axis=-1)

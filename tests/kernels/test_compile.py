@@ -124,6 +124,36 @@ class TestOpcheck:
             torch.library.opcheck(RAW.batch_norm_relu_correction, arguments)
 
 
+@pytest.mark.parametrize(
+    "view", [lambda x: x.transpose(2, 3), lambda x: x[:, :7]], ids=["transposed", "some channels"]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_of_batch_norm_relu_on_views(kernel, layout, view):
+    x = view(inputs(layout)["z"])
+    gradient, parameters = torch.randn_like(x), torch.randn(3, x.shape[1])
+    torch.library.opcheck(RAW.batch_norm_relu_forward, (x, parameters, 0.1, kernel))
+    arguments = (gradient, x, parameters, torch.randn(2, x.shape[1]), 0.1, kernel)
+    torch.library.opcheck(RAW.batch_norm_relu_backward, arguments)
+
+
+@pytest.mark.parametrize("operation", ["dice_ce", "prototype_info_nce", "cluster_mean"])
+def test_labels_out_of_range_are_left_out_where_they_cannot_be_read(operation):
+    """As on a GPU; here under the compiler."""
+    torch._dynamo.reset()
+    x = inputs()
+    functions = {
+        "dice_ce": lambda labels: tuple(dice_ce(x["logits"], labels)),
+        "prototype_info_nce": lambda labels: prototype_info_nce(x["z"], x["prototypes"], labels=labels),
+        "cluster_mean": lambda labels: cluster_mean(x["z"], x["prototypes"], labels),
+    }
+    labels = x["labels"].clone()
+    labels[0, 0] = 100
+    with use_backend("reference"):
+        compiled = torch.compile(functions[operation], fullgraph=True, backend="eager")
+        expected = functions[operation](labels.where(labels < 3, -1))
+        torch.testing.assert_close(compiled(labels), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_of_momentum_update(kernel, dtype):
     count = torch.randint(0, 2, (3, 2)).double()

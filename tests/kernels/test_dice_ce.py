@@ -151,6 +151,26 @@ def test_nan(backend):
     assert ce.isfinite().all() and dice.isfinite().all()
 
 
+def test_nan_of_a_soft_target_stays_in_its_region(backend):
+    logits, target = torch.randn(2, 3, 40, requires_grad=True), torch.randn(2, 3, 40).softmax(1)
+    regions = torch.zeros(2, 40, dtype=torch.uint8)
+    regions[1, :20] = 1
+    target[1, 2, 7] = torch.nan
+    ce, dice = dice_ce(logits, target, regions=regions)
+    assert ce[0].isfinite() and dice[0].isfinite() and ce[1].isnan() and dice[1].isnan()
+    (ce + dice)[0].backward()
+    assert logits.grad[0].isfinite().all()
+
+
+def test_a_class_of_minus_infinity_is_left_out(backend):
+    """As a mask of classes makes them."""
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]]).T.unsqueeze(0).requires_grad_()
+    ce, dice = dice_ce(logits, torch.tensor([[0]]))
+    torch.testing.assert_close(ce, torch.tensor([math.log(2)]))
+    (gradient,) = torch.autograd.grad(ce + dice, logits, torch.ones(1))
+    assert dice.isfinite().all() and gradient.isfinite().all() and gradient[0, 2].abs() < 1e-30
+
+
 def test_labels_and_regions_out_of_range(backend):
     logits, labels = torch.randn(2, 4, 9), torch.zeros(2, 9, dtype=torch.uint8)
     regions = torch.full((2, 9), 1, dtype=torch.uint8)

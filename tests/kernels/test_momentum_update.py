@@ -14,7 +14,7 @@ def test_worked_by_hand(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(2, 3, 16), (1, 1, 1), (14, 5, 97), (128, 4, 512)])
+@pytest.mark.parametrize("shape", [(2, 3, 16), (1, 1, 1), (14, 5, 97), (128, 4, 512), (0, 3, 16)])
 def test_accuracy(backend, shape, dtype):
     prototypes = torch.randn(shape).to(dtype)
     count = torch.randint(0, 5, shape[:2]).double() * torch.rand(shape[:2], dtype=torch.float64)

@@ -96,6 +96,7 @@ def test_layout_and_description(source, capsys):
             np.testing.assert_array_equal(files.VALUES[label], truth)
     description = json.loads((dest / "dataset.json").read_text())
     assert description["class_names"] == ["background", "liver", "left kidney", "spleen"]
+    assert description["label_values"] == files.VALUES.tolist()
     assert description["preprocessing"] == {
         "orientation": "RAS", "spacing": [1.2, 1.0, 2.5], "intensity": "standardise",
         "clip": None, "mean": None, "deviation": None,
@@ -309,8 +310,37 @@ def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monk
         with pytest.raises(SystemExit):
             prepare(source, name=dest)
         assert re.search(message, capsys.readouterr().err)
+    (source[0].parent.parent / "dest").mkdir()
+    with monkeypatch.context() as mounted:
+        mounted.setattr(os.path, "ismount", lambda path: path.name == "dest")
+        assert "dest is where a file system is mounted; accepted is a new folder within" in refusal(capsys, source)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert re.search(r"dest: cannot be written, as the folder \S+ is not writable", refusal(capsys, source))
+
+
+def test_what_a_killed_process_left_is_no_obstacle(source):
+    leftover = source[0].parent.parent / f".dest.{os.getpid()}"
+    (leftover / "cases").mkdir(parents=True)
+    assert (prepare(source) / "train.list").is_file() and not leftover.exists()
+
+
+def test_names_of_classes_are_checked_before_the_survey(source, capsys, monkeypatch):
+    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
+    assert "accepted are distinct names, none of them background" in refusal(
+        capsys, source, "--classes", "a", "background", "c"
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-flip-check",)])
+def test_a_label_placed_elsewhere_is_noted(source, capsys, options):
+    path = source[1] / "scan_2.nii.gz"
+    label, placed = read_nifti(path), files.affine()
+    placed[:3, 3] += 50
+    files.write_label(path, np.asarray(label.values), placed)
+    prepare(source, *options)
+    assert "headers place the label elsewhere than its image; voxels are matched by their index: scan_2" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_spacing_that_takes_too_much_memory_is_refused_before_the_survey(source, capsys, monkeypatch):
@@ -398,8 +428,12 @@ def test_without_unlabelled_cases_only_the_baseline_is_there(tmp_path):
 def test_a_sided_organ_is_not_mirrored(tmp_path):
     source = files.own_source(tmp_path / "source", 3, 1, (26, 34, 9))
     options = ("--spacing", "1", "1", "2")
-    for third, expected in (("kidney right", "crop"), ("spleen", "crop_rotate_flip")):
-        dest = prepare(source, "--classes", "liver", "kidney left", third, *options, name=expected)
+    for second, third, expected in (
+        ("kidney left", "kidney right", "crop"),
+        ("LeftKidney", "rightkidney", "crop"),
+        ("kidney left", "spleen", "crop_rotate_flip"),
+    ):
+        dest = prepare(source, "--classes", "liver", second, third, *options, name=second + third)
         assert yaml.safe_load((dest / "mper.yaml").read_text())["dataset"]["augmentation"] == expected
 
 
@@ -489,7 +523,8 @@ def test_bad_input_ends_in_one_line_before_anything_is_written(source, capsys, d
     (("--test", "3", "--validation", "3"), "take 6 of 6 labelled patients; accepted are fewer"),
     (("--test", "0"), "--test is 0; accepted are numbers from 1"),
     (("--labelled", "6"), "--labelled is 6; 5 labelled cases are left to train on, so 1 to 5"),
-    (("--labelled", "nowhere.txt"), "nowhere.txt: missing"),
+    (("--labelled", "nowhere.txt"), "--labelled is nowhere.txt; accepted are numbers from 1, or a file that exists"),
+    (("--test", "20%"), "--test is 20%; accepted are numbers from 1, or a file that exists"),
     (("--patient", "["), "--patient is '[', which is no regular expression"),
     (("--patient", r"\d"), "which matches nothing at the start of 'scan_0'"),
     (("--spacing", "1", "0", "1"), "accepted are three positive numbers of mm"),

@@ -64,6 +64,8 @@ def test_turning_keeps_every_voxel_in_its_place(tmp_path, orientation):
     ({}, "LPS", (1, 1, 1)),
     ({"space": "right-anterior-superior"}, "RAS", (1, 1, 1)),
     ({"space": "left-anterior-superior", "space directions": np.diag([2, 3, 4.0])}, "LAS", (2, 3, 4)),
+    ({"space": "RAS"}, "RAS", (1, 1, 1)),
+    ({"space": "Left-Posterior-Superior"}, "LPS", (1, 1, 1)),
     ({"space directions": np.array([[0, 0, 2.0], [0.5, 0, 0], [0, -3.0, 0]])}, "SLA", (2, 0.5, 3)),
     ({**NO_SPACE, "spacings": [2, 3, 4.0]}, "LPS", (2, 3, 4)),
     (NO_SPACE, "LPS", (1, 1, 1)),
@@ -80,6 +82,13 @@ def test_nrrd_geometry(tmp_path, header, orientation, spacing):
     volume = read_nrrd(tmp_path / "a.nrrd")
     np.testing.assert_array_equal(volume.values, values)
     assert volume.orientation == orientation and volume.spacing == pytest.approx(spacing)
+
+
+def test_an_unknown_space_is_refused(tmp_path):
+    nrrd.write(str(tmp_path / "a.nrrd"), np.zeros((2, 3, 4), np.int16), {"space": "scanner-xyz", "space directions": np.eye(3)})
+    for read in (read_nrrd, read_header):
+        with pytest.raises(ValueError, match="a.nrrd: cannot be read as NRRD .its space is 'scanner-xyz'; accepted are left"):
+            read(tmp_path / "a.nrrd")
 
 
 def test_resampling_keeps_what_lies_at_a_point_of_the_world(tmp_path):
