@@ -445,7 +445,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "training-ladder-avx2": ladder_table,
     "training-ladder-acdc": ladder_table,
     "training-ladder-acdc-avx2": ladder_table,
-    "training-ladder-avx2-vclipseg": ladder_table,
+    "training-ladder-acdc-avx512": ladder_table,
     "evaluation-ladder-amx": ladder_table,
     "evaluation-ladder-avx2": ladder_table,
     "gradient-rounding": gradient_rounding_table,

@@ -7,6 +7,11 @@ namespace semiseg::cuda {
 
 namespace {
 
+// Of an infinite x nothing counts where the probability is 0.
+__device__ __forceinline__ float weighted(float probability, float x) {
+  return probability == 0 ? 0.f : probability * x;
+}
+
 // A block's tile of voxels with few classes: a thread keeps its voxels in registers.
 template <int CLASSES>
 struct NarrowLogits {
@@ -26,7 +31,7 @@ struct NarrowLogits {
     const float (&probability)[C][SLOTS];
     int slot;
     __device__ __forceinline__ float operator()(int c) const { return probability[c][slot]; }
-    __device__ __forceinline__ float times(int c, float x) const { return probability[c][slot] * x; }
+    __device__ __forceinline__ float times(int c, float x) const { return weighted((*this)(c), x); }
   };
 
   struct SoftTargets {
@@ -80,7 +85,7 @@ struct WideLogits {
     __device__ __forceinline__ float operator()(int c) const {
       return offset < span.n ? load_float(source, span.image, c, span.first + offset) : 0.f;
     }
-    __device__ __forceinline__ float times(int c, float x) const { return (*this)(c) * x; }
+    __device__ __forceinline__ float times(int c, float x) const { return weighted((*this)(c), x); }
   };
 
   struct SoftTargets {

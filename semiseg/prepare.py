@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.preparation import CHALLENGES, Choices, check_class_names, prepare, prepare_nifti
+from semiseg.preparation import CHALLENGES, Choices, prepare, prepare_nifti
 
 SOURCES = {
     "la": "2018 Atrial Segmentation Challenge, the folder with <id>/lgemri.nrrd and laendo.nrrd",
@@ -115,8 +115,6 @@ def _prepare_nifti(options: argparse.Namespace, mirror: tuple[int, ...]) -> None
         given = getattr(options, name)
         if given == 0 or (isinstance(given, Path) and not given.is_file()):
             raise ValueError(f"--{name} is {given}; accepted are numbers from 1, or a file that exists")
-    if options.classes is not None:
-        check_class_names(options.classes)
     if options.spacing is not None and not all(0 < size < float("inf") for size in options.spacing):
         raise ValueError(f"--spacing is {options.spacing}; accepted are three positive numbers of mm")
     choices = Choices(

@@ -30,7 +30,7 @@ class DatasetDescription:
         return cls(dataset.class_names, dataset.dimensions, dataset.preprocessing, dataset.label_values)
 
     def difference(self, other: DatasetDescription) -> str:
-        """The first field in which another dataset differs, what it was and what it is; empty where none does."""
+        """The first field in which another dataset's cases differ, what it was and what it is; empty where none does."""
         given = other._fields()
         for name, value in self._fields().items():
             if given[name] != value:
@@ -39,6 +39,7 @@ class DatasetDescription:
 
     def _fields(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
+        del fields["label_values"]  # cases hold the classes' numbers
         return fields | fields.pop("preprocessing")
 
     def save(self, path: Path) -> None:

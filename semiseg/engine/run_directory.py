@@ -122,9 +122,9 @@ class RunDirectory:
     def check_new(config: Config) -> None:
         """Raise ValueError where `output` names a folder that holds something, OSError where none can be made."""
         path = Path(config.output) if config.output is not None else _default_path(config)
-        check_destination(path)
         if config.output is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"output is {path}, which exists already; accepted is a new or an empty folder")
+        check_destination(path / "config.yaml")
 
     @classmethod
     def create(cls, config: Config, device: torch.device) -> RunDirectory:

@@ -67,7 +67,7 @@ def even_window(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, .
 
 
 class _ClassClustering:
-    """k-means of one class, fed volume by volume."""
+    """k-means of one class, fed slab by slab."""
 
     def __init__(self, num_prototypes: int, batch: int, seed: int):
         from sklearn.cluster import MiniBatchKMeans  # more than a second, of no use to most commands

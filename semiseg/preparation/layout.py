@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +64,8 @@ def write_list(path: Path, names: Iterable[str]) -> None:
 @contextmanager
 def whole_folder(dest: Path) -> Iterator[Path]:
     """Give a temporary folder beside `dest`; rename it to `dest` if the block ends without an exception."""
-    temporary = dest.with_name(f".{dest.name}.{os.getpid()}")
+    # Containers that share a folder may have the same process numbers.
+    temporary = dest.with_name(f".{dest.name}.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process with the same number that was killed
     temporary.mkdir(parents=True)
     try:

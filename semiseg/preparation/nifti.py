@@ -68,6 +68,8 @@ def prepare_nifti(
     written.
     """
     check_new(dest)
+    if choices.classes is not None:
+        check_class_names(choices.classes)
     dest = dest.resolve()
     labelled, unlabelled = find_scans(images, labels, choices.patient)
     divide(

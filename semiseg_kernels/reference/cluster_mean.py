@@ -46,9 +46,9 @@ def cluster_sums(
     else:
         share = share * weight.flatten(1).to(z.dtype).unsqueeze(1)
         count = share.sum(dim=(0, 2), dtype=torch.float64)
+    z = torch.where(share.any(dim=1, keepdim=True), z, 0)  # NaN of a voxel in no cluster is in none
     if unit_length:
         share = share / clamped_norm(z, dim=1)
-    z = torch.where(share.any(dim=1, keepdim=True), z, 0)  # NaN of a voxel in no cluster is in none
     summed = bmm(share, z.transpose(1, 2)).sum(dim=0)
     summed, count = sum_over_processes(summed, count)
     return summed.view(num_classes, per_class, -1), count.view(num_classes, per_class)

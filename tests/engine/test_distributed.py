@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from unittest import mock
 
 import pytest
@@ -17,7 +18,7 @@ from torch import multiprocessing, nn
 
 from semiseg.config import load_config
 from semiseg.data.phantom import Phantom
-from semiseg.engine import trainer
+from semiseg.engine import distributed, trainer
 from semiseg.engine.distributed import Processes, gradients
 from semiseg.engine.interruption import Interrupted
 from semiseg.engine.run_directory import RunDirectory
@@ -209,6 +210,24 @@ def test_a_flag_of_one_process_is_seen_by_all(two_processes):
     assert [torch.load(two_processes / f"{rank}.pt", weights_only=True)[1] for rank in range(PROCESSES)] == [
         True
     ] * PROCESSES
+
+
+def hang(rank, port):
+    """The second process is away for longer than a step may take."""
+    os.environ.update(environment(rank, port))
+    processes = Processes()
+    with (
+        mock.patch.object(distributed, "STEP_TIMEOUT", timedelta(seconds=2)),
+        pytest.raises(ConnectionError),
+        processes.joined(torch.device("cpu")),
+    ):
+        if rank == 1:
+            time.sleep(6)
+        processes.any(False)
+
+
+def test_a_process_that_hangs_between_steps_ends_the_job():
+    multiprocessing.spawn(hang, (free_port(),), nprocs=PROCESSES)
 
 
 @pytest.mark.slow

@@ -196,6 +196,28 @@ def test_the_checkpoint_selected_is_of_the_last_stage(tmp_path, monkeypatch):
     assert next(dice, None) is None
 
 
+def test_folders_that_cannot_be_written_are_named_before_the_work(monkeypatch, left_atrium, tmp_path):
+    """Before a training reads its data, and before an evaluation predicts anything."""
+    finished = untrained_run(tmp_path / "finished")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(LeftAtrium, "training_cases", None)
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    for output in ("new", "empty"):
+        options = [*LEFT_ATRIUM_MPER, f"dataset.root={left_atrium}", f"output={tmp_path / output}"]
+        with pytest.raises(PermissionError, match=f"{output}.* cannot be written"):
+            train(load_config("la_mper", options))
+    with pytest.raises(PermissionError, match="results.json: cannot be written"):
+        evaluate.main.__wrapped__(["--run", str(finished)])
+
+
+def test_an_empty_folder_in_one_that_cannot_be_written_is_accepted(monkeypatch, tmp_path):
+    """Such as a container's mount."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name == "out")
+    RunDirectory.check_new(load_config("phantom_supervised", [f"output={tmp_path / 'out'}"]))
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_what_is_missing_or_in_the_way_is_found_before_the_data_is_read(written, monkeypatch, left_atrium, tmp_path):
     monkeypatch.setattr(LeftAtrium, "training_cases", None)

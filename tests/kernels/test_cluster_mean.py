@@ -143,15 +143,21 @@ def test_nan_makes_its_cluster_nan(backend):
     assert cluster_sum[1, 0, 4].isnan() and count.sum() == 126
 
 
+@pytest.mark.parametrize("unit_length", [False, True])
 @pytest.mark.parametrize("left_out", ["label", "weight"])
 @pytest.mark.parametrize(("d", "num_classes", "per_class"), [(16, 2, 3), (16, 4, 3), (48, 14, 2)])
-def test_nan_of_a_voxel_left_out_is_in_no_cluster(backend, d, num_classes, per_class, left_out):
+def test_nan_of_a_voxel_left_out_is_in_no_cluster(
+    backend, d, num_classes, per_class, left_out, unit_length
+):
     z, prototypes = torch.randn(2, d, 70), torch.randn(num_classes, per_class, d)
     labels, weight = torch.randint(0, num_classes, (2, 70)), torch.ones(2, 70)
-    expected = cluster_mean(z[:, :, 1:], prototypes, labels[:, 1:], weight=weight[:, 1:])
+    expected = cluster_mean(
+        z[:, :, 1:], prototypes, labels[:, 1:], weight=weight[:, 1:], unit_length=unit_length
+    )
     z[:, :, 0] = torch.nan
     (labels if left_out == "label" else weight)[:, 0] = -1 if left_out == "label" else 0
-    torch.testing.assert_close(cluster_mean(z, prototypes, labels, weight=weight), expected)
+    actual = cluster_mean(z, prototypes, labels, weight=weight, unit_length=unit_length)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_label_out_of_range(backend):

@@ -162,13 +162,19 @@ def test_nan_of_a_soft_target_stays_in_its_region(backend):
     assert logits.grad[0].isfinite().all()
 
 
-def test_a_class_of_minus_infinity_is_left_out(backend):
+@pytest.mark.parametrize("num_classes", [3, 4])  # in tiles of any number of classes, and of four
+def test_a_class_of_minus_infinity_is_left_out(backend, num_classes):
     """As a mask of classes makes them."""
-    logits = torch.tensor([[0.0, 0.0, -torch.inf]]).T.unsqueeze(0).requires_grad_()
-    ce, dice = dice_ce(logits, torch.tensor([[0]]))
-    torch.testing.assert_close(ce, torch.tensor([math.log(2)]))
-    (gradient,) = torch.autograd.grad(ce + dice, logits, torch.ones(1))
-    assert dice.isfinite().all() and gradient.isfinite().all() and gradient[0, 2].abs() < 1e-30
+    logits = torch.zeros(1, num_classes, 1)
+    logits[0, 2:] = -torch.inf
+    logits.requires_grad_()
+    soft = torch.zeros(1, num_classes, 1)
+    soft[0, 0] = 1
+    for target in (torch.tensor([[0]]), soft):
+        ce, dice = dice_ce(logits, target)
+        torch.testing.assert_close(ce, torch.tensor([math.log(2)]))
+        (gradient,) = torch.autograd.grad(ce + dice, logits, torch.ones(1))
+        assert dice.isfinite().all() and gradient.isfinite().all() and gradient[0, 2:].abs().max() < 1e-30
 
 
 def test_labels_and_regions_out_of_range(backend):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import unicodedata
 from pathlib import Path
 
@@ -319,7 +320,7 @@ def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monk
 
 
 def test_what_a_killed_process_left_is_no_obstacle(source):
-    leftover = source[0].parent.parent / f".dest.{os.getpid()}"
+    leftover = source[0].parent.parent / f".dest.{socket.gethostname()}.{os.getpid()}"
     (leftover / "cases").mkdir(parents=True)
     assert (prepare(source) / "train.list").is_file() and not leftover.exists()
 
