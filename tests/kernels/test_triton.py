@@ -270,7 +270,6 @@ def test_nothing_spills_and_shared_memory_fits(compiled):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_other_sizes_neither_spill_nor_lack_shared_memory(architecture):
-    """All that are shipped, for each architecture."""
     assert_fits(compile_for(architecture, "OTHER"))
 
 
