@@ -23,6 +23,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 SIX_PARTS = tl.constexpr("ieee" if triton.knobs.runtime.interpret else "bf16x6")
 THREE_PARTS = tl.constexpr("ieee" if triton.knobs.runtime.interpret else "bf16x3")
 SCRATCH_COLUMNS = tl.constexpr(64)
+NORMALIZED_AT_ONCE = 4096  # elements, in float64; more would spill
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def unit_prototypes(
     """The prototypes at unit length, one a column, and their norms."""
     C, K, d = prototypes.shape
     columns, width = tiles.classes * tiles.per_class, power_of_two(max(d, tiles.chunk))
-    at_once = min(columns, 8192 // width)
+    at_once = min(columns, NORMALIZED_AT_ONCE // width)
     unit = torch.empty(width, columns, dtype=torch.float32, device=prototypes.device)
     norm = torch.empty(columns, dtype=torch.float32, device=prototypes.device)
     launch(

@@ -126,7 +126,7 @@ OTHER = {
         ("odd", F16, "channels_last", "grid"),
     ],
 }
-# All for all architectures, of which some spill 8 to 80 bytes.
+# All for all architectures, of which some spill 8 to 72 bytes.
 ALL = list(dict.fromkeys([*COMMON, *(entry for entries in OTHER.values() for entry in entries)]))
 
 
