@@ -114,7 +114,8 @@ struct Image {
   }
 
   void write(int64_t first_line, int64_t last_line, const int32_t* largest, uint8_t* kept) const {
-    memset(kept + first_line * X, 0, (last_line - first_line) * X);
+    const int64_t voxels = (last_line - first_line) * X;
+    if (voxels > 0) memset(kept + first_line * X, 0, voxels);  // of none the address may be null
     for (const Run* run = runs_of(first_line); run < runs_of(last_line); ++run) {
       const uint8_t value = label[run->begin];
       if (run->parent == largest[value]) memset(kept + run->begin, value, run->end - run->begin);
