@@ -24,7 +24,8 @@ struct SoftTarget {
   const float* rows;  // [C, pitch], at the vector's first voxel
   int64_t pitch;
   INLINE vfloat value(int64_t c) const { return load(rows + c * pitch); }
-  INLINE vfloat times(int64_t c, vfloat x) const { return value(c) == 0 ? vfloat{} : value(c) * x; }  // 0 times infinity
+  // 0 times infinity is 0 here.
+  INLINE vfloat times(int64_t c, vfloat x) const { return value(c) == 0 ? vfloat{} : value(c) * x; }
   INLINE vfloat square(int64_t c) const { return value(c) * value(c); }
   INLINE vfloat total(int64_t C) const {
     vfloat sum{};

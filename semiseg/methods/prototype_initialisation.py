@@ -27,9 +27,9 @@ def cluster_embeddings(
 ) -> Tensor:  # [C, K, d] float32
     """Cluster the embeddings of every labelled voxel into K centres a class (MiniBatchKMeans, MPER §II-A).
 
-    The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and `batch` voxels of a class make
-    one mini-batch. Warns where a class has fewer voxels than prototypes and duplicates them with a little noise; raises
-    ValueError where a class has none.
+    The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and `batch` voxels of a
+    class make one mini-batch. Warns where a class has fewer voxels than prototypes and duplicates them with a little
+    noise; raises ValueError where a class has none.
     """
     clusterings = [_ClassClustering(num_prototypes, batch, seed) for _ in range(num_classes)]
     training = network.training

@@ -13,10 +13,14 @@ LEVELS = 2**16  # of a value's 16 bits, in which its probability is counted
 class Dropout(nn.Dropout):
     """PyTorch's dropout; on a CPU its probability is rounded to a multiple of 2⁻¹⁶.
 
-    There drawing a number for every value takes as long as a convolution. The numbers come from the global generator.
+    There drawing a number for every value takes longer than the convolution before. The bits come from the global
+    generator. x has any shape and floating point dtype, and the result both.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,  # [B, d, *S]
+    ) -> Tensor:  # [B, d, *S]
         dropped = round(self.p * LEVELS)
         if x.device.type != "cpu" or not self.training or not 0 < dropped < LEVELS:
             return super().forward(x)

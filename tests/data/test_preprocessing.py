@@ -1,5 +1,6 @@
 """How a new scan is brought to the form of a dataset's cases."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,20 @@ def test_a_missing_or_strange_description_is_named(tmp_path):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(ValueError, match="no description of a dataset"):
             DatasetDescription.load(tmp_path / "dataset.json")
+
+
+def test_values_of_labels_are_kept_and_no_difference_between_datasets(tmp_path):
+    """A description from before they were kept has none."""
+    file, scaled = tmp_path / "dataset.json", Preprocessing(None, None)
+    description = DatasetDescription(("background", "organ"), 3, scaled, (0, 4))
+    description.save(file)
+    assert DatasetDescription.load(file) == description
+    values = json.loads(file.read_text())
+    del values["label_values"]
+    file.write_text(json.dumps(values))
+    older = DatasetDescription.load(file)
+    assert older.label_values is None and older.difference(description) == ""
+    assert "class_names" in older.difference(DatasetDescription(("background", "other"), 3, scaled))
+    file.write_text(json.dumps({**values, "label_values": [0, 4, 7]}))
+    with pytest.raises(ValueError, match="no description of a dataset"):
+        DatasetDescription.load(file)
