@@ -7,6 +7,8 @@
 
 namespace semiseg::SEMISEG_LEVEL {
 
+constexpr int64_t RUN = 128;  // products that are added up in a row, as the sum's error grows with them
+
 struct Panels {
   static constexpr int MOST_ROWS = WIDTH == 16 ? 12 : 6;
 
@@ -40,21 +42,34 @@ template <int ROWS, class Finish>
 void multiply_panel(const float* panel, int64_t depth, const float* in, float* out, const Finish& finish, int64_t pitch,
                     int64_t voxels) {
   for (int64_t v = 0; v < voxels; v += STEP) {
-    vfloat sum[ROWS][2] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-      const vfloat low = load(in + k * pitch + v), high = load(in + k * pitch + v + WIDTH);
+    vfloat total[ROWS][2];  // of the runs before, of which few products have any
+    for (int64_t first = 0; first < depth; first += RUN) {
+      const int64_t end = minimum(depth, first + RUN);
+      vfloat sum[ROWS][2] = {};
+      for (int64_t k = first; k < end; ++k) {
+        const vfloat low = load(in + k * pitch + v), high = load(in + k * pitch + v + WIDTH);
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) {
+          const vfloat a = broadcast(panel[k * ROWS + m]);
+          sum[m][0] += a * low;
+          sum[m][1] += a * high;
+        }
+      }
 #pragma GCC unroll 12
       for (int m = 0; m < ROWS; ++m) {
-        const vfloat a = broadcast(panel[k * ROWS + m]);
-        sum[m][0] += a * low;
-        sum[m][1] += a * high;
+        if (first) {
+          sum[m][0] += total[m][0];
+          sum[m][1] += total[m][1];
+        }
+        if (end < depth) {
+          total[m][0] = sum[m][0];
+          total[m][1] = sum[m][1];
+        } else {
+          float *low = out + m * pitch + v, *high = low + WIDTH;
+          store(low, finish(v, sum[m][0], low));
+          store(high, finish(v + WIDTH, sum[m][1], high));
+        }
       }
-    }
-#pragma GCC unroll 12
-    for (int m = 0; m < ROWS; ++m) {
-      float *low = out + m * pitch + v, *high = low + WIDTH;
-      store(low, finish(v, sum[m][0], low));
-      store(high, finish(v + WIDTH, sum[m][1], high));
     }
   }
 }

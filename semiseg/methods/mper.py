@@ -63,7 +63,7 @@ class MPERConfig:
     contrast_normalize: bool = True  # eq. 5 on unit length z and p
     contrast_positive: str = "nearest"  # nearest of all prototypes; label: nearest of the label's class
     contrast_ignore_first: bool = False  # leave out voxels whose positive is prototype 0 of class 0
-    contrast_reduction: str = "mean"  # over all voxels of both mixes; sum: a mean per mix, summed
+    contrast_reduction: str = "mean"  # of both mixes' means; sum: their sum
     dice_squared: bool = True  # Dice's denominator has squares, V-Net's
     dice_per_image: bool = False  # a Dice loss for each image of a batch, or one for all
     pseudo_label_weight: NonNegativeFloat = 0.5  # of pseudo-labelled voxels in L_cons, labelled ones have 1
@@ -225,7 +225,7 @@ class SelfTraining(CopyPasteStage):
             method.config.kmeans_batch,
             self.generator.initial_seed() % 2**32,
         )
-        method.classifier.prototypes.copy_(prototypes)
+        method.classifier.start_at_(prototypes)
 
     def inputs(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         config = self.method.config

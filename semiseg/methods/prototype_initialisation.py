@@ -13,6 +13,7 @@ from semiseg.data import Case, resize
 from semiseg.evaluation.sliding_window import volume_slabs
 from semiseg.models.vnet import SIDE_MULTIPLE
 
+BATCHES_KEPT = 64  # of a class's voxels, which are many more than clustering takes
 DUPLICATE_NOISE = 1e-2  # of the embedding's size, for a class with fewer voxels than prototypes
 
 
@@ -25,11 +26,11 @@ def cluster_embeddings(
     batch: int,
     seed: int,
 ) -> Tensor:  # [C, K, d] float32
-    """Cluster the embeddings of every labelled voxel into K centres a class (MiniBatchKMeans, MPER §II-A).
+    """Cluster the embeddings of the labelled voxels into K centres a class (MiniBatchKMeans, MPER §II-A).
 
-    The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and `batch` voxels of a
-    class make one mini-batch. Warns where a class has fewer voxels than prototypes and duplicates them with a little
-    noise; raises ValueError where a class has none.
+    The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and of every class a
+    random sample of 64 mini-batches of `batch` voxels, or all its voxels if fewer. Warns where a class has fewer voxels
+    than prototypes and duplicates them with a little noise; raises ValueError where a class has none.
     """
     clusterings = [_ClassClustering(num_prototypes, batch, seed) for _ in range(num_classes)]
     training = network.training
@@ -67,41 +68,46 @@ def even_window(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, .
 
 
 class _ClassClustering:
-    """k-means of one class, fed slab by slab."""
+    """k-means of one class, fed slab by slab: of a random sample, as the slabs come in the order of space and cases."""
 
     def __init__(self, num_prototypes: int, batch: int, seed: int):
-        from sklearn.cluster import MiniBatchKMeans  # more than a second, of no use to most commands
-
-        self.kmeans = MiniBatchKMeans(num_prototypes, random_state=seed)
+        self.num_prototypes = num_prototypes
         self.batch = max(batch, num_prototypes)
-        self.pending: list[np.ndarray] = []  # [n, d], fewer than `batch` voxels together
-        self.seed = seed
+        self.seed, self.random = seed, np.random.default_rng(seed)
+        self.sample = np.empty((0, 0), dtype=np.float32)  # [n, d], of at most BATCHES_KEPT batches
+        self.seen = 0
 
     def add(self, voxels: np.ndarray) -> None:  # [n, d]
-        self.pending.append(voxels)
-        if sum(map(len, self.pending)) < self.batch:
-            return
-        voxels = np.concatenate(self.pending)
-        whole = len(voxels) // self.batch * self.batch
-        for start in range(0, whole, self.batch):
-            self.kmeans.partial_fit(np.ascontiguousarray(voxels[start : start + self.batch]))
-        self.pending = [voxels[whole:].copy()]
+        """Keep every voxel seen so far with equal probability (reservoir sampling)."""
+        most = BATCHES_KEPT * self.batch
+        free = most - len(self.sample)
+        if free:
+            self.sample = np.concatenate([self.sample.reshape(-1, voxels.shape[1]), voxels[:free]])
+        order = np.arange(self.seen, self.seen + len(voxels))[free:]
+        place = self.random.integers(0, order + 1)
+        kept = place < most
+        self.sample[place[kept]] = voxels[free:][kept]
+        self.seen += len(voxels)
 
     def centres(self, class_index: int) -> np.ndarray:  # [K, d]
-        rest = np.concatenate(self.pending)
-        clusters, fitted = self.kmeans.n_clusters, hasattr(self.kmeans, "cluster_centers_")
-        if not fitted and not len(rest):
+        from sklearn.cluster import MiniBatchKMeans  # more than a second, of no use to most commands
+
+        voxels, clusters = self.random.permutation(self.sample), self.num_prototypes
+        if not len(voxels):
             raise ValueError(
                 f"the labelled images hold no voxel of class {class_index}, so it can have no prototype"
             )
-        if not fitted and len(rest) < clusters:
+        if len(voxels) < clusters:
             warnings.warn(
-                f"class {class_index} has {len(rest)} labelled voxels for {clusters} prototypes: duplicated with noise",
+                f"class {class_index} has {len(voxels)} labelled voxels for {clusters} prototypes: duplicated with noise",
                 stacklevel=2,
             )
-            copies = rest[np.arange(clusters) % len(rest)]
-            noise = np.random.default_rng(self.seed).standard_normal(copies.shape).astype(np.float32)
+            copies = voxels[np.arange(clusters) % len(voxels)]
+            noise = self.random.standard_normal(copies.shape).astype(np.float32)
             return copies + DUPLICATE_NOISE * np.abs(copies).mean() * noise
-        if len(rest) and (not fitted or len(rest) >= clusters):
-            self.kmeans.partial_fit(rest)
-        return self.kmeans.cluster_centers_.astype(np.float32)
+        kmeans = MiniBatchKMeans(clusters, random_state=self.seed)
+        for start in range(0, len(voxels), self.batch):
+            part = voxels[start : start + self.batch]
+            if len(part) >= clusters:
+                kmeans.partial_fit(part)
+        return kmeans.cluster_centers_.astype(np.float32)

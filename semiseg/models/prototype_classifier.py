@@ -12,7 +12,7 @@ NORM_EPSILON = 1e-6  # smallest norm a prototype is divided by
 class PrototypeClassifier(nn.Module):
     """K prototypes for each of C classes, moved by momentum, not by gradients (MPER eqs. 1, 2, 4 and 5).
 
-    The prototypes start at zero; fill them in place, for example with `classifier.prototypes.copy_(centres)`.
+    The prototypes are zero until `start_at_` puts them somewhere.
     """
 
     prototypes: Tensor  # [C, K, d] float32, a buffer
@@ -77,9 +77,19 @@ class PrototypeClassifier(nn.Module):
         z: Tensor,  # [B, d, *S]
     ) -> Tensor:
         """Class probabilities [B, C, *S] of eq. 1, float32 (float64 for float64 embeddings)."""
+        # Similarity comes in z's dtype, and in 16 bits many cosines near 1 would be equal.
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         similarity, _ = prototype_similarity(z, self.prototypes)
-        precision = torch.promote_types(similarity.dtype, torch.float32)
-        return torch.softmax(similarity.to(precision) / self.class_temperature, dim=1)
+        return torch.softmax(similarity / self.class_temperature, dim=1)
+
+    @torch.no_grad()
+    def start_at_(
+        self,
+        centres: Tensor,  # [C, K, d]
+    ) -> None:
+        """Put the prototypes, in place, where a clustering found its centres."""
+        self.prototypes.copy_(centres)
+        self._keep_unit_length_()
 
     @torch.no_grad()
     def update_(
@@ -92,5 +102,8 @@ class PrototypeClassifier(nn.Module):
         """Move the prototypes to η p + (1 - η) mean, in place, where the count is not 0 (eq. 2)."""
         moved = slice(1, None) if foreground_only else slice(None)
         momentum_update_(self.prototypes[moved], cluster_sum[moved], cluster_count[moved], momentum)
+        self._keep_unit_length_()
+
+    def _keep_unit_length_(self) -> None:
         if self.unit_length:
             self.prototypes.copy_(functional.normalize(self.prototypes, dim=-1, eps=NORM_EPSILON))

@@ -1,9 +1,8 @@
 """Reference of the linear classifier: a matrix product with the channels of every image."""
 
-import torch
 from torch import Tensor
 
-from .common import accumulation_dtype
+from .common import bmm, flatten
 
 
 def linear_classifier(
@@ -12,8 +11,9 @@ def linear_classifier(
     bias: Tensor,  # [C]
     channel_scale: Tensor | None = None,  # [B, d]
 ) -> Tensor:  # [B, C, *S]
-    scaled = weight.expand(x.shape[0], -1, -1)
+    voxels = flatten(x)
+    scaled = weight.to(voxels.dtype).expand(x.shape[0], -1, -1)
     if channel_scale is not None:
-        scaled = weight * channel_scale.to(weight.dtype).unsqueeze(1)
-    logits = torch.baddbmm(bias.to(x.dtype).view(1, -1, 1), scaled.to(x.dtype), x.flatten(2))
-    return logits.view(*logits.shape[:2], *x.shape[2:]).to(accumulation_dtype(x))
+        scaled = scaled * channel_scale.to(voxels.dtype).unsqueeze(1)
+    logits = bmm(scaled, voxels) + bias.to(voxels.dtype).view(-1, 1)
+    return logits.view(*logits.shape[:2], *x.shape[2:])

@@ -120,7 +120,7 @@ def _mix(
     weight = start(weight, image, first, weight_batch_stride, weight_stride, WEIGHT_CHANNELS_LAST)
     share += image * share_batch_stride
     total = tl.zeros([BLOCK, CHANNELS], tl.float32)
-    for first_class in tl.range(0, C, CLASSES, disable_licm=True):
+    for first_class in tl.range(0, C, CLASSES, disable_licm=True, num_stages=1):
         c = first_class + tl.arange(0, CLASSES)
         at = weight + offsets(voxel, c[None, :], weight_stride, WEIGHT_CHANNELS_LAST)
         w = tl.load(at, mask=inside & (c[None, :] < C), other=0).to(tl.float32)

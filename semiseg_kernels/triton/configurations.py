@@ -28,13 +28,15 @@ class PrototypeTiles(NamedTuple):
     per_class: int
     block: int  # voxels of a tile
     chunk: int  # channels read at a time; 1: multiply-adds in registers, more: tensor cores
+    gradient_chunk: int  # the same of backward
     tiles: int  # tiles of a program
     fused: bool  # cluster sums are taken in the same read
     programs: (
         int | None
     )  # of backward, each with scratch memory of its own; None: a program per tile, no scratch
     num_warps: int
-    cluster_warps: int  # of the cluster mean, which keeps less at a time
+    similarity_warps: int  # of the similarity's backward, which keeps less at a time
+    cluster_warps: int  # of the cluster mean, which does too
 
 
 class ClassTiles(NamedTuple):
@@ -103,11 +105,13 @@ def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: boo
     if (not channels_last or d == 1) and d <= REGISTER_CHANNELS and clusters <= REGISTER_CLUSTERS:
         # A thread's voxels lie side by side, for wide loads; with more than 32 cosines it would spill.
         block, chunk, num_warps = (512 if clusters <= 8 else 128), 1, 4
+        gradient_chunk = chunk
     else:
         clusters_of_class = max(clusters_of_class, FEWEST_COLUMNS // classes)
         clusters = classes * clusters_of_class
         # Many columns go with fewer than 64 voxels, so that the warps share the columns.
-        chunk = 16 if d <= 16 or clusters > 128 else 32
+        chunk = 16 if d <= 16 or clusters >= 128 else 32  # wider ones would spill
+        gradient_chunk = 16 if d <= 16 or clusters > 128 else 32
         block = min(max(2048 // clusters, 16), 128)
         num_warps = 4 if clusters < 64 else 8
     # The sums of a tile must be few beside its embeddings.
@@ -115,10 +119,12 @@ def prototype_tiles(d: int, num_classes: int, per_class: int, channels_last: boo
     tiles = 1 if fused else tiles_per_program(block)
     direct = clusters <= DIRECT_CLUSTERS and per_class <= DIRECT_PER_CLASS
     programs = None if direct else SCRATCH_PROGRAMS
-    cluster_warps = 4 if clusters <= 128 else num_warps
+    similarity_warps = num_warps if direct else 4
+    cluster_warps = 4 if clusters < 128 else num_warps
     return PrototypeTiles(
-        classes, clusters_of_class, block, chunk, tiles, fused, programs, num_warps, cluster_warps
-    )
+        classes, clusters_of_class, block, chunk, gradient_chunk, tiles, fused, programs,
+        num_warps, similarity_warps, cluster_warps,
+    )  # fmt: skip
 
 
 def class_tiles(num_classes: int) -> ClassTiles:
@@ -142,8 +148,11 @@ def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles
         block, num_warps = (min(1024 // classes, 512), 1) if backward else (512, 4)
         return MixTiles(classes, block, 1, num_warps)
     classes = max(classes, FEWEST_COLUMNS)
-    num_warps = 4 if classes < (32 if backward else 64) else 8
-    return MixTiles(classes, max(1024 // classes, 16), 16, num_warps)
+    block = max(1024 // classes, 16)
+    if backward:  # two products at once
+        return MixTiles(classes, block if classes == FEWEST_COLUMNS else 16, 16, 4)
+    chunk, num_warps = (16, 4) if classes < 64 else (32, 8)
+    return MixTiles(classes, block, chunk, num_warps)
 
 
 def mix_programs(tiles: int, sums: int) -> int:
@@ -159,13 +168,13 @@ def norm_tiles(num_channels: int, channels_last: bool) -> NormTiles:
     return NormTiles(channels, NORM_ELEMENTS // channels)
 
 
-def upsampling_tiles(num_channels: int, channels_last: bool) -> UpsamplingTiles:
+def upsampling_tiles(num_channels: int, channels_last: bool, backward: bool) -> UpsamplingTiles:
     if channels_last:
         most, cells = UPSAMPLING_CHANNELS, UPSAMPLING_CELLS
     else:
         most, cells = UPSAMPLING_PLANES, UPSAMPLING_PLANE_CELLS
     channels = min(power_of_two(num_channels), most)
-    return UpsamplingTiles(channels, cells // channels)
+    return UpsamplingTiles(channels, cells // channels // (2 if backward else 1))
 
 
 def norm_tiles_per_program(tiles: int) -> int:

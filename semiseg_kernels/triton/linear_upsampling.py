@@ -200,12 +200,12 @@ def _backward(
 
 def _sizes(
     x: Tensor,  # [B, C, *S], whose sides are to be doubled
-    cells: bool,  # programs divide its cells, else its elements
+    backward: bool,  # programs divide its elements, else its cells
 ) -> tuple[int, dict[str, Any]]:  # number of programs, arguments
     C, (*depth, height, width) = x.shape[1], x.shape[2:]
-    more = int(cells)
+    more = int(not backward)
     channels_last = is_channels_last(x)
-    tiles = upsampling_tiles(C, channels_last)
+    tiles = upsampling_tiles(C, channels_last, backward)
     tiles_per_plane = -(-(height + more) * (width + more) // tiles.block)
     planes = x.shape[0] * (depth[0] + more if depth else 1)
     arguments = {
@@ -221,7 +221,7 @@ def forward(
 ) -> Tensor:  # [B, C, *2S]
     read = dense(x)
     y = doubled(read)
-    programs, sizes = _sizes(read, cells=True)
+    programs, sizes = _sizes(read, backward=False)
     launch(_forward, (programs,), x, num_warps=4, x=read, y=y, **sizes)
     return y
 
@@ -231,7 +231,7 @@ def backward(
     channels_last: bool,  # the memory format of the gradient
 ) -> Tensor:  # [B, C, *S]
     upstream, grad_x = dense(grad_y), halved(grad_y, channels_last)
-    programs, sizes = _sizes(grad_x, cells=False)
+    programs, sizes = _sizes(grad_x, backward=True)
     launch(
         _backward, (programs,), grad_y, num_warps=4, grad_y=upstream, grad_x=grad_x,
         UPSTREAM_CHANNELS_LAST=is_channels_last(upstream), **sizes,

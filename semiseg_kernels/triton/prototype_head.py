@@ -104,9 +104,10 @@ def _forward(
     else:
         row = partials + tl.cast(program, tl.int64) * (clusters_at + (C * K * (1 + D) if FUSED else C * K))
     statistics = no_statistics(REGIONS, CLASSES)
-    counts = tl.zeros([1, CLASSES * PER_CLASS], tl.float32)
+    counts = tl.zeros([CLASSES, PER_CLASS], tl.float32)
+    k = tl.arange(0, PER_CLASS)
     contrasted, loss = 0.0, 0.0
-    for tile in tl.range(program * TILES, (program + 1) * TILES, num_stages=1):
+    for tile in tl.range(program * TILES, (program + 1) * TILES, disable_licm=True, num_stages=1):
         image, first, inside = locate(tile, batch, N, BLOCK)
         x = start(z, image, first, batch_stride, stride, CHANNELS_LAST)
         logits, length = read_dots(
@@ -143,7 +144,10 @@ def _forward(
             probability, surprise = softmax(best, inverse_class_temperature)
             y = (c == label).to(tl.float32)
             statistics = add_statistics(statistics, probability, surprise, y, region, kept, first_region, SQUARED)
-            counts += tl.sum(tl.where(cluster == flat, w, 0.0), axis=0, keep_dims=True)
+            # By class and winner: one row of all columns would be held by every thread.
+            joined = winner[:, :, None] == k[None, None, :]
+            of_class = tl.where((c == label) & (cluster >= 0), w, 0.0)[:, :, None]
+            counts += tl.sum(tl.where(joined, of_class, 0.0), axis=0)
             factor = w / length if UNIT_LENGTH else w
             if FUSED:
                 add_embeddings(row + clusters_at + C * K, x, cluster, factor, flat, stride, D, CHANNELS_LAST)
@@ -157,7 +161,8 @@ def _forward(
         tl.store(row + statistics_size, contrasted)
         tl.store(row + statistics_size + 1, loss)
         store_statistics(statistics, row, row + statistics_size + 2, first_region, num_regions, C)
-        tl.store(row + clusters_at + flat, counts, mask=flat >= 0)
+        at = tl.arange(0, CLASSES)[:, None] * K + k[None, :]
+        tl.store(row + clusters_at + at, counts, mask=(at < C * K) & (k[None, :] < K))
 
 
 @triton.jit
@@ -386,7 +391,7 @@ def backward(
         batch_stride=read.batch_stride, stride=read.stride,
         gradient_batch_stride=written.batch_stride, gradient_stride=written.stride,
         inverse_class_temperature=1 / class_temperature, inverse_temperature=1 / temperature,
-        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
+        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.gradient_chunk,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read, written),
         SQUARED=squared, NORMALIZE=normalize, POSITIVE_OF_LABEL=positive == "label",
     )  # fmt: skip

@@ -251,7 +251,7 @@ def backward(
         batch_stride=read.batch_stride, stride=read.stride,
         gradient_batch_stride=written.batch_stride, gradient_stride=written.stride,
         inverse_temperature=1 / temperature,
-        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
+        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.gradient_chunk,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read, written), NORMALIZE=normalize,
     )  # fmt: skip
     return finish_gradient(gradient, written.data)

@@ -160,12 +160,12 @@ def backward(
     unit, _ = unit_prototypes(prototypes, tiles)
     programs, scratch = scratch_memory(tiles, batch * -(-N // tiles.block), z)
     launch(
-        _backward, (programs,), z, tiles.num_warps,
+        _backward, (programs,), z, tiles.similarity_warps,
         grad_similarity=grad_similarity.contiguous(), z=read.data, unit=unit, index=index.contiguous(),
         gradient=written.data, scratch=scratch, batch=batch, N=N,
         batch_stride=read.batch_stride, stride=read.stride,
         gradient_batch_stride=written.batch_stride, gradient_stride=written.stride,
-        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
+        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.gradient_chunk,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read, written),
     )  # fmt: skip
     return finish_gradient(gradient, written.data)

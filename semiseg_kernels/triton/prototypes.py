@@ -22,7 +22,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # three leave a relative error of 2^-16. The interpreter knows neither.
 SIX_PARTS = tl.constexpr("ieee" if triton.knobs.runtime.interpret else "bf16x6")
 THREE_PARTS = tl.constexpr("ieee" if triton.knobs.runtime.interpret else "bf16x3")
-SCRATCH_COLUMNS = tl.constexpr(64)
+SCRATCH_COLUMNS = tl.constexpr(16)
 NORMALIZED_AT_ONCE = 4096  # elements, in float64; more would spill
 
 
@@ -56,7 +56,7 @@ def unit_prototypes(
 ) -> tuple[Tensor, Tensor]:  # unit [d padded, columns], norm [columns]
     """The prototypes at unit length, one a column, and their norms."""
     C, K, d = prototypes.shape
-    columns, width = tiles.classes * tiles.per_class, power_of_two(max(d, tiles.chunk))
+    columns, width = tiles.classes * tiles.per_class, power_of_two(max(d, tiles.gradient_chunk))
     at_once = min(columns, NORMALIZED_AT_ONCE // width)
     unit = torch.empty(width, columns, dtype=torch.float32, device=prototypes.device)
     norm = torch.empty(columns, dtype=torch.float32, device=prototypes.device)
@@ -107,7 +107,8 @@ def read_dots(
     dots = tl.zeros([BLOCK, COLUMNS], tl.float32)
     square = tl.zeros([BLOCK, 1], tl.float32)
     if CHUNK == 1:
-        for j in tl.range(0, D, loop_unroll_factor=8, disable_licm=True):
+        at_once: tl.constexpr = 8 if COLUMNS <= 8 else 4  # more would spill
+        for j in tl.range(0, D, loop_unroll_factor=at_once, disable_licm=True):
             x = tl.load(z + offsets(voxel, j, stride, CHANNELS_LAST), mask=inside, other=0).to(tl.float32)
             dots += x * tl.load(unit + j * COLUMNS + column)
             square += x * x

@@ -1,6 +1,6 @@
 """Compiles what the Triton launches would run, without a GPU, and prints one line of JSON a kernel.
 
-    python triton_compilation.py 90 COMMON|OTHER|ALL
+    python triton_compilation.py 90
 
 The launches themselves decide on kernels and configurations; instead of running, every kernel is noted with
 its arguments, and then compiled. This needs a process without TRITON_INTERPRET.
@@ -60,74 +60,58 @@ SIZES = {  # d, C, K
 }
 LAYOUTS = ("contiguous", "channels_last")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Every kernel on both of its paths, registers and tensor cores, for every architecture.
-COMMON = [
+# Every kernel on both of its paths, registers and tensor cores, and the tiles of every number of classes.
+ENTRIES = [
     ("LA", F32, "contiguous", "all"),
     ("wide", F32, "channels_last", "all"),
     ("LA", BF16, "contiguous", "norm"),
     ("LA", BF16, "channels_last", "norm"),
     ("LA", BF16, "channels_last", "grid"),
+    ("ACDC", BF16, "contiguous", "head"),
+    ("very wide", BF16, "contiguous", "head"),
+    ("one", F32, "contiguous", "head"),
+    ("many classes", F32, "contiguous", "all"),
+    ("8 classes", BF16, "contiguous", "mix"),
+    ("32 classes", F32, "contiguous", "mix"),
+    ("64 classes", F32, "channels_last", "mix"),
+    ("128 classes", BF16, "contiguous", "mix"),
+    ("widest in registers", BF16, "channels_last", "norm"),
+    ("odd", F32, "channels_last", "norm"),
+    ("odd", BF16, "contiguous", "norm"),
+    ("one", BF16, "contiguous", "norm"),
+    ("LA", F16, "contiguous", "norm"),
+    ("odd", F32, "contiguous", "grid"),
+    ("ACDC", F32, "contiguous", "mix"),
+    ("8 classes", F32, "contiguous", "mix"),
+    ("32 classes", F32, "channels_last", "mix"),
+    ("32 classes", BF16, "contiguous", "mix"),
+    ("64 classes", BF16, "contiguous", "mix"),
+    ("128 classes", F32, "contiguous", "mix"),
+    ("ACDC", F32, "contiguous", "head"),
+    ("very wide", F32, "channels_last", "head"),
+    ("LA", F16, "channels_last", "all"),
+    ("wide", BF16, "channels_last", "norm"),
+    ("widest in registers", F32, "channels_last", "norm"),
+    ("odd", F16, "contiguous", "norm"),
+    ("odd", BF16, "channels_last", "norm"),
+    ("LA", F32, "channels_last", "grid"),
+    ("widest in registers", F16, "contiguous", "head"),
+    ("widest", F32, "contiguous", "head"),
+    ("ACDC", BF16, "contiguous", "mix"),
+    ("32 classes", F16, "channels_last", "mix"),
+    ("64 classes", F32, "contiguous", "mix"),
+    ("wide", F16, "channels_last", "norm"),
+    ("odd", F32, "contiguous", "norm"),
+    ("one", F16, "contiguous", "grid"),
+    ("ACDC", F16, "channels_last", "head"),
+    ("many per class", F32, "contiguous", "head"),
+    ("8 classes", F16, "contiguous", "mix"),
+    ("128 classes", F32, "channels_last", "mix"),
+    ("widest in registers", F16, "channels_last", "norm"),
+    ("LA", F32, "channels_last", "norm"),
+    ("odd", F16, "channels_last", "norm"),
+    ("odd", F16, "channels_last", "grid"),
 ]
-# The other sizes, dtypes and layouts in turn.
-OTHER = {
-    80: [
-        ("ACDC", BF16, "contiguous", "head"),
-        ("very wide", BF16, "contiguous", "head"),
-        ("one", F32, "contiguous", "head"),
-        ("many classes", F32, "contiguous", "all"),
-        ("8 classes", BF16, "contiguous", "mix"),
-        ("32 classes", F32, "contiguous", "mix"),
-        ("64 classes", F32, "channels_last", "mix"),
-        ("128 classes", BF16, "contiguous", "mix"),
-        ("widest in registers", BF16, "channels_last", "norm"),
-        ("odd", F32, "channels_last", "norm"),
-        ("odd", BF16, "contiguous", "norm"),
-        ("one", BF16, "contiguous", "norm"),
-        ("LA", F16, "contiguous", "norm"),
-        ("odd", F32, "contiguous", "grid"),
-    ],
-    90: [
-        ("ACDC", F32, "contiguous", "mix"),
-        ("8 classes", F32, "contiguous", "mix"),
-        ("32 classes", F32, "channels_last", "mix"),
-        ("32 classes", BF16, "contiguous", "mix"),
-        ("64 classes", BF16, "contiguous", "mix"),
-        ("128 classes", F32, "contiguous", "mix"),
-        ("ACDC", F32, "contiguous", "head"),
-        ("very wide", F32, "channels_last", "head"),
-        ("LA", F16, "channels_last", "all"),
-        ("wide", BF16, "channels_last", "norm"),
-        ("widest in registers", F32, "channels_last", "norm"),
-        ("odd", F16, "contiguous", "norm"),
-        ("odd", BF16, "channels_last", "norm"),
-        ("LA", F32, "channels_last", "grid"),
-    ],
-    100: [
-        ("widest in registers", F16, "contiguous", "head"),
-        ("widest", F32, "contiguous", "head"),
-        ("ACDC", BF16, "contiguous", "mix"),
-        ("32 classes", F16, "channels_last", "mix"),
-        ("64 classes", F32, "contiguous", "mix"),
-        ("wide", F16, "channels_last", "norm"),
-        ("odd", F32, "contiguous", "norm"),
-        ("odd", BF16, "channels_last", "norm"),
-        ("one", F16, "contiguous", "grid"),
-    ],
-    120: [
-        ("ACDC", F16, "channels_last", "head"),
-        ("many per class", F32, "contiguous", "head"),
-        ("8 classes", F16, "contiguous", "mix"),
-        ("32 classes", F32, "contiguous", "mix"),
-        ("128 classes", F32, "channels_last", "mix"),
-        ("widest in registers", F16, "channels_last", "norm"),
-        ("LA", F32, "channels_last", "norm"),
-        ("odd", BF16, "contiguous", "norm"),
-        ("odd", F16, "channels_last", "norm"),
-        ("odd", F16, "channels_last", "grid"),
-    ],
-}
-# All for all architectures, of which some spill 8 to 72 bytes.
-ALL = list(dict.fromkeys([*COMMON, *(entry for entries in OTHER.values() for entry in entries)]))
 
 
 def noted(run):
@@ -242,9 +226,9 @@ def compile_for(capability, source, num_warps):
     return compiled, int(registers), spilled
 
 
-def main(capability, entries):
+def main(capability):
     seen = set()
-    for entry in entries:
+    for entry in ENTRIES:
         for kernel, arguments, num_warps in noted(lambda entry=entry: run_operations(*entry)):
             source = source_of(kernel, arguments)
             key = (source.hash(), num_warps)
@@ -262,5 +246,4 @@ def main(capability, entries):
 
 
 if __name__ == "__main__":
-    capability = int(sys.argv[1])
-    main(capability, {"COMMON": COMMON, "OTHER": OTHER[capability], "ALL": ALL}[sys.argv[2]])
+    main(int(sys.argv[1]))

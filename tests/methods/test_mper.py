@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semiseg.data import Case
+from semiseg.methods import prototype_initialisation
 from semiseg.methods.method import Batch
 from semiseg.methods.mper import MPER, MPERConfig
 from semiseg.methods.prototype_initialisation import cluster_embeddings, even_window
@@ -19,7 +20,7 @@ CLASSES, WIDTH, PATCH = 3, 4, (6, 5, 4)
 
 
 class SmallNetwork(nn.Module):
-    """One convolution and a classifier, with the two things that make teacher and student differ: BatchNorm, dropout."""
+    """One convolution and a classifier, with BatchNorm, whose statistics make teacher and student differ."""
 
     def __init__(self):
         super().__init__()
@@ -309,6 +310,32 @@ def test_clustering_finds_the_groups_of_every_class():
     assert torch.allclose(prototypes[..., 0], -prototypes[..., 1])
     again = cluster_embeddings(network, cases, 2, 2, (16, 16, 16), batch=500, seed=0)
     assert torch.equal(prototypes, again)
+
+
+@pytest.mark.parametrize("apart", ["layers of every case", "cases"])
+def test_clustering_finds_groups_that_come_one_after_the_other(apart):
+    """Whatever comes first must not take all centres."""
+    values, label = (-3.0, 0.0, 5.0), np.zeros((24, 32, 32), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(3):
+        group = np.arange(24) // 8 if apart == "layers of every case" else np.full(24, number)
+        image = np.asarray(values)[group][:, None, None] + 0.05 * rng.standard_normal(label.shape)
+        cases.append(Case(f"case {number}", image.astype(np.float32), label, None))
+    (centres,) = cluster_embeddings(Identity(), cases, 1, 3, (16, 16, 16), batch=500, seed=0)
+    assert centres[:, 0].sort().values.tolist() == pytest.approx(values, abs=0.1)
+
+
+def test_clustering_samples_all_voxels_alike(monkeypatch):
+    monkeypatch.setattr(prototype_initialisation, "BATCHES_KEPT", 2)
+    clustering = prototype_initialisation._ClassClustering(num_prototypes=1, batch=500, seed=0)
+    for part in np.split(np.arange(50_000, dtype=np.float32)[:, None], [10, 700, 1_800, 1_800, 30_000]):
+        clustering.add(part)
+    (sample,) = clustering.sample.T
+    assert len(np.unique(sample)) == 1_000
+    # Of 1,000 uniform numbers, the mean's standard deviation is 456, and a fifth holds 200 +- 13.
+    assert abs(sample.mean() - 25_000) < 5 * 456
+    assert all(abs(count - 200) < 65 for count in np.histogram(sample, 5, (0, 50_000))[0])
 
 
 def test_clustering_duplicates_few_voxels_and_names_a_missing_class():

@@ -21,22 +21,28 @@ def test_prototypes_are_state_and_not_parameters():
     assert list(classifier.parameters()) == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("unit_length", [False, True])
+def test_prototypes_start_as_they_are_kept(unit_length):
+    classifier, centres = PrototypeClassifier(3, 2, 5, unit_length=unit_length), torch.randn(3, 2, 5)
+    classifier.start_at_(centres)
+    expected = centres / centres.norm(dim=-1, keepdim=True) if unit_length else centres
+    torch.testing.assert_close(classifier.prototypes, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_probabilities(dtype):
+    """Embeddings and prototypes that lie close together, as trained ones do, are told apart in every dtype."""
     classifier, z, _ = classifier_and_voxels(class_temperature=0.2)
-    z = z.to(dtype)
+    towards = torch.randn(5)
+    classifier.prototypes.mul_(0.03).add_(towards)
+    z = z.mul(0.03).add(towards.view(5, 1, 1, 1)).to(dtype)
     probabilities = classifier.predict(z)
-    assert probabilities.dtype == torch.float32
+    assert probabilities.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     cosine = torch.nn.functional.cosine_similarity(
         z.double()[:, None, None], classifier.prototypes.double()[None, ..., None, None, None], dim=3
     )
     expected = (cosine.amax(2) / 0.2).softmax(1)
-    torch.testing.assert_close(
-        probabilities.double(),
-        expected,
-        rtol=1e-3 if dtype == torch.float32 else 0.1,
-        atol=1e-4 if dtype == torch.float32 else 0.01,
-    )
+    torch.testing.assert_close(probabilities.double(), expected, rtol=1e-5, atol=0)
 
 
 OPTIONS = {
