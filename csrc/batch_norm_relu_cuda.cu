@@ -129,8 +129,10 @@ struct Normalised {
   __device__ __forceinline__ float before_activation(float centred, int i) const {
     return fmaf(scale[i % CHANNELS], centred, bias[i % CHANNELS]);
   }
-  __device__ __forceinline__ float activated(float h, float value) const {
-    return h > 0 ? value : negative_slope * value;
+  __device__ __forceinline__ float activated(float h) const { return h > 0 ? h : negative_slope * h; }
+  // 0 times an infinity would be NaN.
+  __device__ __forceinline__ float gradient(float h, float grad_y) const {
+    return h > 0 ? grad_y : negative_slope == 0 ? 0 : negative_slope * grad_y;
   }
 };
 
@@ -245,7 +247,7 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) forward(BatchNormReLU
 #pragma unroll
       for (int i = 0; i < Vectors::LENGTH; ++i) {
         const float h = normalised.before_activation(normalised.centred(x[i], i), i);
-        x[i] = normalised.activated(h, h);
+        x[i] = normalised.activated(h);
       }
       mine.store(a.y, span, slot, x);
     }
@@ -275,7 +277,7 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
 #pragma unroll
         for (int i = 0; i < Vectors::LENGTH; ++i) {
           const float centred = normalised.centred(x[i], i);
-          const float g = normalised.activated(normalised.before_activation(centred, i), grad_y[i]);
+          const float g = normalised.gradient(normalised.before_activation(centred, i), grad_y[i]);
           gradients[i % CHANNELS] += g;
           products[i % CHANNELS] = fmaf(g, centred, products[i % CHANNELS]);
         }
@@ -310,7 +312,7 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) backward(BatchNormReL
 #pragma unroll
       for (int i = 0; i < Vectors::LENGTH; ++i) {
         const float centred = normalised.centred(x[i], i);
-        const float g = normalised.activated(normalised.before_activation(centred, i), grad[i]);
+        const float g = normalised.gradient(normalised.before_activation(centred, i), grad[i]);
         grad[i] = normalised.scale[i % CHANNELS] * (g - offset[i % CHANNELS] - tilt[i % CHANNELS] * centred);
       }
       mine.store(a.grad_x, span, slot, grad);

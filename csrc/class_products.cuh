@@ -16,6 +16,8 @@ constexpr int FEW_CLASSES = 4, CLASSES = 16;  // whose weights are at hand at on
 constexpr int MIX_BLOCKS = 4;
 constexpr int sum_blocks(int classes) { return SPARES_REGISTERS && classes <= FEW_CLASSES ? FORWARD_BLOCKS : 2; }
 
+__host__ __device__ constexpr int64_t groups(int64_t n, int64_t of) { return (n + of - 1) / of; }
+
 __device__ __forceinline__ float4 four_of(const float* row, int v) {
   return *reinterpret_cast<const float4*>(row + v);
 }
@@ -34,9 +36,9 @@ struct ClassSumsMemory {
       : z(shared.take<float>(CHANNELS * PITCH)), weight(shared.take<float>(CLASS_ROWS * PITCH)) {}
 };
 
-// sum_v weight[c, v] z[v] and sum_v weight[c, v], over all images together or of each. A block for CHANNELS of the channels
-// (x), CLASS_ROWS of the classes (y) and some of the tiles of some image (z). Partial sums, per image: [C, d], then [C] of the
-// weights.
+// sum_v weight[c, v] z[v] and sum_v weight[c, v], over all images together or of each. A block for CHANNELS of the
+// channels, CLASS_ROWS of the classes and some of the tiles of some image, in this order: only a grid's first axis has room
+// for all images. Partial sums, per image: [C, d], then [C] of the weights.
 template <int CLASS_ROWS>
 static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
     sum_by_class(Voxels z, Voxels weight, Tiling tiling, Partials partials) {
@@ -44,8 +46,11 @@ static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
   Arena shared{dynamic_shared<char>()};
   const ClassSumsMemory<CLASS_ROWS> memory(shared);
   const int64_t C = weight.channels, d = z.channels;
-  const int64_t first_channel = int64_t(blockIdx.x) * CHANNELS, first_class = int64_t(blockIdx.y) * CLASS_ROWS;
-  const int64_t image = blockIdx.z / partials.blocks, block = blockIdx.z % partials.blocks;
+  const unsigned channel_groups = unsigned(groups(d, CHANNELS)), class_groups = unsigned(groups(C, CLASS_ROWS));
+  const unsigned part = blockIdx.x / channel_groups / class_groups;
+  const int64_t first_channel = int64_t(blockIdx.x % channel_groups) * CHANNELS;
+  const int64_t first_class = int64_t(blockIdx.x / channel_groups % class_groups) * CLASS_ROWS;
+  const int64_t image = part / partials.blocks, block = part % partials.blocks;
   const int channel = threadIdx.x / SLICES, slice = threadIdx.x % SLICES;
   const float* row = memory.z + channel * PITCH;
   const float* own = memory.weight + channel * PITCH;  // of the class with the channel's number, if there is one
@@ -97,7 +102,7 @@ static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
       write((first_class + c) * d + first_channel + channel, all);
   }
   weights = lanes.sum(weights);
-  if (slice == 0 && blockIdx.x == 0 && channel < CLASS_ROWS && first_class + channel < C)
+  if (slice == 0 && first_channel == 0 && channel < CLASS_ROWS && first_class + channel < C)
     write(C * d + first_class + channel, weights);
 }
 
@@ -151,8 +156,6 @@ void with_class_rows(int64_t C, const Run& run) {
   else run(std::integral_constant<int, CLASSES>{});
 }
 
-inline int64_t groups(int64_t n, int64_t of) { return (n + of - 1) / of; }
-
 // Channels of a row of shares.
 inline int64_t share_width(int64_t channels) { return groups(channels, CHANNELS) * CHANNELS; }
 
@@ -182,7 +185,7 @@ inline double* launch_sum_by_class(Arena& workspace, const Voxels& z, const Voxe
     const int blocks = int(groups(all, images));
     const Partials partials(workspace, images * sums, blocks);
     if (device.workspace == nullptr) return;
-    launch(sum_by_class<class_rows>, dim3(groups(d, CHANNELS), groups(C, class_rows), images * blocks), dim3(THREADS),
+    launch(sum_by_class<class_rows>, dim3(groups(d, CHANNELS) * groups(C, class_rows) * images * blocks), dim3(THREADS),
            shared, device.stream, z, weight, tiling, partials);
     launch_add_partials(partials, total, device);
   });

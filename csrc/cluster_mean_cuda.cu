@@ -63,7 +63,7 @@ int64_t cluster_mean(const ClusterMean& a, const Device& device) {
     const int blocks = Tile::LANES == 1 ? blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device)
                                         : blocks_without_sums(tiling.tiles, device);
     const Partials partials(workspace, cluster_sums_of_tiles<Tile>(prototypes), blocks);
-    const ClusterWork<Tile> clusters(workspace, prototypes, a.z, device);
+    const ClusterWork<Tile> clusters(workspace, prototypes, a.z, true, device);
     double* total = workspace.take<double>(sums);
     if (device.workspace == nullptr) return;
     launch_normalize<Tile>(prototypes, device);

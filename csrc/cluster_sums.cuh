@@ -240,21 +240,21 @@ int64_t cluster_sums_of_tiles(const Prototypes& p) {
 // What a kernel over wide tiles leaves, and the second kernel, which sums it.
 template <class Tile>
 struct ClusterWork {
+  bool needed;
   Assignments assignments;
   Partials partials;
 
-  ClusterWork(Arena& workspace, const Prototypes& p, const Voxels& z, const Device& device)
-      : assignments(workspace, Tile::LANES == 1 ? 0 : z.batch * z.voxels),
-        partials(workspace, cluster_sums(p.count(), p.d) - cluster_sums_of_tiles<Tile>(p), blocks(p, z, device)) {}
+  ClusterWork(Arena& workspace, const Prototypes& p, const Voxels& z, bool labelled, const Device& device)
+      : needed(labelled && Tile::LANES > 1), assignments(workspace, needed ? z.batch * z.voxels : 0),
+        partials(workspace, needed ? cluster_sums(p.count(), p.d) : 0, needed ? blocks(p, z, device) : 0) {}
 
   static int blocks(const Prototypes& p, const Voxels& z, const Device& device) {
-    if (Tile::LANES == 1) return 0;
     return blocks_with_sums(sum_clusters, shared_bytes<WideClusterSums>(p.count()),
                             Tiling(z, WideClusterSums::VOXELS).tiles, cluster_sums(p.count(), p.d), device);
   }
 
   void add(const Prototypes& p, const Voxels& z, const Voxels& weight, double* total, const Device& device) const {
-    if (Tile::LANES == 1) return;
+    if (!needed) return;
     const Tiling tiling(z, WideClusterSums::VOXELS);
     const int chunks = (p.d + WideClusterSums::D - 1) / WideClusterSums::D;
     launch(sum_clusters, dim3(partials.blocks, chunks), dim3(THREADS), shared_bytes<WideClusterSums>(p.count()),

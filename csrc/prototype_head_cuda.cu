@@ -195,7 +195,7 @@ int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& devi
     const int64_t sums = losses + (a.labels.present ? cluster_sums_of_tiles<Tile>(prototypes) : 0);
     const int blocks = blocks_with_sums(forward<Tile>, shared, tiling.tiles, sums, device);
     const Partials partials(workspace, sums, blocks);
-    const ClusterWork<Tile> cluster_work(workspace, prototypes, a.z, device);
+    const ClusterWork<Tile> cluster_work(workspace, prototypes, a.z, a.labels.present, device);
     double* total = workspace.take<double>(losses + clusters);
     double* cluster_total = a.labels.present ? total + losses : nullptr;
     if (device.workspace == nullptr) return;
@@ -203,7 +203,7 @@ int64_t prototype_head_forward(const PrototypeHeadForward& a, const Device& devi
     launch(forward<Tile>, dim3(blocks), dim3(THREADS), shared, device.stream, a, prototypes, tiling, parameters(a),
            Temperature(a.class_temperature), partials, cluster_work.assignments, partials.from(losses));
     launch_add_partials(partials, total, device);
-    if (a.labels.present) cluster_work.add(prototypes, a.z, a.weight, cluster_total, device);
+    cluster_work.add(prototypes, a.z, a.weight, cluster_total, device);
     launch(finish, dim3(a.labels.present ? blocks_without_sums(prototypes.count(), device) : 1), dim3(THREADS), 0,
            device.stream, a, total, cluster_total, regions);
   });

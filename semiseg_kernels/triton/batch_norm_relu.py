@@ -76,8 +76,14 @@ def _read_parameters(parameters, c, C):
 
 
 @triton.jit
-def _activated(h, values, negative_slope):
-    return tl.where(h > 0, values, negative_slope * values)
+def _activated(h, negative_slope):
+    return tl.where(h > 0, h, negative_slope * h)
+
+
+@triton.jit
+def _gradient(h, grad_y, negative_slope):
+    """The gradient to h; 0 times an infinity would be NaN."""
+    return tl.where(h > 0, grad_y, tl.where(negative_slope == 0, 0.0, negative_slope * grad_y))
 
 
 @triton.jit
@@ -219,7 +225,7 @@ def _forward(
     at, inside, _ = _place(tile, c, batch, C, N, BLOCK, CHANNELS_LAST)
     mean, scale, bias = _read_parameters(parameters, c, C)
     h = scale * (_read(x, at, inside) - mean) + bias
-    tl.store(y + at, _activated(h, h, negative_slope).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, _activated(h, negative_slope).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "tiles_per_program"])
@@ -248,7 +254,7 @@ def _sums(
     for tile in tl.range(begin, tl.minimum(begin + tiles_per_program, tiles), disable_licm=True):
         at, inside, _ = _place(tile, c, batch, C, N, BLOCK, CHANNELS_LAST)
         centred = _read(x, at, inside) - mean
-        g = _activated(scale * centred + bias, _read(grad_y, at, inside), negative_slope)
+        g = _gradient(scale * centred + bias, _read(grad_y, at, inside), negative_slope)
         gradients += g
         products += g * centred
     gradient = tl.sum(gradients, axis=0, keep_dims=True).to(tl.float64)
@@ -312,7 +318,7 @@ def _backward(
     mean, scale, bias = _read_parameters(parameters, c, C)
     offset, tilt = _read_channels(correction, 0, c, C), _read_channels(correction, 1, c, C)
     centred = _read(x, at, inside) - mean
-    g = _activated(scale * centred + bias, _read(grad_y, at, inside), negative_slope)
+    g = _gradient(scale * centred + bias, _read(grad_y, at, inside), negative_slope)
     gradient = scale * (g - offset - tilt * centred)
     tl.store(grad_x + at, gradient.to(grad_x.dtype.element_ty), mask=inside)
 

@@ -8,6 +8,8 @@ FEWEST_COLUMNS = 16  # that tensor cores multiply
 DIRECT_CLUSTERS, DIRECT_PER_CLASS = 128, 8  # whose coefficients of a tile the registers can hold
 SCRATCH_PROGRAMS = 512  # enough to keep any GPU busy
 VOXELS_PER_PROGRAM = 1024  # whose sums are float32, those of all programs float64
+ROWS_PER_PROGRAM, MAX_SUMMING_PROGRAMS = 256, 1 << 15  # of sums over programs; a grid's second axis has 65,535
+MAX_SUM_BYTES = 8  # a voxel, of what programs that sum leave, about
 MAX_COLUMNS, MAX_PER_CLASS = 256, 16  # more would spill
 MAX_REGIONS = 4  # counted in one read of the voxels
 MIX_CLASSES = 8  # up to here tensor cores would mostly multiply padding
@@ -91,6 +93,11 @@ def tiles_per_program(block: int) -> int:
     return max(VOXELS_PER_PROGRAM // block, 1)
 
 
+def rows_per_program(rows: int) -> int:
+    """Rows of partial sums that a program adds."""
+    return max(ROWS_PER_PROGRAM, -(-rows // MAX_SUMMING_PROGRAMS))
+
+
 def fits_tiles(operation: str, num_classes: int, per_class: int) -> bool:
     """Whether a voxel's cosines with all prototypes, or its shares, find room in the registers of a tile."""
     columns = power_of_two(num_classes) * power_of_two(per_class)
@@ -137,7 +144,9 @@ def class_product_tiles(d: int, num_classes: int) -> ClassProductTiles:
     classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 32)
     channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
     sum_block, mix_block = 32, 64
-    return ClassProductTiles(classes, channels, sum_block, tiles_per_program(sum_block), mix_block)
+    sums = power_of_two(num_classes) * power_of_two(d)
+    tiles = max(tiles_per_program(sum_block), 4 * sums // (MAX_SUM_BYTES * sum_block))
+    return ClassProductTiles(classes, channels, sum_block, tiles, mix_block)
 
 
 def mix_tiles(num_classes: int, channels_last: bool, backward: bool) -> MixTiles:

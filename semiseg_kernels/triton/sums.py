@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from semiseg_kernels.triton.configurations import rows_per_program
 from semiseg_kernels.triton.launching import launch
 
-ROWS_PER_PROGRAM = 256
 COLUMNS = 32
 
 
@@ -37,17 +37,17 @@ def add_rows(
     partials: Tensor,  # [rows, columns]
 ) -> Tensor:  # [columns] float64
     """The sum of the rows: of every few hundred of them, then of those sums."""
-    rows_per_program = ROWS_PER_PROGRAM
+    rows_of_program = rows_per_program(len(partials))
     while True:
         rows, columns = partials.shape
-        programs = -(-rows // rows_per_program)
+        programs = -(-rows // rows_of_program)
         sums = torch.empty(programs, columns, dtype=torch.float64, device=partials.device)
         launch(
             _add_rows, (-(-columns // COLUMNS), programs), partials, num_warps=4,
-            partials=partials, sums=sums, rows=rows, columns=columns, rows_per_program=rows_per_program,
+            partials=partials, sums=sums, rows=rows, columns=columns, rows_per_program=rows_of_program,
             ROWS=32, COLUMNS=COLUMNS,
         )  # fmt: skip
         if programs == 1:
             return sums[0]
         # The second pass takes however many rows the first has left.
-        partials, rows_per_program = sums, programs
+        partials, rows_of_program = sums, programs

@@ -8,6 +8,7 @@ from semiseg_kernels import (
     batch_norm_relu,
     cluster_mean,
     dice_ce,
+    linear_classifier,
     masked_class_mean,
     prompt_mix,
     prototype_head,
@@ -240,3 +241,9 @@ def test_shared_memory_of_prompt_mixing(cuda, shape):
     expected = torch.autograd.grad(reference.prompt_mix(logits, text).square().sum(), (logits, text))
     for result, exact in zip(actual, expected, strict=True):
         torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
+
+
+def test_more_images_than_a_grid_has_rows(cuda):
+    x, weight, bias = torch.randn(65_536, 1, 1), torch.randn(1, 1).requires_grad_(), torch.zeros(1)
+    (actual,) = torch.autograd.grad(linear_classifier(x, weight, bias).sum(), weight)
+    torch.testing.assert_close(actual, x.sum().view(1, 1), rtol=1e-5, atol=1e-3)

@@ -51,6 +51,21 @@ def test_accuracy_of_the_gradient_to_the_text(kernel, case, layout):
     assert_accurate(kernel, lambda x: {"prompt": prompt_mix(logits.to(x.dtype), x)}, text, scale, unit=False)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_to_the_text_of_a_class_with_little_share(kernel, dtype, layout):
+    """Some millionths of every voxel, which no sum of numbers of 16 bits has the digits for."""
+    logits = in_layout(torch.zeros(2, 12, 400), layout).to(dtype)
+    logits[:, 1] = -14
+    text = torch.randn(12, 40, requires_grad=True)
+    prompt = prompt_mix(logits, text)
+    upstream = in_layout(torch.rand(prompt.shape), layout).to(dtype)
+    (actual,) = torch.autograd.grad(prompt, text, upstream)
+    share = logits.double().softmax(1)
+    expected = torch.einsum("bcv,bev->ce", share, upstream.double())
+    torch.testing.assert_close(actual[1].double(), expected[1], rtol=1e-5, atol=0)
+
+
 def test_large_logits(kernel):
     logits, text = 300 * torch.randn(2, 5, 77), torch.randn(5, 16)
     scale = float(logits.abs().max())

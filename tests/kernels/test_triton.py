@@ -34,6 +34,7 @@ from semiseg_kernels.triton.configurations import (
     norm_tiles_per_program,
     prototype_tiles,
     regions_at_once,
+    rows_per_program,
     upsampling_tiles,
 )
 
@@ -182,6 +183,8 @@ def test_tiles():
             tiles = class_product_tiles(d, num_classes)
             assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "tensor cores multiply them"
             assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
+            voxels = tiles.sum_block * tiles.tiles
+            assert 4 * num_classes * d <= 8 * voxels, "bytes a voxel"
     for num_classes in (1, 2, 4, 7, 8, 9, 17, 64, 128):
         for backward in (False, True):
             for channels_last in (False, True):
@@ -224,6 +227,12 @@ def test_the_papers_sizes_stay_in_registers():
 
 def test_regions_at_once():
     assert [regions_at_once(n) for n in (1, 2, 3, 4, 5, 256)] == [1, 2, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 256, 257, 1 << 23, 1 << 24, 1 << 32])
+def test_rows_of_a_program_of_sums(rows):
+    """As many programs as a grid's second axis takes."""
+    assert rows_per_program(rows) >= 256 and -(-rows // rows_per_program(rows)) <= 65_535
 
 
 @pytest.mark.parametrize("sums", [1, 2 * 256, 16 * 512, 128 * 1024])
