@@ -30,8 +30,9 @@ def cluster_mean(
     require_agreement: take only voxels whose label is also the class of greatest similarity (lowest on ties).
 
     cluster_sum is float32 (float64 for float64 input), cluster_count float64. They come apart so that those
-    of several calls can be added before dividing. Not differentiable. Raises ValueError on wrong shapes or
-    dtypes, and on a CPU for labels >= C.
+    of several calls can be added before dividing. Not differentiable. NaN or infinity in a voxel of a cluster
+    spoils that cluster's sum, on some backends all sums. Raises ValueError on wrong shapes or dtypes, and on a
+    CPU for labels >= C.
     """
     checks.check_prototypes(z, prototypes)
     checks.check_per_voxel("labels", labels, z, checks.INTEGER_DTYPES)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-STAGES, PROCESSES = range(2)  # purposes; a stream of one never meets one of another
+STAGES, PROCESSES = range(2)  # purposes; but for number 0, a stream of one never meets one of another
 
 
 def derived_seed(seed: int, purpose: int, number: int) -> int:

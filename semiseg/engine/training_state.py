@@ -1,4 +1,8 @@
-"""The state of a run that is not finished: one file from which training goes on as if it had never stopped."""
+"""The state of a run that is not finished: one file from which training goes on as if it had never stopped.
+
+On several processes that is so but for their random states, of which the file holds the first one's alone: dropout's masks
+are drawn anew.
+"""
 
 from __future__ import annotations
 
