@@ -111,7 +111,7 @@ def clip_text(
 def _without_clip(model: str, reason: str) -> str:
     return (
         f"method.text=clip cannot load {model!r} ({reason}); three ways out: "
-        "pip install 'semiseg[clip]' and a network or method.clip_model=FOLDER of a saved model; "
+        "pip install transformers and a network or method.clip_model=FOLDER of a saved model; "
         "method.text=file method.text_file=FILE with one embedding a class; method.text=random"
     )
 

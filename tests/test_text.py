@@ -164,7 +164,7 @@ def test_without_clip_one_line_names_three_ways_out_before_anything_is_made(tmp_
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: method.text=clip cannot load 'semiseg-tests/there-is-no-such-model'")
     for way_out in (
-        "pip install 'semiseg[clip]'",
+        "pip install transformers",
         "method.clip_model=",
         "method.text=file",
         "method.text=random",
