@@ -52,18 +52,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
-    """Write results.json: the reported checkpoint, and beside the last one the best on the validation split."""
+    """Write results.json: the reported checkpoint, and beside it those of the last and the best on the validation split
+    that are of other iterations."""
     device = choose_device(config.training.device)
     dataset = open_configured_dataset(config)
     run.check_dataset(dataset)
+    run.check_test_cases(dataset)
     text = TextEmbeddings.load(run.text) if run.text.is_file() else None
     method = build_method(config, len(dataset.class_names), device, text)
     reported = config.evaluation.select
-    load_checkpoint(run.checkpoint(reported), method, device)  # what is wrong with it is to be known first
+    # First, as what is wrong with it is to be known before the others are evaluated.
+    iteration = load_checkpoint(run.checkpoint(reported), method, device)["iteration"]
     others = [name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()]
     evaluated = {}
     for name in [*others, reported]:  # the reported one last: its predictions and its network are drawn
         metadata = load_checkpoint(run.checkpoint(name), method, device)
+        if name != reported and metadata["iteration"] == iteration:
+            continue  # the same weights
         cases, maps = {}, {}
         for case, prediction, metrics in evaluate_cases(method, dataset, "test", config, device):
             cases[case.name] = metrics

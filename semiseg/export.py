@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_destination(options.output)
     if options.output.suffix == ".onnx":
         _require("onnx", "onnxscript")
-    predictor = Predictor(options.run, ["training.device=cpu", *options.overrides])
+    predictor = Predictor(options.run, [*options.overrides, "training.device=cpu"])
     options.output.parent.mkdir(parents=True, exist_ok=True)
     difference = export(predictor, options.output)
     print(f"written to {options.output}: {difference}")

@@ -115,9 +115,14 @@ class Predictor:
     ) -> Segmentation:
         volume = scan if isinstance(scan, Volume) else read_volume(Path(scan))
         affine, file_axes = volume.affine, io_orientation(volume.affine)
+        volume = _with_spacing(volume, spacing)
         orientation = self.description.preprocessing.orientation
+        if self.config.network.dimensions == 2:
+            # The slices of an oblique stack may be nearest to any plane of the body. Cut along another one, they are
+            # nothing a 2D network knows; along its own it shows the picture that was acquired.
+            orientation = volume.slice_orientation
         training_axes = file_axes if orientation is None else axcodes2ornt(orientation)
-        turned = _with_spacing(volume, spacing).turned(orientation)
+        turned = volume.turned(orientation)
         path, shape = turned.path, turned.values.shape
         image, steps = self._prepared(turned)
         del scan, volume, turned  # the intensities of the file are not needed while the network runs

@@ -43,7 +43,7 @@ def _add_challenge(parser: argparse.ArgumentParser) -> None:
         help="folder of train.list, test.list (ACDC: and val.list) that say which case goes where; "
         "without it patients are divided here, in the usual numbers",
     )  # fmt: skip
-    _add_flip(parser, "the axes of its image")
+    _add_flip(parser, "x (right to left), y (anterior to posterior), z (inferior to superior)")
 
 
 def _add_nifti(parser: argparse.ArgumentParser) -> None:

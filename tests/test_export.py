@@ -12,6 +12,7 @@ import torch
 from untrained_runs import untrained_run
 
 from semiseg import Predictor, export
+from semiseg.config import parse_overrides
 from semiseg.data.preprocessing import Preprocessing
 
 main = export.main.__wrapped__  # without the exit status
@@ -95,6 +96,17 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     predictor = Predictor(run, ["training.device=cpu"])
     with pytest.raises(OSError, match="cannot write .*gone/model.pt2"):
         export.export(predictor, tmp_path / "gone" / "model.pt2")
+
+
+def test_the_export_stays_on_the_cpu(monkeypatch, tmp_path):
+    """Where the windows are, whatever device is asked for."""
+    given = []
+    monkeypatch.setattr(
+        export, "Predictor", lambda run, overrides: given.extend(parse_overrides(overrides).items())
+    )
+    monkeypatch.setattr(export, "export", lambda *_: "")
+    main(["--run", "run", "--output", str(tmp_path / "model.pt2"), "training.device=cuda"])
+    assert given == [("training", {"device": "cpu"})]
 
 
 def test_bad_arguments_are_named(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from semiseg import evaluate, report
 from semiseg.config import config_to_mapping, load_config
 from semiseg.data import open_dataset
 from semiseg.data.description import DatasetDescription
+from semiseg.data.preprocessing import Preprocessing
 from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method
@@ -159,12 +160,11 @@ def test_evaluation_leaves_a_report_that_can_be_made_again(name, request, tmp_pa
     dataset = open_dataset(config.dataset.name, root)
     run = RunDirectory.create(config, torch.device("cpu"))
     DatasetDescription.of(dataset).save(run.dataset)
-    save_checkpoint(
-        run.checkpoint(), build_method(config, len(dataset.class_names), torch.device("cpu")), iteration=0
-    )
+    method = build_method(config, len(dataset.class_names), torch.device("cpu"))
+    save_checkpoint(run.checkpoint(), method, iteration=2)
     validated = name != "la_mper"  # the left atrium has no validation split
     if validated:
-        shutil.copy(run.checkpoint(), run.checkpoint("validation"))
+        save_checkpoint(run.checkpoint("validation"), method, iteration=1)
     monkeypatch.setattr(pictures_module, "VOXELS", 300)  # t-SNE takes seconds for more
     evaluate.main(["--run", str(run_path)])
     results = json.loads(run.results.read_text())
@@ -223,6 +223,37 @@ def test_seeds_of_a_configuration_are_one_row(tmp_path, capsys):
         if line.startswith("| phantom_mper") and "%" not in line and "|     2 |" in line
     ]
     assert f"{50 * sum(means):.2f} ± {50 * abs(means[0] - means[1]):.2f}" in row
+
+
+def described(path: Path, spacing: tuple[float, ...], orientation: str | None = None) -> Path:
+    DatasetDescription(CLASSES, 3, Preprocessing(orientation, spacing)).save(RunDirectory(path).dataset)
+    return path
+
+
+def test_runs_on_data_prepared_otherwise_are_no_seeds_of_one_thing(tmp_path, capsys):
+    fine, coarse = (1.0, 1.0, 1.0), (1.0, 1.0, 2.0)
+    runs = [
+        described(make_run(tmp_path, f"run{seed}", seed, [f"seed={seed}"]), spacing, orientation)
+        for seed, (spacing, orientation) in enumerate([(fine, None), (coarse, None), (fine, "LPS")])
+    ]
+    status, output, _ = report_of(*runs, "--output", tmp_path / "page.html", capsys=capsys)
+    assert status == 0
+    rows = [line.split("|")[1:3] for line in output.splitlines() if line.startswith("| phantom_supervised")]
+    assert [[cell.strip() for cell in row] for row in rows[:2]] == [
+        ["phantom_supervised (preprocessing.spacing=[1.0, 1.0, 1.0])", "2"],
+        ["phantom_supervised (preprocessing.spacing=[1.0, 1.0, 2.0])", "1"],
+    ]
+
+
+def test_one_seed_twice_is_no_spread(tmp_path, capsys):
+    first = make_run(tmp_path, "first", 2)
+    same = [make_run(tmp_path, name, 1, ["seed=3"], "phantom_mper") for name in ("one", "two")]
+    status, _, errors = report_of(first, *same, "--output", tmp_path / "page.html", capsys=capsys)
+    assert status == 2 and errors == (
+        f"error: {same[0]} and {same[1]} have the same configuration and the seed 3; "
+        "expected runs of one configuration to have seeds of their own\n"
+    )
+    assert report_of(*same, "--output", tmp_path / "page.html", capsys=capsys)[0] == 0  # each for itself
 
 
 def test_runs_of_one_configuration_stand_for_themselves(tmp_path, capsys):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semiseg.data.case import Case
-from semiseg.data.files import check_labelled, read_case, read_cases_lazily, read_list
+from semiseg.data.files import check_disjoint, check_labelled, read_case, read_cases_lazily, read_list
 from semiseg.data.preprocessing import Preprocessing
 
 TRAINING_LIST = "train_slices.list"
@@ -22,12 +22,16 @@ class ACDC:
     class_names = ("background", "right ventricle", "myocardium", "left ventricle")
     dimensions = 2
     has_validation = True
-    # Slices [y, x], first axis from slice to slice; the files of the challenge are stored x first.
+    # Slices [y, x], first axis from slice to slice; a stack that is not axial has Volume.slice_orientation instead.
     preprocessing = Preprocessing(orientation="SPL", spacing=None, intensity="unit_range")
     label_values = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def patient(self, name: str) -> str:
+        """patient099_frame01_slice_15 -> patient099"""
+        return name.split("_frame")[0]
 
     def training_cases(self, labelled: int) -> tuple[list[Case], list[Case]]:
         """Read all training slices; those of the first `labelled` patients of the list are labelled.
@@ -36,20 +40,25 @@ class ACDC:
         """
         source = self.root / TRAINING_LIST
         names = read_list(source)
-        patients = list(dict.fromkeys(_patient(name) for name in names))
+        check_disjoint(names, (self.root / name for name in EVALUATION_LISTS.values()), self.patient)
+        patients = list(dict.fromkeys(map(self.patient, names)))
         check_labelled(labelled, len(patients), "patients", source)
         cases = [read_case(slice_path(self.root, name), name, 2, len(self.class_names)) for name in names]
         labelled_patients = set(patients[:labelled])
         return (
-            [case for case in cases if _patient(case.name) in labelled_patients],
-            [case for case in cases if _patient(case.name) not in labelled_patients],
+            [case for case in cases if self.patient(case.name) in labelled_patients],
+            [case for case in cases if self.patient(case.name) not in labelled_patients],
         )
+
+    def evaluation_names(self, split: str) -> list[str]:
+        """The names of val.list or test.list."""
+        if split not in EVALUATION_LISTS:
+            raise ValueError(f"split is {split!r}; ACDC has 'validation' and 'test'")
+        return read_list(self.root / EVALUATION_LISTS[split])
 
     def evaluation_cases(self, split: str) -> Iterator[Case]:
         """Yield the volumes [slices, H, W] of val.list or test.list one at a time."""
-        if split not in EVALUATION_LISTS:
-            raise ValueError(f"split is {split!r}; ACDC has 'validation' and 'test'")
-        names = read_list(self.root / EVALUATION_LISTS[split])
+        names = self.evaluation_names(split)
         paths = [volume_path(self.root, name) for name in names]
         return read_cases_lazily(paths, names, 3, len(self.class_names))
 
@@ -62,8 +71,3 @@ def slice_path(root: Path, name: str) -> Path:
 def volume_path(root: Path, name: str) -> Path:
     """Where a volume for evaluation lies."""
     return root / "data" / f"{name}.h5"
-
-
-def _patient(name: str) -> str:
-    """patient099_frame01_slice_15 -> patient099"""
-    return name.split("_frame")[0]

@@ -37,7 +37,8 @@ class Transformation(Protocol):
 class Augmentation:
     """What happens to a training case before it enters a batch.
 
-    crop_rotate_flip: rot90 + flip in plane, then a random crop (left atrium, phantom).
+    crop_rotate_flip: rot90 + flip in plane, then a random crop (left atrium, phantom): always a mirror image.
+    crop_dihedral: one of a square's eight symmetries in plane, then a random crop (own data): also the scan as it is.
     rotate_flip_resize: with probability 1/2 rot90 + flip, else with probability 1/2 a rotation by up to 20
     degrees; then a resize to the patch (ACDC slices).
     crop: a random crop only (pancreas).
@@ -48,7 +49,12 @@ class Augmentation:
     patch: tuple[int, ...]  # shape of what comes out
 
     def __post_init__(self) -> None:
-        accepted = {"crop_rotate_flip": (2, 3), "rotate_flip_resize": (2,), "crop": (2, 3)}
+        accepted = {
+            "crop_rotate_flip": (2, 3),
+            "crop_dihedral": (2, 3),
+            "rotate_flip_resize": (2,),
+            "crop": (2, 3),
+        }
         if self.name not in accepted:
             raise ValueError(
                 f"augmentation name is {self.name!r}; accepted are {', '.join(sorted(accepted))}"
@@ -65,8 +71,8 @@ class Augmentation:
             )
         if self.name == "crop":
             return Crop(UNTURNED, _random_corner(shape, self.patch, generator))
-        if self.name == "crop_rotate_flip":
-            turn = Turn.draw(generator)
+        if self.name in ("crop_rotate_flip", "crop_dihedral"):
+            turn = (Turn.draw if self.name == "crop_rotate_flip" else Turn.draw_dihedral)(generator)
             return Crop(turn, _random_corner(turn.shape(shape), self.patch, generator))
         if _integer(2, generator):
             return Resize(Turn.draw(generator))
@@ -87,6 +93,12 @@ class Turn:
         """Draw how far to turn and which axis to flip then: always a mirror image."""
         quarters, flipped = _integer(4, generator), _integer(2, generator)
         return cls(quarters % 2 == 1, tuple(REVERSED_BY_QUARTERS[quarters] ^ {flipped}))
+
+    @classmethod
+    def draw_dihedral(cls, generator: torch.Generator) -> "Turn":
+        """Draw whether to swap the axes and to reverse each: any of a square's eight symmetries, equally often."""
+        swapped = bool(_integer(2, generator))
+        return cls(swapped, tuple(axis for axis in range(2) if _integer(2, generator)))
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of what comes out."""

@@ -47,8 +47,17 @@ class Dataset(Protocol):
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Return the labelled and the unlabelled training cases, all in memory.
 
-        `labelled` counts volumes, or patients where the cases are slices.
+        `labelled` counts volumes, or patients where the cases are slices. ValueError, before a case is read, where
+        somebody is to be evaluated on too.
         """
+        ...
+
+    def patient(self, name: str) -> str:
+        """Whose case this is, of training or of evaluation, as far as its name tells."""
+        ...
+
+    def evaluation_names(self, split: str) -> list[str]:
+        """Names of the cases of "validation" or "test", in their order."""
         ...
 
     def evaluation_cases(self, split: str) -> Iterator[Case]:

@@ -33,7 +33,8 @@ class DatasetDescription:
         """The first field in which another dataset's cases differ, what it was and what it is; empty where none does."""
         given = other._fields()
         for name, value in self._fields().items():
-            if given[name] != value:
+            # Without an orientation, as older versions described the left atrium, axes are those of any file.
+            if given[name] != value and not (name == "orientation" and value is None):
                 return f"{name} was {value!r} and is {given[name]!r}"
         return ""
 

@@ -1,6 +1,6 @@
 """Reading lists of case names and HDF5 files with `image` and `label`, and saying what is wrong with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -29,6 +29,22 @@ def read_list(path: Path) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{path}: names {twice!r} more than once; expected distinct case names")
     return names
+
+
+def check_disjoint(
+    training: Iterable[str],  # names of cases
+    evaluation: Iterable[Path],  # lists, of which some may be missing
+    patient: Callable[[str], str],  # of a case's name
+) -> None:
+    """Raise ValueError where a list to evaluate on names a case of somebody who is trained on, and as `read_list`."""
+    trained = {patient(name): name for name in training}
+    for path in filter(Path.is_file, evaluation):
+        for name in read_list(path):
+            if patient(name) in trained:
+                raise ValueError(
+                    f"{path}: names {name!r}, and the training list {trained[patient(name)]!r}; "
+                    "expected nobody in both"
+                )
 
 
 def read_case(

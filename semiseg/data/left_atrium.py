@@ -14,7 +14,7 @@ class LeftAtrium(Volumes):
 
     class_names = ("background", "left atrium")
     spacing = (0.625, 0.625, 0.625)  # mm, the challenge's
-    preprocessing = Preprocessing(orientation=None, spacing=spacing)
+    preprocessing = Preprocessing(orientation="LPS", spacing=spacing)
 
     def path(self, name: str) -> Path:
         return self.root / "2018LA_Seg_Training Set" / name / "mri_norm2.h5"

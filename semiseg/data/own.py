@@ -5,7 +5,7 @@ from pathlib import Path
 
 from semiseg.data.case import Case, UnlabelledCase
 from semiseg.data.description import DatasetDescription
-from semiseg.data.files import check_labelled, has_label, read_list, read_unlabelled_case
+from semiseg.data.files import check_labelled, has_label, read_unlabelled_case
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST, Volumes
 
 DESCRIPTION = "dataset.json"
@@ -42,7 +42,7 @@ class OwnData(Volumes):
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Read all training volumes; the first `labelled` of train.list that have a label are labelled."""
         source = self.root / TRAINING_LIST
-        names = read_list(source)
+        names = self.training_names()
         with_label = [name for name in names if has_label(self.path(name))]
         check_labelled(labelled, len(with_label), "labelled volumes", source)
         chosen = with_label[:labelled]

@@ -50,17 +50,29 @@ class Phantom:
         cases = list(self._cases("training"))
         return cases[:labelled], cases[labelled:]
 
-    def evaluation_cases(self, split: str) -> Iterator[Case]:
-        """Generate the cases of "validation" or "test" one at a time."""
+    def patient(self, name: str) -> str:
+        """Every case is another's."""
+        return name
+
+    def evaluation_names(self, split: str) -> list[str]:
+        """Names of the cases of "validation" or "test"."""
         if split not in ("validation", "test"):
             raise ValueError(f"split is {split!r}; the phantom has 'validation' and 'test'")
+        return self._names(split)
+
+    def evaluation_cases(self, split: str) -> Iterator[Case]:
+        """Generate the cases of "validation" or "test" one at a time."""
+        self.evaluation_names(split)
         return self._cases(split)
 
+    def _names(self, split: str) -> list[str]:
+        return [f"{split}_{index:02d}" for index in range(self.counts[split])]
+
     def _cases(self, split: str) -> Iterator[Case]:
-        for index in range(self.counts[split]):
+        for index, name in enumerate(self._names(split)):
             stream = np.random.SeedSequence(self.seed, spawn_key=(SPLITS.index(split), index))
             image, label = _Anatomy(self.shape, np.random.default_rng(stream)).render()
-            yield Case(f"{split}_{index:02d}", image, label, self.spacing)
+            yield Case(name, image, label, self.spacing)
 
 
 class _Anatomy:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from semiseg.data.case import Case, UnlabelledCase
-from semiseg.data.files import check_labelled, read_case, read_cases_lazily, read_list
+from semiseg.data.files import check_disjoint, check_labelled, read_case, read_cases_lazily, read_list
 from semiseg.data.preprocessing import Preprocessing
 
 TRAINING_LIST, VALIDATION_LIST, TEST_LIST = "train.list", "val.list", "test.list"
@@ -29,23 +29,37 @@ class Volumes(ABC):
     def path(self, name: str) -> Path:
         """Where the case `name` lies."""
 
+    def patient(self, name: str) -> str:
+        """Names tell no patients: every case counts as another's."""
+        return name
+
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Read all training volumes; the first `labelled` of train.list are labelled."""
         source = self.root / TRAINING_LIST
-        names = read_list(source)
+        names = self.training_names()
         check_labelled(labelled, len(names), "volumes", source)
         cases = [self.read(name) for name in names]
         return cases[:labelled], cases[labelled:]
+
+    def training_names(self) -> list[str]:
+        """The names of train.list. ValueError where one is in another list too."""
+        names = read_list(self.root / TRAINING_LIST)
+        check_disjoint(names, (self.root / name for name in self.evaluation_lists.values()), self.patient)
+        return names
 
     def read(self, name: str) -> Case:
         """Read a case with its label."""
         return read_case(self.path(name), name, self.dimensions, len(self.class_names), self.spacing)
 
-    def evaluation_cases(self, split: str) -> Iterator[Case]:
-        """Yield the volumes of a split's list one at a time."""
+    def evaluation_names(self, split: str) -> list[str]:
+        """The names of a split's list."""
         if split not in self.evaluation_lists:
             accepted = " and ".join(map(repr, self.evaluation_lists))
             raise ValueError(f"split is {split!r}; {type(self).__name__} has {accepted} only")
-        names = read_list(self.root / self.evaluation_lists[split])
+        return read_list(self.root / self.evaluation_lists[split])
+
+    def evaluation_cases(self, split: str) -> Iterator[Case]:
+        """Yield the volumes of a split's list one at a time."""
+        names = self.evaluation_names(split)
         paths = [self.path(name) for name in names]
         return read_cases_lazily(paths, names, self.dimensions, len(self.class_names), self.spacing)

@@ -16,6 +16,7 @@ import yaml
 from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
 from semiseg.data import Dataset
 from semiseg.data.description import DatasetDescription
+from semiseg.data.files import read_list
 from semiseg.destinations import check_destination
 from semiseg.engine.atomic import remove_leftovers, write_json, write_text
 from semiseg.engine.environment import environment
@@ -35,6 +36,7 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
         self.dataset = path / "dataset.json"  # what prediction must know of the dataset
+        self.training_cases = path / "training_cases.list"  # names, of labelled and unlabelled cases
         self.text = path / "text.safetensors"  # of a method that learns from text
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
@@ -90,6 +92,18 @@ class RunDirectory:
                 f"{self.path} was trained on another dataset: {difference} in the one given; "
                 "accepted is one prepared alike"
             )
+
+    def check_test_cases(self, dataset: Dataset) -> None:
+        """Raise ValueError where a test case is one trained on; of a run too old to know, all are accepted."""
+        if not self.training_cases.is_file():
+            return
+        trained = {dataset.patient(name) for name in read_list(self.training_cases)}
+        for name in dataset.evaluation_names("test"):
+            if dataset.patient(name) in trained:
+                raise ValueError(
+                    f"{self.path} was trained on {dataset.patient(name)!r}, and the dataset given has the test case "
+                    f"{name!r}; accepted are test cases of others"
+                )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from semiseg.config import Config
 from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, TrainingTensors, open_dataset
 from semiseg.data.description import DatasetDescription
+from semiseg.engine.atomic import write_text
 from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.determinism import algorithms
 from semiseg.engine.distributed import Processes
@@ -111,18 +112,22 @@ class Training:
             RunDirectory.check_new(config)
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
+        # What needs no data may be wrong too, and reading takes minutes.
+        augmentation = Augmentation(config.dataset.augmentation, config.training.patch_size)
         self.dataset = open_configured_dataset(config)
+        _check_dimensions(config, self.dataset)
         if resume is not None:
             resume.check_dataset(self.dataset)
-        self.selection = Selection(config, self.dataset, self.device)
-        self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)
-        _check_classes(self.labelled, self.dataset.class_names)
         self.text = self._text()
         self.method = build_method(config, len(self.dataset.class_names), self.device, self.text)
         self.stages = self.method.stages(self.generator)
+        self.selection = Selection(config, self.dataset, self.device)
+        self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)
+        _check_classes(self.labelled, self.dataset.class_names)
+        self.training_names = [case.name for case in (*self.labelled, *unlabelled)]
         tensors = TrainingTensors(self.labelled, unlabelled, self.device)
         self.samplers = [
-            _sampler(config, stage, tensors, number, self.processes)
+            _sampler(config, stage, tensors, augmentation, number, self.processes)
             for number, stage in enumerate(self.stages)
         ]
         self.directory: RunDirectory | None = None  # of the first process alone
@@ -248,6 +253,7 @@ class Training:
             directory = RunDirectory.create(config, self.device)
             self.held.enter_context(directory.locked())
             DatasetDescription.of(self.dataset).save(directory.dataset)
+            write_text(directory.training_cases, "".join(f"{name}\n" for name in self.training_names))
             if self.text is not None:
                 self.text.save(directory.text)
         print(
@@ -261,6 +267,16 @@ class Training:
         how = f": go on with `{self.directory.resume_command}`" if self.directory is not None else ""
         return Interrupted(
             f"stopped by {number.name} after iteration {self.iteration} of {self.total}{how}", number
+        )
+
+
+def _check_dimensions(config: Config, dataset: Dataset) -> None:
+    """Raise ValueError where the network takes volumes and the dataset has slices, or the other way round."""
+    taken, given = config.network.dimensions, dataset.dimensions
+    if taken != given:
+        raise ValueError(
+            f"network.name={config.network.name} takes {taken}D images, but dataset.name={config.dataset.name} gives "
+            f"{given}D ones; accepted is {'vnet' if given == 3 else 'unet'}"
         )
 
 
@@ -295,13 +311,14 @@ def _sampler(
     config: Config,
     stage: Stage,
     tensors: TrainingTensors,
+    augmentation: Augmentation,
     number: int,
     processes: Processes,
 ) -> TrainingSampler:
     training = config.training
     return TrainingSampler(
         tensors,
-        Augmentation(config.dataset.augmentation, training.patch_size),
+        augmentation,
         training.labelled_batch,
         training.unlabelled_batch if stage.uses_unlabelled else 0,
         seed=derived_seed(config.seed, STAGES, number),

@@ -18,6 +18,7 @@ TRAINING_VOLUMES = "train.list"
 class ACDCChallenge(Challenge):
     """The image is brought to [0, 1] by the smallest and largest value of its volume; nothing is cropped.
 
+    It is turned as prediction turns it, so that its last axis leads from slice to slice.
     A patient's end-diastolic frame becomes `patientNNN_frame01`, the end-systolic one `patientNNN_frame02`,
     whatever their numbers in the cine. Training cases are slices, the others volumes.
     """
@@ -38,7 +39,8 @@ class ACDCChallenge(Challenge):
         return [scan for folder in folders for scan in _frames(folder)]
 
     def read(self, scan: Scan) -> tuple[Volume, Volume]:
-        return read_nifti(scan.image), read_nifti(scan.label)
+        image = read_nifti(scan.image)
+        return image.turned(image.slice_orientation[::-1]), read_nifti(scan.label)
 
     def check_spacing(self, image: Volume) -> None:
         x, y, z = image.spacing

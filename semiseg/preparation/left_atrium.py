@@ -18,7 +18,7 @@ ACCEPTED_SPACINGS = (LeftAtrium.spacing[0], 1.0)  # mm; the challenge's own head
 
 
 class LeftAtriumChallenge(Challenge):
-    """The image is standardised over the whole scan, then cropped around the atrium; all slices stay."""
+    """The image is turned to LPS, standardised over the whole scan, then cropped around the atrium; all slices stay."""
 
     splits: ClassVar = {"train.list": 80, "test.list": 20}
     stored_labels: ClassVar = {0: 0, 255: 1}
@@ -38,7 +38,7 @@ class LeftAtriumChallenge(Challenge):
         return scans
 
     def read(self, scan: Scan) -> tuple[Volume, Volume]:
-        return read_nrrd(scan.image), read_nrrd(scan.label)
+        return read_nrrd(scan.image).turned(LeftAtrium.preprocessing.orientation), read_nrrd(scan.label)
 
     def check_spacing(self, image: Volume) -> None:
         if not any(np.allclose(image.spacing, accepted, rtol=0.01) for accepted in ACCEPTED_SPACINGS):

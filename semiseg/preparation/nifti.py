@@ -132,7 +132,8 @@ def prepare_nifti(
             others = kept if list_name == TRAINING_LIST else []
             write_list(folder / list_name, (scan.name for scan in (*members, *others)))
         write_text(folder / FINDINGS, f"{found}\n\n{decision}\n")
-        for method, configuration in configurations(chosen, dest, count, unlabelled_count).items():
+        written = configurations(chosen, dest, count, unlabelled_count, VALIDATION_LIST in splits)
+        for method, configuration in written.items():
             text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True)
             write_text(folder / f"{method}.yaml", HEADER + text)
     commands = [f"python -m semiseg.train --config {shlex.quote(str(path))}" for path in dest.glob("*.yaml")]

@@ -11,7 +11,7 @@ from semiseg.preparation.layout import check_name
 from semiseg.preparation.splits import Scan, Splits, UnlabelledScan, listed, split
 from semiseg.preparation.volume_files import NIFTI_ENDINGS, has_ending, stem
 
-FIRST_CHANNEL = "_0000"  # behind the names of images
+FIRST_CHANNEL = "_0000"  # behind the names of images, and perhaps of their labels
 LABEL_ENDING = re.compile(r"_(gt|seg|label)$")  # behind the name of a label
 TEST_SHARE = 0.2  # of the labelled patients
 
@@ -24,7 +24,7 @@ def find_scans(
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
     A case is called as its file without .nii or .nii.gz, a label also without `_gt`, `_seg` or `_label`, and images
-    without `_0000` if all of them end so. Names are in Unicode's composed form. Raises FileNotFoundError where there
+    without `_0000` if all of them end so, where their labels may end so too. Names are in Unicode's composed form. Raises FileNotFoundError where there
     are no images or no labels, ValueError where two files have one name or one that lists cannot hold, a label has no
     image, or `patient` matches nothing.
     """
@@ -34,11 +34,9 @@ def find_scans(
     ]
     label_files = [path for path in _nifti_files(labels) if not together or LABEL_ENDING.search(stem(path))]
     # A name that ends in _0000 tells the channel only where all do; else it is a number of the scan.
-    one_channel = all(stem(path).endswith(FIRST_CHANNEL) for path in image_files)
-    image_of = _by_name(
-        {path: stem(path).removesuffix(FIRST_CHANNEL if one_channel else "") for path in image_files}
-    )
-    label_of = _by_name({path: LABEL_ENDING.sub("", stem(path)) for path in label_files})
+    channel = FIRST_CHANNEL if all(stem(path).endswith(FIRST_CHANNEL) for path in image_files) else ""
+    image_of = _by_name({path: stem(path).removesuffix(channel) for path in image_files})
+    label_of = _by_name({path: _label_name(path, image_of, channel) for path in label_files})
     for kind, folder, found in (("images", images, image_of), ("labels", labels, label_of)):
         if not found:
             raise FileNotFoundError(f"{folder}: holds no {kind}; expected NIfTI files (.nii, .nii.gz)")
@@ -131,6 +129,11 @@ def _nifti_files(folder: Path) -> list[Path]:
         for path in sorted(folder.iterdir())
         if has_ending(path, NIFTI_ENDINGS) and not path.name.startswith(".")
     ]
+
+
+def _label_name(path: Path, image_of: Mapping[str, Path], channel: str) -> str:
+    name = LABEL_ENDING.sub("", stem(path))
+    return name if unicodedata.normalize("NFC", name) in image_of else name.removesuffix(channel)
 
 
 def _by_name(names: Mapping[Path, str]) -> dict[str, Path]:

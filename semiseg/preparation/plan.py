@@ -1,6 +1,7 @@
 """Spacing, intensities, patch and configurations that follow from what is in a dataset."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ from semiseg.preparation.survey import ORIENTATION, Facts
 PATCH_VOXELS = 96**3  # at most
 PERCENTILES = (0.5, 99.5)  # of the labelled voxels of a CT: what lies outside is cut off
 SAME_SIDES = 1.2  # spacings of two axes whose ratio is below may be exchanged by a rotation
-SIDES_OF_THE_BODY = ("left", "right")
+OTHER_SIDE = {"left": "right", "l": "r", "lt": "rt"}  # of the body
+OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
+# In a name of small letters; what is short counts only where it stands alone.
+SIDE = re.compile("left|right|(?<![a-z0-9])(?:l|r|lt|rt)(?![a-z0-9])")
+VALIDATION_INTERVAL = 200  # iterations, as with ACDC
 LEARNING_RATE_STEP = 6000  # iterations between tenfold cuts, more than on the left atrium
 
 
@@ -39,13 +44,13 @@ def plan(
     if spacing is None:
         spacing = tuple(float(f"{size:.4g}") for size in np.median([one.spacing for one in facts], axis=0))
     shapes = [np.divide(one.extent, spacing) for one in facts]
-    sided = {name.lower() for name in class_names}
-    mirrors = any(_other_side(name) in sided - {name} for name in sided)
+    names = {name.lower() for name in class_names}
+    has_sides = any(_other_side(name) in names - {name} for name in names)
     in_plane = max(spacing[:2]) / min(spacing[:2])
     return Plan(
         _preprocessing(labelled, modality, spacing),
         patch_size(tuple(np.median(shapes, axis=0)), spacing),
-        "crop" if mirrors or in_plane > SAME_SIDES else "crop_rotate_flip",
+        "crop" if has_sides or in_plane > SAME_SIDES else "crop_dihedral",
     )
 
 
@@ -68,6 +73,7 @@ def configurations(
     root: Path,  # of the prepared dataset
     labelled: int,
     unlabelled: int,  # cases
+    validated: bool,  # whether there is a validation list
 ) -> Mapping[str, Mapping[str, Any]]:
     """What `python -m semiseg.train --config` takes, by method; without unlabelled cases only the baseline.
 
@@ -91,7 +97,10 @@ def configurations(
                 "unlabelled_batch": batch,
             },
             "method": method,
-            "evaluation": {"stride": [side // 2 for side in plan.patch]},
+            "evaluation": {
+                "stride": [side // 2 for side in plan.patch],
+                **({"validation_interval": VALIDATION_INTERVAL} if validated else {}),
+            },
         }
 
     configs = {
@@ -137,6 +146,5 @@ def _preprocessing(labelled: Sequence[Facts], modality: str, spacing: tuple[floa
 
 
 def _other_side(name: str) -> str:
-    """left kidney -> right kidney, kidney_right -> kidney_left"""
-    left, right = SIDES_OF_THE_BODY
-    return name.replace(left, right) if left in name else name.replace(right, left)
+    """left kidney -> right kidney, kidney_r -> kidney_l"""
+    return SIDE.sub(lambda side: OTHER_SIDE[side.group()], name)

@@ -21,6 +21,9 @@ from semiseg.data.preprocessing import Preprocessing
 
 SAME_SPACING = 0.01  # relative
 SAME_DIRECTION = 0.02  # cosines
+SLICE_SPACING = 1.2  # times that of the other axes: from there on an axis counts as that of the slices
+# By where the axis of the slices leads: from slice to slice, then down and to the right as radiology shows that plane.
+PLANES = {"S": "SPL", "I": "SPL", "A": "PIL", "P": "PIL", "L": "LIP", "R": "LIP"}
 BYTES_PER_VOXEL = 8  # of a resampled image: interpolated and scaled, float32 each
 
 
@@ -41,6 +44,13 @@ class Volume:
     def orientation(self) -> str:
         """Where each axis leads: LPS if x leads to the left, y to posterior and z to superior."""
         return "".join(aff2axcodes(self.affine))
+
+    @property
+    def slice_orientation(self) -> str:
+        """Orientation whose first axis leads from slice to slice: along the coarsest axis, without one to superior."""
+        *_, middle, coarsest = np.argsort(self.spacing)
+        has_slices = self.spacing[coarsest] > SLICE_SPACING * self.spacing[middle]
+        return PLANES[self.orientation[coarsest] if has_slices else "S"]
 
     def turned(self, orientation: str | None) -> "Volume":
         """Permute and reverse axes until they lead to `orientation` (None: as they are), without interpolation."""

@@ -1,9 +1,9 @@
 """Files of scans: NIfTI, NRRD and DICOM, read with their place in space; masks written as NIfTI."""
 
 import gzip
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import nrrd
 import numpy as np
 import pydicom
 from nibabel.openers import Opener
-from nibabel.spatialimages import HeaderDataError
 
 from semiseg.engine.atomic import replace_atomically
 from semiseg.errors import first_line
@@ -28,7 +27,11 @@ NRRD_SPACES = {
 NRRD_SPACES |= {"".join(word[0] for word in name.split("-")): signs for name, signs in NRRD_SPACES.items()}
 NIFTI_ENDINGS = (".nii.gz", ".nii")  # in small or large letters, as all endings
 SCAN_ENDINGS = (*NIFTI_ENDINGS, ".nrrd")
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, zlib.error)
+# Elements of a DICOM file and how many numbers each has.
+SAME_IN_A_SERIES = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}
+DICOM_NUMBERS = {**SAME_IN_A_SERIES, "ImagePositionPatient": 3, "RescaleSlope": 1, "RescaleIntercept": 1}
+RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}  # where they are missing
+ONE_GREY_IMAGE = {"SamplesPerPixel": 1, "NumberOfFrames": 1, "PhotometricInterpretation": "MONOCHROME2"}
 HEADER, BLOCK = 540, 2**20  # bytes: the longest header of NIfTI, and what is read at once
 
 
@@ -110,27 +113,27 @@ def read_nrrd(path: Path) -> Volume:
 def read_dicom_series(folder: Path) -> Volume:
     """Read the one DICOM series below a folder, its values rescaled (CT: to Hounsfield units), float32.
 
-    Raises ValueError if a file cannot be read, there is not exactly one series, its slices are not parallel,
-    not one behind the other or not equally far apart.
+    Raises ValueError if a file cannot be read or holds anything but one image of grey values, dark ones low, there is
+    not exactly one series, its slices are not parallel, not one behind the other or not equally far apart.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".dcm")
     if len(paths) < 2:
         raise ValueError(f"{folder}: holds {len(paths)} DICOM files (*.dcm); expected a series of slices")
     slices = [_read_slice(path) for path in paths]
-    series = {slice.SeriesInstanceUID for slice in slices}
+    series = {slice.series for slice in slices}
     if len(series) > 1:
         raise ValueError(f"{folder}: holds {len(series)} DICOM series; expected one")
     first = slices[0]
-    for path, slice in zip(paths, slices, strict=True):
-        for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
-            if not np.allclose(slice[name].value, first[name].value, atol=1e-4):
+    for slice in slices:
+        for name, numbers in slice.numbers.items():
+            if name in SAME_IN_A_SERIES and not np.allclose(numbers, first.numbers[name], atol=1e-4):
                 raise ValueError(
-                    f"{path}: {name} is {slice[name].value}; another slice has {first[name].value}"
+                    f"{slice.path}: {name} is {numbers.tolist()}; another slice has {first.numbers[name].tolist()}"
                 )
-    along_x, along_y = np.reshape(first.ImageOrientationPatient, (2, 3)).astype(float)
+    along_x, along_y = first.numbers["ImageOrientationPatient"].reshape(2, 3)
     normal = np.cross(along_x, along_y)
-    slices.sort(key=lambda slice: normal @ np.asarray(slice.ImagePositionPatient, dtype=float))
-    positions = np.array([slice.ImagePositionPatient for slice in slices], dtype=float)
+    slices.sort(key=lambda slice: normal @ slice.numbers["ImagePositionPatient"])
+    positions = np.array([slice.numbers["ImagePositionPatient"] for slice in slices])
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     gaps = np.diff(positions @ normal)
     if gaps.max() - gaps.min() > 0.1 * np.median(gaps):
@@ -140,11 +143,12 @@ def read_dicom_series(folder: Path) -> Volume:
         )
     if np.linalg.norm(np.cross(step, normal)) > SAME_DIRECTION * np.linalg.norm(step):
         raise ValueError(f"{folder}: slices are shifted against each other (a tilted gantry); expected none")
-    values = np.empty((first.Columns, first.Rows, len(slices)), np.float32)
+    rows, columns = (int(first.numbers[name][0]) for name in ("Rows", "Columns"))
+    values = np.empty((columns, rows, len(slices)), np.float32)
     for index, slice in enumerate(slices):
-        values[:, :, index] = _pixels(folder, slice).T
+        values[:, :, index] = slice.pixels().T
     affine = np.eye(4)
-    row_spacing, column_spacing = (float(size) for size in first.PixelSpacing)
+    row_spacing, column_spacing = first.numbers["PixelSpacing"]
     affine[:3] = np.stack([along_x * column_spacing, along_y * row_spacing, step, positions[0]], axis=1)
     return _volume(folder, values, np.diag([-1, -1, 1, 1]) @ affine)
 
@@ -162,26 +166,40 @@ def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
     return np.diag([*NRRD_SPACES[space.lower()], 1]) @ affine
 
 
-def _read_slice(path: Path) -> pydicom.Dataset:
-    try:
-        slice = pydicom.dcmread(path)
-    except (*UNREADABLE, pydicom.errors.InvalidDicomError) as error:
-        raise ValueError(f"{path}: cannot be read as DICOM ({first_line(error)})") from error
-    for name in ("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-                 "Rows", "Columns", "PixelData"):  # fmt: skip
-        if name not in slice:
-            raise ValueError(f"{path}: has no {name}; expected a DICOM image with its position")
-    return slice
+@dataclass(frozen=True)
+class _Slice:
+    """A DICOM file of one image."""
+
+    path: Path
+    dataset: pydicom.Dataset  # with the pixels, not decoded
+    series: str
+    numbers: Mapping[str, np.ndarray]  # [n] float64 each, by the name of the element
+
+    def pixels(self) -> np.ndarray:  # [rows, columns] float32
+        """The values, rescaled."""
+        with _reading(self.path, "DICOM"):
+            slope, intercept = (self.numbers[name].astype(np.float32) for name in RESCALING)
+            return self.dataset.pixel_array.astype(np.float32) * slope + intercept
 
 
-def _pixels(folder: Path, slice: pydicom.Dataset) -> np.ndarray:
-    try:
-        pixels = slice.pixel_array
-    except (*UNREADABLE, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{folder}: the pixels of slice {slice.SOPInstanceUID} cannot be decoded "
-                         f"({first_line(error)})") from error  # fmt: skip
-    scale, shift = slice.get("RescaleSlope", 1), slice.get("RescaleIntercept", 0)
-    return pixels.astype(np.float32) * np.float32(scale) + np.float32(shift)
+def _read_slice(path: Path) -> _Slice:
+    with _reading(path, "DICOM"):
+        dataset = pydicom.dcmread(path)
+        for name in ("SeriesInstanceUID", *DICOM_NUMBERS, "PixelData"):
+            if name not in dataset and name not in RESCALING:
+                raise ValueError(f"it has no {name}; expected an image with its position")
+        for name, accepted in ONE_GREY_IMAGE.items():
+            if dataset.get(name, accepted) != accepted:
+                raise ValueError(f"its {name} is {dataset[name].value}; accepted is {accepted}")
+        # pydicom reads an element when it is asked for: what is wrong with it is to be known here. A blank one is NaN.
+        numbers = {
+            name: np.array(dataset.get(name, RESCALING.get(name)), np.float64).ravel()
+            for name in DICOM_NUMBERS
+        }
+        for name, count in DICOM_NUMBERS.items():
+            if len(numbers[name]) != count or not np.isfinite(numbers[name]).all():
+                raise ValueError(f"its {name} is {dataset[name].value}; expected {count} finite numbers")
+        return _Slice(path, dataset, str(dataset.SeriesInstanceUID), numbers)
 
 
 def _space(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -210,7 +228,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: missing; expected a {what} file")
     try:
         yield
-    except (*UNREADABLE, TypeError, nrrd.NRRDError, HeaderDataError) as error:
+    except Exception as error:  # of damaged files the libraries raise nearly everything there is
         raise ValueError(f"{path}: cannot be read as {what} ({first_line(error)})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from semiseg.config import Config, config_to_mapping
+from semiseg.data.description import DatasetDescription
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.evaluation.metrics import OVERLAPS
 from semiseg.reporting.results import load_results
@@ -24,6 +26,7 @@ NOT_COMPARED = (
     "training.device",
     "training.checkpoint_minutes",
     "evaluation.batch",
+    "preprocessing.orientation",  # always the same for one dataset, but older versions did not say it of all
 )
 
 
@@ -34,21 +37,25 @@ class EvaluatedRun:
     path: Path
     config: Config  # as trained
     results: Mapping[str, Any]  # results.json
+    description: DatasetDescription | None  # of the data it was trained on; None: of a run too old to know
 
     @classmethod
     def open(cls, path: Path) -> EvaluatedRun:
-        """Read a run directory. FileNotFoundError or ValueError as `load_results` and `RunDirectory.open`."""
+        """Read a run directory. Raises as `load_results`, `RunDirectory.open` and `DatasetDescription.load`."""
         run, config = RunDirectory.open(path)
-        return cls(path, config, load_results(run))
+        description = DatasetDescription.load(run.dataset) if run.dataset.is_file() else None
+        return cls(path, config, load_results(run), description)
 
     @property
     def settings(self) -> dict[str, str]:
-        """Every dotted key of the configuration as trained and evaluated, in JSON."""
+        """Every dotted key of the configuration as trained and evaluated, and of the data's preprocessing, in JSON."""
         mapping = {
             **config_to_mapping(self.config),
             "evaluation": self.results["evaluation"],
             "checkpoint": self.results["checkpoint"],
         }
+        if self.description is not None:
+            mapping["preprocessing"] = dataclasses.asdict(self.description.preprocessing)
         return {key: json.dumps(value) for key, value in _flatten(mapping)}
 
     @property
@@ -123,9 +130,10 @@ def paired_difference(
 
 
 def contestants(runs: Sequence[EvaluatedRun]) -> list[Contestant]:
-    """Group runs by configuration, in the order given; if all have the same one, every run stands for itself.
+    """Group runs by configuration and data, in the order given; if all have the same, every run stands for itself.
 
-    Raises ValueError where a run was tested on other cases than the first, or is given twice.
+    Raises ValueError where a run was tested on other cases than the first, is given twice, or has the seed of another
+    in its group: two such runs say nothing of the spread between seeds.
     """
     for number, run in enumerate(runs):
         if run.path.resolve() in [other.path.resolve() for other in runs[:number]]:
@@ -141,6 +149,15 @@ def contestants(runs: Sequence[EvaluatedRun]) -> list[Contestant]:
         groups.setdefault(identity, []).append(run)
     if len(groups) == 1:
         return [Contestant(str(run.path), (run,)) for run in runs]
+    for group in groups.values():
+        by_seed: dict[int, EvaluatedRun] = {}
+        for run in group:
+            other = by_seed.setdefault(run.config.seed, run)
+            if other is not run:
+                raise ValueError(
+                    f"{other.path} and {run.path} have the same configuration and the seed {run.config.seed}; "
+                    "expected runs of one configuration to have seeds of their own"
+                )
     return [
         Contestant(label, tuple(group))
         for label, group in zip(_labels(list(groups.values())), groups.values(), strict=True)

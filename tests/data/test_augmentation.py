@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,10 @@ def expected_crops(case: list[np.ndarray], name: str, patch: tuple[int, ...], dr
     if name == "crop_rotate_flip":
         quarters, axis = integer(4, draws), integer(2, draws)
         case = [rot90_and_flip(array, quarters, axis) for array in case]
+    if name == "crop_dihedral":
+        order = (1, 0) if integer(2, draws) else (0, 1)
+        flipped = [axis for axis in range(2) if integer(2, draws)]
+        case = [np.flip(array.transpose(*order, *range(2, array.ndim)), flipped) for array in case]
     corner = [
         integer(max(side - size, 0) + 1, draws) for side, size in zip(case[0].shape, patch, strict=True)
     ]
@@ -85,7 +91,7 @@ def random_case(*shape: int) -> list[np.ndarray]:
     return [random.standard_normal(shape).astype(np.float32), random.integers(0, 4, shape, dtype=np.uint8)]
 
 
-@pytest.mark.parametrize("name", ["crop", "crop_rotate_flip"])
+@pytest.mark.parametrize("name", ["crop", "crop_rotate_flip", "crop_dihedral"])
 @pytest.mark.parametrize(("shape", "patch"), [
     ((9, 8, 7), (4, 5, 3)),  # inside
     ((9, 8, 7), (9, 8, 7)),  # of the same shape
@@ -145,6 +151,16 @@ def test_turns_reach_every_orientation_and_the_label_follows(shape):
     assert reached == expected
 
 
+def test_a_scan_is_also_trained_on_as_it_is():
+    """All eight symmetries of a square equally often; the other crop with turns knows only its four mirror images."""
+    image, draws = numbered(6, 6, 3), generator()
+    poses = {np.flip(np.rot90(image.numpy(), k), [0][:flip]).tobytes() for k in range(4) for flip in range(2)}
+    augmentation = Augmentation("crop_dihedral", (6, 6, 3))
+    drawn = Counter(patches(augmentation, [image], draws)[0].numpy().tobytes() for _ in range(1600))
+    assert drawn.keys() == poses and image.numpy().tobytes() in poses
+    assert min(drawn.values()) > 150  # 200 expected, standard deviation 13
+
+
 def test_rotation_turns_about_the_centre_by_up_to_20_degrees():
     height, width = 61, 91
     row, column = np.mgrid[:height, :width] - np.array([30.0, 45.0]).reshape(2, 1, 1)
@@ -180,6 +196,7 @@ def test_resize_to_its_own_shape_changes_nothing():
 @pytest.mark.parametrize(("name", "shape", "patch"), [
     ("crop", (9, 8, 7), (4, 9, 5)),
     ("crop_rotate_flip", (9, 8, 7), (4, 9, 5)),
+    ("crop_dihedral", (9, 8, 7), (4, 9, 5)),
     ("rotate_flip_resize", (21, 18), (16, 20)),
 ])  # fmt: skip
 def test_a_case_is_left_alone_and_its_image_needs_no_label(name, shape, patch):
@@ -207,7 +224,7 @@ def test_slice_policy_frequencies():
 
 
 @pytest.mark.parametrize(("name", "patch", "message"), [
-    ("mirror", (4, 4), "name is 'mirror'; accepted are crop, crop_rotate_flip, rotate_flip_resize"),
+    ("mirror", (4, 4), "name is 'mirror'; accepted are crop, crop_dihedral, crop_rotate_flip, rotate_flip_resize"),
     ("rotate_flip_resize", (4, 4, 4), r"patch is \(4, 4, 4\); rotate_flip_resize accepts 2"),
     ("crop", (4, 0), r"patch is \(4, 0\)"),
     ("crop", (4,), r"patch is \(4,\); crop accepts 2 or 3"),

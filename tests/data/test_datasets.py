@@ -188,6 +188,21 @@ def test_training_lists(name, list_name, request):
         dataset.training_cases(1)
 
 
+@pytest.mark.parametrize(("name", "list_name", "overlap", "message"), [
+    ("la", "test.list", "CASE4", "test.list: names 'CASE4', and the training list 'CASE4'; expected nobody in both"),
+    ("acdc", "test.list", "patient011_frame02", "test.list: names 'patient011_frame02', and the training list 'patient011_"),
+    ("acdc", "val.list", "patient030_frame01", "val.list: names 'patient030_frame01', and the training list 'patient030_"),
+])  # fmt: skip
+def test_nobody_is_trained_and_tested_on(name, list_name, overlap, message, request, opened):
+    root = request.getfixturevalue({"la": "left_atrium", "acdc": "acdc"}[name])
+    with (root / list_name).open("a") as file:
+        file.write(f"{overlap}\n")
+    opened.clear()
+    with pytest.raises(ValueError, match=message):
+        open_dataset(name, root).training_cases(1)
+    assert opened == []
+
+
 @pytest.mark.parametrize(("name", "split", "list_name"), [
     ("la", "test", "test.list"), ("acdc", "validation", "val.list"), ("acdc", "test", "test.list"),
 ])  # fmt: skip

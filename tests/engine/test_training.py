@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import torch
 import yaml
 from h5_files import write_left_atrium
 from safetensors.torch import load_file
-from small_runs import MPER, VOLUMES
+from small_runs import MPER, SLICES, VOLUMES
 from torch import nn
 from untrained_runs import untrained_run
 
@@ -134,6 +135,29 @@ def test_evaluation_refuses_what_the_run_was_not_trained_on(
     assert ended.value.code == 2 and message in line and not RunDirectory(path).results.exists()
 
 
+def test_a_run_described_without_an_orientation_goes_with_any(left_atrium):
+    """As older versions described the left atrium."""
+    described = Preprocessing(None, PREPROCESSING.spacing)
+    path = untrained_run(left_atrium / "run", "la_supervised", described, CLASSES)
+    RunDirectory(path).check_dataset(LeftAtrium(left_atrium))
+
+
+@pytest.mark.parametrize(("best", "others"), [(6, ["validation"]), (7, [])])
+def test_the_same_weights_are_evaluated_once(best, others, left_atrium, monkeypatch):
+    preprocessing, names = LeftAtrium.preprocessing, LeftAtrium.class_names
+    path = untrained_run(left_atrium / "run", "la_supervised", preprocessing, names, (f"dataset.root={left_atrium}",))
+    run, config = RunDirectory.open(path)
+    method = build_method(config, 2, torch.device("cpu"))
+    load_checkpoint(run.checkpoint(), method)
+    save_checkpoint(run.checkpoint("validation"), method, iteration=best)  # the last one is of iteration 7
+    evaluated = []
+    evaluate_cases = evaluate.evaluate_cases
+    monkeypatch.setattr(evaluate, "evaluate_cases", lambda *given: evaluated.append(given) or evaluate_cases(*given))
+    monkeypatch.setattr(evaluate, "draw_pictures", lambda *_: None)
+    results = evaluate.evaluate(config, run)
+    assert len(evaluated) == 1 + len(others) and list(results["other_checkpoints"]) == others
+
+
 def test_an_evaluation_that_fails_is_told_with_how_to_repeat_it(tmp_path, monkeypatch, capsys):
     run = RunDirectory(untrained_run(tmp_path / "a run"))
     killed = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=-9))
@@ -236,6 +260,56 @@ def test_what_is_missing_or_in_the_way_is_found_before_the_data_is_read(written,
     )  # fmt: skip
     with pytest.raises((ValueError, OSError), match=message):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "overrides", "message"),
+    [
+        ("la_mper", ["dataset.augmentation=foo"], "augmentation name is 'foo'; accepted are"),
+        ("la_mper", ["dataset.augmentation=rotate_flip_resize"], "rotate_flip_resize accepts 2 positive sizes"),
+        ("la_vclipseg", ["method.text=file", "method.text_file=nowhere.npz"], "'nowhere.npz', which does not exist"),
+        ("la_vclipseg", ["method.clip_model=."], "method.text=clip cannot load '.'"),
+        ("acdc_supervised", ["dataset.name=la"], "unet takes 2D images, but dataset.name=la gives 3D ones; accepted is vnet"),
+    ],
+)  # fmt: skip
+def test_mistakes_that_need_no_data_are_found_before_it_is_read(
+    configuration, overrides, message, monkeypatch, left_atrium, tmp_path
+):
+    monkeypatch.setattr(LeftAtrium, "training_cases", None)
+    output = tmp_path / "run"
+    with pytest.raises((ValueError, OSError), match=re.escape(message)):
+        train(load_config(configuration, [*overrides, f"dataset.root={left_atrium}", f"output={output}"]))
+    assert not output.exists()
+
+
+def test_volumes_are_no_slices(acdc, tmp_path):
+    config = load_config("la_supervised", [*VOLUMES, "dataset.name=acdc", f"dataset.root={acdc}"])
+    with pytest.raises(ValueError, match="vnet takes 3D images, but dataset.name=acdc gives 2D ones; accepted is unet"):
+        train(config)
+
+
+@pytest.mark.parametrize("configuration", ["la_supervised", "acdc_supervised"])
+def test_cases_that_were_trained_on_are_no_test_cases(configuration, request, tmp_path, monkeypatch, capsys):
+    """Of a dataset that was divided anew: ACDC's patients are trained on slice by slice and tested as volumes."""
+    name = configuration.split("_")[0]
+    root = request.getfixturevalue({"la": "left_atrium", "acdc": "acdc"}[name])
+    small = VOLUMES if name == "la" else [*SLICES, "evaluation.validation_interval=0"]
+    config = load_config(configuration, [*small, "method.iterations=1", f"dataset.root={root}", f"output={tmp_path / 'run'}"])
+    run = train(config)
+    trained = run.training_cases.read_text().split()
+    assert sorted(trained) == sorted((root / ("train.list" if name == "la" else "train_slices.list")).read_text().split())
+    test = {"la": "CASE2", "acdc": "patient011_frame01"}[name]  # unlabelled
+    (root / "test.list").write_text(f"{test}\n")
+    monkeypatch.setattr(evaluate, "evaluate_cases", None)
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["--run", str(run.path), f"dataset.root={root}"])
+    *_, line = capsys.readouterr().err.splitlines()
+    patient = test.split("_")[0]
+    assert ended.value.code == 2
+    assert f"was trained on {patient!r}, and the dataset given has the test case {test!r}" in line
+    run.training_cases.unlink()  # as of a run that is too old
+    with pytest.raises(TypeError):  # it comes to its predictions
+        evaluate.main(["--run", str(run.path), f"dataset.root={root}"])
 
 
 def test_output_that_exists_is_refused_before_training(tmp_path):

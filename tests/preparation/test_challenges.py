@@ -11,18 +11,23 @@ from pathlib import Path
 import challenge_files as files
 import numpy as np
 import pytest
+import torch
 from challenge_preparation import (
     LEFT_ATRIUM_LABEL,
     PANCREAS_LABEL,
+    SOURCES,
     everything,
     prepare,
     refusal,
     stored,
 )
+from untrained_runs import untrained_run
 
+from semiseg import Predictor
 from semiseg.data import open_dataset
 from semiseg.preparation import CHALLENGES
-from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd
+from semiseg.preparation.volume import Volume
+from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd, read_volume
 
 REAL_DATA = Path(os.environ.get("SEMISEG_DATA", ""))
 VOLUMES = "2018LA_Seg_Training Set"
@@ -278,6 +283,76 @@ def test_real_acdc_rebuilt_from_nifti(tmp_path):
     for case, (image, label) in zip(labelled, slices, strict=True):
         np.testing.assert_allclose(case.image, image, atol=0.5 / 3000 + 1e-6)
         np.testing.assert_array_equal(case.label, label)
+
+
+def store_along(orientation: str, source: Path) -> None:
+    """Store every scan along other axes; the headers say which."""
+    for path in sorted(source.rglob("*.nii.gz")):
+        turned = read_nifti(path).turned(orientation)
+        files.write_nifti(path, turned.values, turned.affine)
+    for path in sorted(source.rglob("*.nrrd")):
+        turned = read_nrrd(path).turned(orientation)
+        directions = turned.affine[:3, :3].T
+        files.write_nrrd(path, turned.values, **{"space": "RAS", "space directions": directions})
+
+
+def fed(run: Path, scan: Volume, monkeypatch) -> np.ndarray:
+    """The volume that prediction gives to the network."""
+    seen = []
+
+    def noted(method, image, *_):
+        seen.append(image)
+        yield torch.zeros(method.num_classes, *image.shape)
+
+    monkeypatch.setattr("semiseg.prediction.probability_slabs", noted)
+    Predictor(run).predict(scan, spacing=(0.625,) * 3 if scan.path.suffix == ".nrrd" else None)
+    return seen[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer than a patch")
+@pytest.mark.parametrize("orientation", ["RAS", "LAS", "SPL", "IRA"])
+@pytest.mark.parametrize("name", ["la", "acdc"])
+def test_training_and_prediction_turn_a_scan_alike_whatever_its_axes(
+    name, orientation, tmp_path, monkeypatch
+):
+    source = SOURCES[name](tmp_path / "source")
+    expected = everything(prepare(name, source))
+    shutil.rmtree(tmp_path / "dest")
+    store_along(orientation, source)
+    dest = prepare(name, source)
+    assert everything(dest) == expected
+    dataset = open_dataset(name, dest)
+    case = next(dataset.evaluation_cases("test"))
+    run = untrained_run(tmp_path / "run", f"{name}_supervised", dataset.preprocessing, dataset.class_names)
+    scan = next(scan for scan in CHALLENGES[name]().find(source) if scan.name == case.name)
+    np.testing.assert_array_equal(fed(run, read_volume(scan.image), monkeypatch), case.image)
+
+
+@pytest.mark.parametrize(("name", "which"), [("la", "CASE1"), ("acdc", "patient002")])
+def test_one_scan_along_other_axes_than_the_others(name, which, tmp_path):
+    source = SOURCES[name](tmp_path / "source")
+    expected = everything(prepare(name, source))
+    shutil.rmtree(tmp_path / "dest")
+    store_along("RSA", source / which)
+    assert everything(prepare(name, source)) == expected
+
+
+def test_a_stack_across_an_oblique_axis_is_cut_along_its_slices(acdc, tmp_path, monkeypatch):
+    """Short-axis slices whose normal leads to the left: training and prediction see them upright, as they were acquired."""
+    expected = everything(prepare("acdc", acdc))
+    shutil.rmtree(tmp_path / "dest")
+    acquired = np.eye(4)
+    acquired[:3, :3] = np.array([[0, 0, -1], [-1, 0, 0], [0, -1, 0]]) @ np.diag([1.5, 1.5, 8.0])  # PIL
+    for path in acdc.rglob("*.nii.gz"):
+        turned = Volume(path, read_nifti(path).values, acquired).turned("PSL")
+        files.write_nifti(path, turned.values, turned.affine)
+    dest = prepare("acdc", acdc)
+    assert everything(dest) == expected
+    dataset = open_dataset("acdc", dest)
+    run = untrained_run(tmp_path / "run", "acdc_supervised", dataset.preprocessing, dataset.class_names)
+    case = next(dataset.evaluation_cases("test"))
+    scan = next(scan for scan in CHALLENGES["acdc"]().find(acdc) if scan.name == case.name)
+    np.testing.assert_array_equal(fed(run, read_nifti(scan.image), monkeypatch), case.image)
 
 
 def test_a_label_of_another_series_by_name_is_not_needed(pancreas):

@@ -118,7 +118,7 @@ def test_configurations_follow_the_data(source):
         assert config.training.patch_size == (48, 32, 16)  # of 40 × 36 × 16 voxels
         assert config.evaluation.stride == (24, 16, 8)
         assert (config.dataset.name, config.dataset.labelled) == ("own", 2)
-        assert config.dataset.augmentation == "crop_rotate_flip"
+        assert config.dataset.augmentation == "crop_dihedral"
         assert Path(config.dataset.root) == dest.resolve()
     assert load_config(str(dest / "mper.yaml")).method.zero_box == (32, 21, 10)
 
@@ -230,6 +230,13 @@ def test_lists_decide(source, tmp_path):
     assert load_config(str(dest / "mper.yaml")).dataset.labelled == 2
 
 
+def test_a_validation_list_is_used_while_training(source):
+    for options, interval in (((), 0), (("--validation", "1"), 200)):
+        dest = prepare(source, *options, name=f"dest{interval}")
+        for path in dest.glob("*.yaml"):
+            assert load_config(str(path)).evaluation.validation_interval == interval
+
+
 def test_scans_of_one_patient_stay_together(source, tmp_path, capsys):
     for folder in source:
         for path in sorted(folder.iterdir()):
@@ -264,6 +271,27 @@ def test_common_endings_and_one_folder_for_both(source):
     dest = prepare((together, together), name="../dest_together")
     for list_name in ("train", "test"):
         assert names(dest, list_name) == names(expected, list_name)
+
+
+def test_labels_may_end_in_the_channel_as_their_images_do(source):
+    expected = prepare(source)
+    for folder in source:
+        for path in sorted(folder.iterdir()):
+            path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    dest = prepare(source, name="same")
+    assert [names(dest, split) for split in ("train", "test")] == [names(expected, split) for split in ("train", "test")]
+
+
+def test_a_number_of_the_only_label_is_no_channel(source):
+    for folder, ending in zip(source, ("_0000", ""), strict=True):
+        for path in sorted(folder.iterdir()):
+            number = int(path.name[5])
+            path.rename(path.with_name(f"scan_{number if number < 2 else 10 * number:04d}{ending}.nii.gz"))
+    for path in source[1].iterdir():
+        if path.name not in ("scan_0000.nii.gz", "scan_0001.nii.gz"):
+            path.unlink()
+    dest = prepare(source)
+    assert {"scan_0000", "scan_0001"} < {*names(dest, "train"), *names(dest, "test")}
 
 
 def test_a_number_of_the_scan_is_no_channel(source):
@@ -432,9 +460,13 @@ def test_a_sided_organ_is_not_mirrored(tmp_path):
     for second, third, expected in (
         ("kidney left", "kidney right", "crop"),
         ("LeftKidney", "rightkidney", "crop"),
-        ("kidney left", "spleen", "crop_rotate_flip"),
+        ("kidney_l", "kidney_r", "crop"),
+        ("Lung (R)", "Lung (L)", "crop"),
+        ("RT femur", "LT femur", "crop"),
+        ("kidney left", "spleen", "crop_dihedral"),
+        ("pedal", "pedar", "crop_dihedral"),
     ):
-        dest = prepare(source, "--classes", "liver", second, third, *options, name=second + third)
+        dest = prepare(source, "--classes", "liver", second, third, *options, name=f"{second} {third}")
         assert yaml.safe_load((dest / "mper.yaml").read_text())["dataset"]["augmentation"] == expected
 
 
@@ -553,3 +585,11 @@ def test_a_class_that_no_labelled_training_case_shows_is_named(source, tmp_path,
     (tmp_path / "labelled.txt").write_text("scan_1\n")
     message = refusal(capsys, source, "--labelled", str(tmp_path / "labelled.txt"))
     assert "the 1 cases to learn from hold no voxel of class 3 (value 7)" in message
+
+
+def test_lists_changed_by_hand_are_compared(source, monkeypatch):
+    dest = prepare(source, "--validation", "1")
+    (dest / "val.list").write_text("scan_7\n")  # without a label
+    monkeypatch.setattr(h5py, "File", None)
+    with pytest.raises(ValueError, match="val.list: names 'scan_7', and the training list 'scan_7'; expected nobody in both"):
+        open_dataset("own", dest).training_cases(1)

@@ -1,11 +1,13 @@
 """Scans and their place in space: reading, turning, resampling."""
 
+import re
 from pathlib import Path
 
 import challenge_files as files
 import nibabel
 import nrrd
 import numpy as np
+import pydicom
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
@@ -47,6 +49,76 @@ def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
     np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [10 - 0.7, -20 - 1.8, -30 + 7.5, 1])
 
 
+def colours(slice: pydicom.Dataset) -> None:
+    slice.SamplesPerPixel, slice.PhotometricInterpretation, slice.PlanarConfiguration = 3, "RGB", 0
+    slice.BitsAllocated, slice.BitsStored, slice.HighBit, slice.PixelRepresentation = 8, 8, 7, 0
+    slice.PixelData = bytes(4 * 3 * 3)
+
+
+def frames(slice: pydicom.Dataset) -> None:
+    slice.NumberOfFrames = 2
+    slice.PixelData = 2 * slice.PixelData
+
+
+def undecodable(slice: pydicom.Dataset) -> None:
+    del slice.SOPInstanceUID
+    slice.PixelData = slice.PixelData[:10]
+
+
+def element(name: str, value: object):
+    return lambda slice: setattr(slice, name, value)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (element("PixelSpacing", None), "its PixelSpacing is None; expected 2 finite numbers"),
+    (element("PixelSpacing", [1.0]), "its PixelSpacing is 1.0; expected 2 finite numbers"),
+    (element("ImageOrientationPatient", None), "its ImageOrientationPatient is None; expected 6 finite numbers"),
+    (element("ImagePositionPatient", None), "its ImagePositionPatient is None; expected 3 finite numbers"),
+    (element("RescaleSlope", None), "its RescaleSlope is None; expected 1 finite numbers"),
+    (element("Rows", None), "its Rows is None; expected 1 finite numbers"),
+    (element("BitsAllocated", 12), ""),
+    (element("BitsAllocated", None), ""),
+    (element("PhotometricInterpretation", "MONOCHROME1"),
+     "its PhotometricInterpretation is MONOCHROME1; accepted is MONOCHROME2"),
+    (colours, "its SamplesPerPixel is 3; accepted is 1"),
+    (frames, "its NumberOfFrames is 2; accepted is 1"),
+    (undecodable, ""),
+])  # fmt: skip
+def test_a_damaged_slice_is_named(tmp_path, damage, message):
+    files.write_dicom_series(tmp_path, np.zeros((4, 3, 5)), (1.0, 1.0, 2.0))
+    path = sorted(tmp_path.iterdir())[2]
+    slice = pydicom.dcmread(path)
+    damage(slice)
+    slice.save_as(path)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: cannot be read as DICOM ({message}")) as raised:
+        read_dicom_series(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_value_that_pydicom_reads_when_it_is_asked_for_is_named(tmp_path):
+    files.write_dicom_series(tmp_path, np.zeros((4, 3, 5)), (1.0, 1.0, 2.0))
+    path = min(tmp_path.iterdir())
+    content = path.read_bytes()
+    assert content.count(b"1.0\\1.0") == 1
+    path.write_bytes(content.replace(b"1.0\\1.0", b"1.0\\a.b"))
+    with pytest.raises(ValueError, match=f"{path}: cannot be read as DICOM"):
+        read_dicom_series(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"space origin: ", b"space directions: "])
+def test_a_damaged_nrrd_header_is_named(tmp_path, line):
+    path = tmp_path / "a.nrrd"
+    files.write_nrrd(path, np.zeros((2, 3, 4), np.int16))
+    key = line.split(b":")[0]
+    head, data = path.read_bytes().split(b"\n\n", 1)
+    lines = [line if old.startswith(key + b":") else old for old in head.split(b"\n")]
+    path.write_bytes(b"\n".join(lines) + b"\n\n" + data)
+    for read in (read_nrrd, read_header):
+        with pytest.raises(ValueError, match=f"{path}: cannot be read as NRRD") as raised:
+            read(path)
+        assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "LPI", "SPL", "IRA"])
 def test_turning_keeps_every_voxel_in_its_place(tmp_path, orientation):
     values = np.random.default_rng(0).random((4, 5, 6))
@@ -58,6 +130,25 @@ def test_turning_keeps_every_voxel_in_its_place(tmp_path, orientation):
         place = np.linalg.inv(turned.affine) @ volume.affine @ [*index, 1]
         assert turned.values[tuple(np.rint(place[:3]).astype(int))] == volume.values[index]
     np.testing.assert_array_equal(on_grid_of(volume, turned).values, values)
+
+
+@pytest.mark.parametrize(("stored", "spacing", "expected"), [
+    ("LPS", (1.5, 1.5, 8), "SPL"),
+    ("SAR", (8, 1.5, 1.4), "SPL"),
+    ("PSL", (1.4, 1.4, 8), "LIP"),
+    ("LIA", (1.4, 1.4, 8), "PIL"),
+    ("ARI", (5, 0.9, 0.9), "PIL"),
+    ("PSL", (1, 1, 1), "SPL"),
+    ("PSL", (0.9, 1, 1.1), "SPL"),
+])  # fmt: skip
+def test_slices_are_across_the_axis_that_is_clearly_the_coarsest(stored, spacing, expected):
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (letter, size) in enumerate(zip(stored, spacing, strict=True)):
+        row = next(row for row, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        affine[row, axis] = size if letter in "RAS" else -size
+    volume = Volume(Path("scan"), np.zeros((2, 3, 4)), affine)
+    assert (volume.orientation, volume.slice_orientation) == (stored, expected)
 
 
 @pytest.mark.parametrize(("header", "orientation", "spacing"), [
