@@ -53,13 +53,8 @@ struct Pieces {
     return {row_index * row + within, minimum(length, row - within), channels_in_piece == 1 ? row_index % channels : 0};
   }
 
-  // Runs work(first piece, last piece, chunk) on every chunk.
-  template <class Work>
-  void for_chunks(int threads, const Work& work) const {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      work(pieces * chunk / chunks, pieces * (chunk + 1) / chunks, chunk);
-  }
+  // The first piece of a chunk; the last is that of the next one.
+  int64_t first(int64_t chunk) const { return pieces * chunk / chunks; }
 };
 
 // A parameter of every channel, repeated along the period of a piece's elements.
@@ -136,16 +131,29 @@ struct Moments {  // of some values of one channel
   }
 };
 
+struct StatisticsScratch {
+  Buffer<float> centre;
+  Buffer<double> sum, distances;  // and their squares
+  Parameter about;
+
+  explicit StatisticsScratch(const Pieces& pieces)
+      : centre(pieces.channels_in_piece),
+        sum(pieces.channels_in_piece),
+        distances(2 * pieces.channels_in_piece),
+        about(centre, pieces) {}
+};
+
 template <class T>
 void statistics(const BatchNormReLUStatistics& a) {
   const Pieces pieces(a.x);
   const int64_t C = pieces.channels, in_piece = pieces.channels_in_piece;
   Buffer<Moments> partials(pieces.chunks * C);
-  pieces.for_chunks(a.threads, [&](int64_t first, int64_t last, int64_t chunk) {
-    Buffer<float> centre(in_piece);
-    Buffer<double> sum(in_piece), distances(2 * in_piece);  // and their squares
-    Parameter about(centre, pieces);
-    for (int64_t p = first; p < last; ++p) {
+  const auto make_scratch = [&] { return StatisticsScratch(pieces); };
+  for_chunks<StatisticsScratch>(pieces.chunks, a.threads, make_scratch, [&](StatisticsScratch& scratch, int64_t chunk) {
+    float* const centre = scratch.centre;
+    double *const sum = scratch.sum, *const distances = scratch.distances;
+    Parameter& about = scratch.about;
+    for (int64_t p = pieces.first(chunk); p < pieces.first(chunk + 1); ++p) {
       const Piece piece = pieces.piece(p);
       const T* x = static_cast<const T*>(a.x.data) + piece.first;
       const double count = double(piece.n / in_piece);
@@ -176,9 +184,14 @@ void statistics(const BatchNormReLUStatistics& a) {
 struct Normalised {
   Parameter mean, scale, bias;
   float negative_slope;
+  vint sloped;  // all bits where the slope is not 0
 
   Normalised(const BatchNormReLU& a, const Pieces& pieces)
-      : mean(a.mean, pieces), scale(a.scale, pieces), bias(a.bias, pieces), negative_slope(a.negative_slope) {}
+      : mean(a.mean, pieces),
+        scale(a.scale, pieces),
+        bias(a.bias, pieces),
+        negative_slope(a.negative_slope),
+        sloped(broadcast(a.negative_slope) != 0) {}
 
   void enter(const Piece& piece) {
     mean.enter(piece);
@@ -188,7 +201,11 @@ struct Normalised {
 
   INLINE vfloat centred(vfloat x, int64_t at) const { return x - mean[at]; }
   INLINE vfloat before_activation(vfloat centred, int64_t at) const { return scale[at] * centred + bias[at]; }
-  INLINE vfloat activated(vfloat h, vfloat value) const { return h > 0 ? value : negative_slope * value; }
+  INLINE vfloat activated(vfloat h) const { return h > 0 ? h : negative_slope * h; }
+  // 0 times an infinity would be NaN.
+  INLINE vfloat gradient(vfloat h, vfloat grad_y) const {
+    return h > 0 ? grad_y : bit_cast<vfloat>(bit_cast<vint>(negative_slope * grad_y) & sloped);
+  }
 };
 
 // Writes result(i, position in the period, n) for every n elements from i on.
@@ -215,37 +232,43 @@ template <class T>
 void forward(const BatchNormReLUForward& a) {
   const Pieces pieces(a.x);
   const bool streaming = streams_pieces(a.y, pieces);
-  pieces.for_chunks(a.threads, [&](int64_t first, int64_t last, int64_t) {
-    Normalised normalised(a, pieces);
-    for (int64_t p = first; p < last; ++p) {
+  const auto make_scratch = [&] { return Normalised(a, pieces); };
+  for_chunks<Normalised>(pieces.chunks, a.threads, make_scratch, [&](Normalised& normalised, int64_t chunk) {
+    for (int64_t p = pieces.first(chunk); p < pieces.first(chunk + 1); ++p) {
       const Piece piece = pieces.piece(p);
       normalised.enter(piece);
       const T* x = static_cast<const T*>(a.x.data) + piece.first;
       T* y = static_cast<T*>(a.y.data) + piece.first;
       write_piece(pieces, piece, y, streaming, [&, x](int64_t i, int64_t at, int64_t n) {
         const vfloat h = normalised.before_activation(normalised.centred(load_up_to(n, x + i), at), at);
-        return normalised.activated(h, h);
+        return normalised.activated(h);
       });
     }
   });
 }
+
+struct SumsScratch {
+  Normalised normalised;
+  Buffer<double> of_piece;
+};
 
 template <class T>
 void sums(const BatchNormReLUSums& a) {
   const Pieces pieces(a.x);
   const int64_t C = pieces.channels, in_piece = pieces.channels_in_piece;
   Buffer<double> partials(pieces.chunks * 2 * C);
-  pieces.for_chunks(a.threads, [&](int64_t first, int64_t last, int64_t chunk) {
-    Normalised normalised(a, pieces);
-    Buffer<double> of_piece(2 * in_piece);
-    for (int64_t p = first; p < last; ++p) {
+  const auto make_scratch = [&] { return SumsScratch{Normalised(a, pieces), Buffer<double>(2 * in_piece)}; };
+  for_chunks<SumsScratch>(pieces.chunks, a.threads, make_scratch, [&](SumsScratch& scratch, int64_t chunk) {
+    Normalised& normalised = scratch.normalised;
+    double* const of_piece = scratch.of_piece;
+    for (int64_t p = pieces.first(chunk); p < pieces.first(chunk + 1); ++p) {
       const Piece piece = pieces.piece(p);
       normalised.enter(piece);
       const T* x = static_cast<const T*>(a.x.data) + piece.first;
       const T* grad_y = static_cast<const T*>(a.grad_y.data) + piece.first;
       sum_piece<2>(pieces, piece, of_piece, [&, x, grad_y](int64_t i, int64_t at, int64_t n, vfloat* terms) {
         const vfloat centred = normalised.centred(load_up_to(n, x + i), at);
-        terms[0] = normalised.activated(normalised.before_activation(centred, at), load_up_to(n, grad_y + i));
+        terms[0] = normalised.gradient(normalised.before_activation(centred, at), load_up_to(n, grad_y + i));
         terms[1] = terms[0] * centred;
       });
       for (int64_t s = 0; s < 2; ++s)
@@ -259,14 +282,22 @@ void sums(const BatchNormReLUSums& a) {
   }
 }
 
+struct BackwardScratch {
+  Normalised normalised;
+  Parameter offset, tilt;
+};
+
 template <class T>
 void backward(const BatchNormReLUBackward& a) {
   const Pieces pieces(a.x);
   const bool streaming = streams_pieces(a.grad_x, pieces);
-  pieces.for_chunks(a.threads, [&](int64_t first, int64_t last, int64_t) {
-    Normalised normalised(a, pieces);
-    Parameter offset(a.offset, pieces), tilt(a.tilt, pieces);
-    for (int64_t p = first; p < last; ++p) {
+  const auto make_scratch = [&] {
+    return BackwardScratch{Normalised(a, pieces), Parameter(a.offset, pieces), Parameter(a.tilt, pieces)};
+  };
+  for_chunks<BackwardScratch>(pieces.chunks, a.threads, make_scratch, [&](BackwardScratch& scratch, int64_t chunk) {
+    Normalised& normalised = scratch.normalised;
+    Parameter &offset = scratch.offset, &tilt = scratch.tilt;
+    for (int64_t p = pieces.first(chunk); p < pieces.first(chunk + 1); ++p) {
       const Piece piece = pieces.piece(p);
       normalised.enter(piece);
       offset.enter(piece);
@@ -276,7 +307,7 @@ void backward(const BatchNormReLUBackward& a) {
       T* grad_x = static_cast<T*>(a.grad_x.data) + piece.first;
       write_piece(pieces, piece, grad_x, streaming, [&, x, grad_y](int64_t i, int64_t at, int64_t n) {
         const vfloat centred = normalised.centred(load_up_to(n, x + i), at);
-        const vfloat g = normalised.activated(normalised.before_activation(centred, at), load_up_to(n, grad_y + i));
+        const vfloat g = normalised.gradient(normalised.before_activation(centred, at), load_up_to(n, grad_y + i));
         return normalised.scale[at] * (g - offset[at] - tilt[at] * centred);
       });
     }

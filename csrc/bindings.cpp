@@ -1,6 +1,10 @@
 // Addresses, sizes and strides in; no tensor library is included anywhere in csrc.
 #include <pybind11/stl.h>
 
+#ifdef SEMISEG_HAS_V3
+#include <cpuid.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -32,16 +36,26 @@ struct Level {
   const Kernels* kernels;
 };
 
+#ifdef SEMISEG_HAS_V3
+bool runs_v3() {
+  // Not every compiler's __builtin_cpu_supports knows the names of these three.
+  unsigned a, b, c, d;
+  const bool f16c_and_movbe = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) && (c & bit_MOVBE);
+  const bool lzcnt = __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2") && f16c_and_movbe && lzcnt;
+}
+#endif
+
 // What this build holds and this processor runs, best last.
 std::vector<Level> usable_levels() {
   std::vector<Level> levels{{"baseline", &baseline::kernels}};
 #ifdef SEMISEG_HAS_V3
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-    levels.push_back({"v3", &v3::kernels});
+  if (runs_v3()) levels.push_back({"v3", &v3::kernels});
 #endif
 #ifdef SEMISEG_HAS_V4
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+  if (runs_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     levels.push_back({"v4", &v4::kernels});
 #endif
   return levels;

@@ -467,32 +467,53 @@ __attribute__((noinline)) void multiply_points(const ConvolutionForward& a, Colu
       }
 }
 
+// Of one thread, for a chunk of tiles.
+template <class T, int64_t COLUMNS>
+struct Scratch {
+  using In = Points<T, CHANNELS>;
+  using Out = Points<T, COLUMNS>;
+
+  Buffer<float> in_values, out_values, zeros, sums;
+  In in;
+  Out out;
+
+  Scratch(const Convolution& a, int64_t chunk, int64_t count)
+      : in_values(In::count(a.I, chunk)),
+        out_values(Out::count(a.O, chunk)),
+        zeros(a.W * a.I),
+        sums(count),
+        in{in_values, chunk},
+        out{out_values, chunk} {}
+};
+
 template <class T, int VECTORS>
 void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
-  using In = Points<T, CHANNELS>;
-  using Out = Points<T, COLUMNS>;
   const int64_t I = a.I, O = a.O, chunk = tiles.balanced_chunk(a.threads), chunks = (tiles.count + chunk - 1) / chunk;
   const int64_t run = maximum(1, minimum(RUN, chunks / (RUNS * a.threads)));
   const Finish finish(a.y, a.voxels() * O, a.negative_slope);
+  Buffer<float> initial(O);
+  if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
+  OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
   {
-    Buffer<float> in_values(In::count(I, chunk)), out_values(Out::count(O, chunk)), zeros(a.W * I), initial(O);
-    Buffer<float> sums(chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
-    if (a.bias) memcpy(initial, a.bias, O * sizeof(float));
-    const In in{in_values, chunk};
-    const Out out{out_values, chunk};
+    OfThread<Scratch<T, COLUMNS>> scratch(out_of_memory, [&] {
+      return Scratch<T, COLUMNS>(a, chunk, chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
+    });
 #pragma omp for schedule(dynamic, run)
     for (int64_t first = 0; first < tiles.count; first += chunk) {
+      if (!scratch) continue;
+      const Scratch<T, COLUMNS>& s = *scratch;
       const int64_t last = minimum(tiles.count, first + chunk), steps = (last - first + ROWS - 1) / ROWS * (O / COLUMNS);
       NextLines<T> next(a, tiles, last, minimum(tiles.count, last + chunk), T::SLICES * T::POINTS * steps);
       for (int slice = 0; slice < T::SLICES; ++slice) {
-        gather_input(tiles, slice, a.x, zeros, I, first, last, in);
-        multiply_points(a, columns, a.matrices + slice * T::POINTS * matrix_pitch(a), in, out, last - first, next);
-        scatter_result(tiles, slice, out, O, first, last, initial, sums, finish);
+        gather_input(tiles, slice, a.x, s.zeros, I, first, last, s.in);
+        multiply_points(a, columns, a.matrices + slice * T::POINTS * matrix_pitch(a), s.in, s.out, last - first, next);
+        scatter_result(tiles, slice, s.out, O, first, last, initial, s.sums, finish);
       }
     }
   }
+  out_of_memory.rethrow();
 }
 
 // Runs work(tiles, columns) with those of the forward pass.
@@ -507,37 +528,35 @@ void with_forward_tiles(const Convolution& a, const Work& work) {
 template <class T, int VECTORS>
 void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
-  using In = Points<T, CHANNELS>;
-  using Out = Points<T, COLUMNS>;
   const int64_t I = a.I, O = a.O, chunk = tiles.chunk;
   const int64_t parts = (tiles.count + SUM_TILES - 1) / SUM_TILES, slice_sums = T::POINTS * I * O;
   Buffer<double> total(T::SLICES * slice_sums, parts ? Fill::nothing : Fill::zeros);  // [point, I, O]
+  OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
   {
-    Buffer<float> sums(slice_sums), zeros(a.W * I);
-    Buffer<float> in_values(In::count(I, chunk)), out_values(Out::count(O, chunk));
-    const In in{in_values, chunk};
-    const Out out{out_values, chunk};
+    OfThread<Scratch<T, COLUMNS>> scratch(out_of_memory, [&] { return Scratch<T, COLUMNS>(a, chunk, slice_sums); });
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t task = 0; task < parts * T::SLICES; ++task) {
+      if (!scratch) continue;
+      const Scratch<T, COLUMNS>& s = *scratch;
       const int64_t part = task / T::SLICES, end = minimum(tiles.count, (part + 1) * SUM_TILES);
       const int slice = int(task % T::SLICES);
-      memset(sums, 0, slice_sums * sizeof(float));
+      memset(s.sums, 0, slice_sums * sizeof(float));
       for (int64_t first = part * SUM_TILES; first < end; first += chunk) {
         const int64_t last = minimum(end, first + chunk);
-        gather_input(tiles, slice, a.x, zeros, I, first, last, in);
-        gather_gradient(tiles, slice, a.grad_y, O, first, last, out);
+        gather_input(tiles, slice, a.x, s.zeros, I, first, last, s.in);
+        gather_gradient(tiles, slice, a.grad_y, O, first, last, s.out);
         for (int p = 0; p < T::POINTS; ++p)
           for (int64_t o = 0; o < O; o += COLUMNS)
             for (int64_t i = 0; i < I; i += SUM_ROWS)
-              add_products(columns, in.at(i, 0) + p * CHANNELS, In::PITCH, out.at(o, 0) + p * COLUMNS, Out::PITCH,
-                           last - first, sums + (p * I + i) * O + o, O);
+              add_products(columns, s.in.at(i, 0) + p * CHANNELS, s.in.PITCH, s.out.at(o, 0) + p * COLUMNS, s.out.PITCH,
+                           last - first, s.sums + (p * I + i) * O + o, O);
       }
       // In the order of the tasks, so that any number of threads gives the same result.
 #pragma omp ordered
       for (int64_t i = 0; i < slice_sums; ++i) {
         double& sum = total[slice * slice_sums + i];
-        sum = part ? sum + sums[i] : sums[i];
+        sum = part ? sum + s.sums[i] : s.sums[i];
       }
     }
 #pragma omp for schedule(static)
@@ -557,6 +576,7 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
       }
     }
   }
+  out_of_memory.rethrow();
 }
 
 }  // namespace

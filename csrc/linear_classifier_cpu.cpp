@@ -12,11 +12,12 @@ struct ClassifierTile {
   // With the rows that ClassSums needs; row d of x is 1.
   Buffer<float> logits, x;  // [C, pitch], [d + 1, pitch]
   Buffer<float> grad_x;     // [d, pitch]
+  Panels matrix;            // of an image
   ClassSums sums;
 
-  ClassifierTile(int64_t C, int64_t d, int64_t pitch)
+  ClassifierTile(int64_t C, int64_t d, int64_t pitch, int64_t rows, int64_t depth)
       : logits(ClassSums::class_rows(C) * pitch), x(ClassSums::channel_rows(d + 1) * pitch), grad_x(d * pitch),
-        sums(C, d + 1) {
+        matrix(rows, depth), sums(C, d + 1) {
     for (int64_t v = 0; v < pitch; ++v) x[d * pitch + v] = 1;
   }
 };
@@ -41,15 +42,15 @@ void linear_classifier_forward(const LinearClassifier& a) {
   const Tiling tiling(a.x.batch, a.x.voxels, planned_rows(a.C, d), 0);
   const int64_t pitch = tiling.pitch;
   for_chunks<ClassifierTile>(
-      tiling, a.threads, nullptr, 0, [&] { return ClassifierTile(a.C, d, pitch); },
+      tiling, a.threads, nullptr, 0, [&] { return ClassifierTile(a.C, d, pitch, a.C, columns); },
       [&](ClassifierTile& tile, int64_t chunk, double*) {
         for_images(tiling, chunk, [&](int64_t image, int64_t first, int64_t end) {
-          const Panels panels(a.matrix + image * a.C * columns, a.C, columns, columns, 1);
+          tile.matrix.pack(a.matrix + image * a.C * columns, columns, 1);
           for (int64_t t = first; t < end; ++t) {
             const Span span = tiling.span(t);
             Prefetch(a.x, tiling.next(t), 1).step();
             load_tile(a.x, span, tile.x, pitch);
-            multiply(panels, tile.x, tile.logits, Plain{}, pitch, span.padded);
+            multiply(tile.matrix, tile.x, tile.logits, Plain{}, pitch, span.padded);
             store_tile(a.logits, span, tile.logits, pitch, streaming);
           }
         });
@@ -63,15 +64,15 @@ void linear_classifier_backward(const LinearClassifier& a) {
   const int64_t pitch = tiling.pitch;
   Buffer<double> total(sums);
   for_chunks<ClassifierTile>(
-      tiling, a.threads, total, sums, [&] { return ClassifierTile(a.C, d, pitch); },
+      tiling, a.threads, total, sums, [&] { return ClassifierTile(a.C, d, pitch, d, a.C); },
       [&](ClassifierTile& tile, int64_t chunk, double* partial) {
         for_images(tiling, chunk, [&](int64_t image, int64_t first, int64_t end) {
-          const Panels panels(a.matrix + image * a.C * columns, d, a.C, 1, columns);
+          tile.matrix.pack(a.matrix + image * a.C * columns, 1, columns);
           for (int64_t t = first; t < end; ++t) {
             const Span span = tiling.span(t);
             load_tile(a.logits, span, tile.logits, pitch);
             load_tile(a.x, span, tile.x, pitch);
-            multiply(panels, tile.logits, tile.grad_x, Plain{}, pitch, span.padded);
+            multiply(tile.matrix, tile.logits, tile.grad_x, Plain{}, pitch, span.padded);
             store_tile(a.grad_x, span, tile.grad_x, pitch, streaming);
             tile.sums.add(tile.logits, tile.x, pitch, span.padded, tile.sums.prefetch(a.x, tiling.next(t)));
           }

@@ -71,19 +71,23 @@ void forward(const ConvolutionForward& a, Channels I, Columns<VECTORS> columns) 
   const auto K = of_taps(I);
   const int64_t O = a.O;
   const Finish finish(a.y, a.voxels() * O, a.negative_slope);
+  OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
   {
-    const Neighbours<VOLUME> neighbours(a);
-    Rows<LINES, Channels> rows{{}, I};
-    for (int n = 0; n < LINES; ++n) rows.segments[n] = neighbours.line(n);
+    OfThread<Neighbours<VOLUME>> scratch(out_of_memory, [&] { return Neighbours<VOLUME>(a); });
 #pragma omp for schedule(static)
     for (int64_t line = 0; line < a.B * a.D * a.H; ++line) {
+      if (!scratch) continue;
+      const Neighbours<VOLUME>& neighbours = *scratch;
       neighbours.read(a, a.x, line);
+      Rows<LINES, Channels> rows{{}, I};
+      for (int n = 0; n < LINES; ++n) rows.segments[n] = neighbours.line(n);
       for (int64_t o = 0; o < O; o += COLUMNS)
         multiply_line(rows, columns, a.matrices + o * K, K * O, K, a.bias ? a.bias + o : nullptr, O, a.W,
                       finish.from(line * a.W * O + o));
     }
   }
+  out_of_memory.rethrow();
 }
 
 // sums[n, k, o] += sum over the voxels t of lines[n][(t + k) I] grad_y[t, o] for SUM_LINES n, three k and the columns o
@@ -114,18 +118,29 @@ INLINE void add_taps(Columns<VECTORS>, const float* lines, int64_t length, Chann
   }
 }
 
+template <bool VOLUME>
+struct Scratch {  // of one thread
+  Neighbours<VOLUME> neighbours;
+  Buffer<float> sums;
+};
+
 template <bool VOLUME, class Channels, int VECTORS>
 void weight_gradient(const ConvolutionWeight& a, Channels I, Columns<VECTORS> columns) {
   constexpr int LINES = Neighbours<VOLUME>::LINES, TAPS = 3 * LINES;
   const int64_t O = a.O, count = TAPS * I * O, lines = a.B * a.D * a.H;
   const int64_t part_lines = SUM_VOXELS / maximum(int64_t(1), a.W) + 1;
   Buffer<double> total(count);  // [tap, I, O]
+  OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
   {
-    const Neighbours<VOLUME> neighbours(a);
-    Buffer<float> sums(count);
+    OfThread<Scratch<VOLUME>> scratch(out_of_memory, [&] {
+      return Scratch<VOLUME>{Neighbours<VOLUME>(a), Buffer<float>(count)};
+    });
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t first = 0; first < lines; first += part_lines) {
+      if (!scratch) continue;
+      const Neighbours<VOLUME>& neighbours = (*scratch).neighbours;
+      float* const sums = (*scratch).sums;
       memset(sums, 0, count * sizeof(float));
       for (int64_t line = first; line < minimum(lines, first + part_lines); ++line) {
         neighbours.read(a, a.x, line);
@@ -140,6 +155,7 @@ void weight_gradient(const ConvolutionWeight& a, Channels I, Columns<VECTORS> co
       for (int64_t j = 0; j < count; ++j) total[j] += sums[j];
     }
   }
+  out_of_memory.rethrow();
   for (int tap = 0; tap < TAPS; ++tap)
     for (int64_t i = 0; i < I; ++i)
       for (int64_t o = 0; o < O; ++o)

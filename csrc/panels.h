@@ -15,11 +15,16 @@ struct Panels {
   int64_t rows, depth, block;
   Buffer<float> packed;  // [ceil(rows / block)][depth][block], the last block narrower
 
-  // a[m * row_stride + k * depth_stride]
-  Panels(const float* a, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride)
-      : rows(rows), depth(depth), packed(rows * depth) {
+  Panels(int64_t rows, int64_t depth) : rows(rows), depth(depth), packed(rows * depth) {
     const int64_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
     block = (rows + blocks - 1) / blocks;
+  }
+  Panels(const float* a, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride) : Panels(rows, depth) {
+    pack(a, row_stride, depth_stride);
+  }
+
+  // a[m * row_stride + k * depth_stride]
+  void pack(const float* a, int64_t row_stride, int64_t depth_stride) {
     float* p = packed;
     for (int64_t m = 0; m < rows; m += block)
       for (int64_t k = 0; k < depth; ++k)

@@ -100,11 +100,14 @@ void weight_gradient(const StridedConvolutionWeight& a) {
   const int64_t O = a.O, N = 2 * a.I, count = L::PAIRS * O * N;
   const int64_t part_lines = SUM_VOXELS / maximum(int64_t(1), a.W) + 1;
   Buffer<double> total(count);  // [pair, O, N]
+  OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
   {
-    Buffer<float> sums(count);
+    OfThread<Buffer<float>> scratch(out_of_memory, [&] { return Buffer<float>(count); });
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t first = 0; first < lines.count; first += part_lines) {
+      if (!scratch) continue;
+      float* const sums = *scratch;
       memset(sums, 0, count * sizeof(float));
       for (int64_t line = first; line < minimum(lines.count, first + part_lines); ++line)
         for (int pair = 0; pair < L::PAIRS; ++pair)
@@ -117,6 +120,7 @@ void weight_gradient(const StridedConvolutionWeight& a) {
       for (int64_t i = 0; i < count; ++i) total[i] += sums[i];
     }
   }
+  out_of_memory.rethrow();
   for (int pair = 0; pair < L::PAIRS; ++pair)
     for (int64_t o = 0; o < O; ++o)
       for (int64_t n = 0; n < N; ++n)

@@ -4,7 +4,7 @@
 // leaves its own float64 partial sums, added in order at the end: any number of threads gives the same result.
 #pragma once
 
-#include <cstdlib>
+#include <new>
 
 #include "simd.h"
 
@@ -14,19 +14,67 @@ constexpr int64_t STEP = 2 * WIDTH;  // rows are padded to a multiple of it
 
 enum class Fill { zeros, nothing };
 
-// Memory aligned to a cache line, zeroed unless told otherwise.
+// Memory aligned to a cache line, zeroed unless told otherwise; std::bad_alloc where there is none.
 template <class T>
 struct Buffer {
   T* data;
   explicit Buffer(int64_t n, Fill fill = Fill::zeros) {
     const int64_t bytes = round_up(maximum(n, int64_t(1)) * int64_t(sizeof(T)), 64);
-    data = static_cast<T*>(aligned_alloc(64, bytes));
+    data = static_cast<T*>(::operator new(bytes, LINE));
     if (fill == Fill::zeros) memset(data, 0, bytes);
   }
-  ~Buffer() { free(data); }
+  ~Buffer() { ::operator delete(data, LINE); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   operator T*() const { return data; }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+};
+
+// No exception may leave a parallel region: that memory has run out is remembered, and thrown behind the region.
+class OutOfMemory {
+ public:
+  void set() {
+#pragma omp atomic write
+    happened_ = true;
+  }
+  void rethrow() const {
+    if (happened_) throw std::bad_alloc();
+  }
+
+ private:
+  bool happened_ = false;
+};
+
+// What one thread of a parallel region works with, where there is memory for it. All buffers are made here: a handler
+// around the work itself would keep its state out of registers.
+template <class T>
+class OfThread {
+ public:
+  template <class Make>
+  OfThread(OutOfMemory& out_of_memory, const Make& make) {
+    try {
+      new (&value_) T(make());
+      made_ = true;
+    } catch (const std::bad_alloc&) {
+      out_of_memory.set();
+    }
+  }
+  ~OfThread() {
+    if (made_) value_.~T();
+  }
+  OfThread(const OfThread&) = delete;
+  OfThread& operator=(const OfThread&) = delete;
+
+  explicit operator bool() const { return made_; }
+  T& operator*() { return value_; }
+
+ private:
+  union {
+    T value_;
+  };
+  bool made_ = false;
 };
 
 struct Span {  // the voxels of one tile
@@ -67,17 +115,28 @@ struct Tiling {
   int64_t last_tile(int64_t chunk) const { return minimum(tiles, (chunk + 1) * tiles_per_chunk); }
 };
 
+// Runs work(scratch, chunk) on every chunk.
+template <class Scratch, class MakeScratch, class Work>
+void for_chunks(int64_t chunks, int threads, const MakeScratch& make_scratch, const Work& work) {
+  OutOfMemory out_of_memory;
+#pragma omp parallel num_threads(threads)
+  {
+    OfThread<Scratch> scratch(out_of_memory, make_scratch);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      if (scratch) work(*scratch, chunk);
+  }
+  out_of_memory.rethrow();
+}
+
 // Runs work(scratch, chunk, partial) on every chunk and adds the chunks' partial sums into total.
 template <class Scratch, class MakeScratch, class Work>
 void for_chunks(const Tiling& tiling, int threads, double* total, int64_t sums, const MakeScratch& make_scratch,
                 const Work& work) {
   Buffer<double> partials(tiling.chunks * sums);
-#pragma omp parallel num_threads(threads)
-  {
-    Scratch scratch = make_scratch();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t chunk = 0; chunk < tiling.chunks; ++chunk) work(scratch, chunk, partials + chunk * sums);
-  }
+  for_chunks<Scratch>(tiling.chunks, threads, make_scratch, [&](Scratch& scratch, int64_t chunk) {
+    work(scratch, chunk, partials + chunk * sums);
+  });
   for (int64_t i = 0; i < sums; ++i) total[i] = 0;
   for (int64_t chunk = 0; chunk < tiling.chunks; ++chunk)
     for (int64_t i = 0; i < sums; ++i) total[i] += partials[chunk * sums + i];

@@ -120,7 +120,10 @@ def device_type(backend: str) -> str:
 def has_gpu_kernels(device: torch.device) -> bool:
     """Whether operations on this GPU run kernels, and not the reference, which may wait for the GPU."""
     usable = (missing(backend) is None and device_type(backend) == "cuda" for backend in ("cuda", "triton"))
-    return not reference_is_requested() and any(usable) and _capability(device.index or 0) >= MIN_CAPABILITY
+    if reference_is_requested() or not any(usable):
+        return False
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _capability(index) >= MIN_CAPABILITY
 
 
 @constant_while_compiling

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, process_group, reference
+from .differentiation import once_differentiable
 from .recomputation import offer_recomputation
 
 
@@ -65,7 +65,10 @@ def batch_norm_relu(
         x, weight, bias, parameters, exact, count, voxels, float(negative_slope), backend
     )
     offer_recomputation(
-        y, lambda: operations.batch_norm_relu_forward(x.detach(), parameters, float(negative_slope), backend)
+        y,
+        lambda *given: operations.batch_norm_relu_forward(*given, float(negative_slope), backend),
+        x.detach(),
+        parameters,
     )
     return y
 

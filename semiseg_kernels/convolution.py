@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
+from .differentiation import once_differentiable
 from .fixed_weights import is_fixed
 
 CHANNEL_MULTIPLE = 16  # other numbers of channels are padded
@@ -144,7 +144,9 @@ class KernelConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         if y is not None:
-            grad_y = torch.where(y > 0, grad_y, ctx.negative_slope * grad_y)
+            # 0 where the slope is 0, also of an infinity.
+            off = ctx.negative_slope * grad_y if ctx.negative_slope else 0.0
+            grad_y = torch.where(y > 0, grad_y, off)
         raw = RAW_OPERATIONS[ctx.operation]
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_x = raw.backward(grad_y, weight, ctx.backend) if needs_x else None

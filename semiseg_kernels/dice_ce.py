@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, process_group, reference
+from .differentiation import once_differentiable
 from .reference.dice_ce import DICE_SMOOTH, DiceCE, count_regions
 
 

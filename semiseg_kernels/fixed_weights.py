@@ -10,6 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 class _Made(NamedTuple):
     version: int  # of the weight; it counts changes in place
+    memory: Tensor  # the weight's, held so that no other takes its address
     by_purpose: dict[Hashable, Tensor]
 
 
@@ -21,16 +22,21 @@ def fix_weight(weight: Tensor) -> None:
 
     What the CPU's kernel makes of it for the first image is kept for the next ones, in up to 5.3 times the weight's memory
     (twice that where sides differ so much that images take tiles of both kinds), as long as the weight itself. A change in
-    place is noticed all the same, unless PyTorch does not count it: through `.data` or NumPy. Of weights made in inference
-    mode nothing is kept.
+    place is noticed all the same, and so is other memory, as of `vector_to_parameters`, but not what PyTorch does not
+    count: values written through `.data` or NumPy. It does not count those of fused optimisers either. So nothing is kept of
+    a weight while it requires a gradient, nor of one made in inference mode.
     """
     if not weight.is_inference():
-        _fixed[weight] = _Made(weight._version, {})
+        _fixed[weight] = _nothing_made(weight)
+
+
+def _nothing_made(weight: Tensor) -> _Made:
+    return _Made(weight._version, weight.detach(), {})
 
 
 def is_fixed(weight: Tensor) -> bool:
     # A compiled graph would have to be compiled anew.
-    return not torch.compiler.is_compiling() and weight in _fixed
+    return not torch.compiler.is_compiling() and weight in _fixed and not weight.requires_grad
 
 
 def made_of_weight(
@@ -39,11 +45,13 @@ def made_of_weight(
     make: Callable[[], Tensor],
 ) -> Tensor:
     """make(), or what it gave before, where the weight is fixed."""
+    if weight.requires_grad and weight in _fixed:
+        _fixed[weight].by_purpose.clear()  # the next one may find values that an optimiser changed uncounted
     if not is_fixed(weight):
         return make()
     made = _fixed[weight]
-    if made.version != weight._version:
-        made = _fixed[weight] = _Made(weight._version, {})
+    if made.version != weight._version or made.memory.data_ptr() != weight.data_ptr():
+        made = _fixed[weight] = _nothing_made(weight)
     if purpose not in made.by_purpose:
         made.by_purpose[purpose] = make()
     return made.by_purpose[purpose]

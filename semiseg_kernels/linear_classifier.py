@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
+from .differentiation import once_differentiable
 
 
 def linear_classifier(

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, reference
 from .convolution import channels_last
+from .differentiation import once_differentiable
 
 
 def linear_upsampling(

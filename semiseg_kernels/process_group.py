@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.autograd.function import once_differentiable
+
+from .differentiation import once_differentiable
 
 _group: distributed.ProcessGroup | None = None
 

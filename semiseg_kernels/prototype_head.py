@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.autograd.function import once_differentiable
 
 from . import backends, checks, process_group, reference
 from .dice_ce import losses_of_sums, statistics_size, voxel_counts
+from .differentiation import once_differentiable
 from .reference.dice_ce import count_regions
 from .reference.prototype_head import PrototypeHead
 from .reference.prototype_similarity import index_dtype

@@ -3,15 +3,32 @@
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A tensor that may not change: of what hooks keep, PyTorch does not look whether it has."""
+
+    tensor: Tensor
+    version: int  # it counts changes in place
+
+    def __call__(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a tensor of shape {list(self.tensor.shape)} is at version {self.tensor._version}, not {self.version}"
+            )
+        return self.tensor
+
+
 class _Result(NamedTuple):
     tensor: weakref.ref[Tensor]
-    version: int  # it counts changes in place
+    version: int
     compute: Callable[[], Tensor]
 
 
@@ -37,10 +54,14 @@ def recomputed_results() -> Iterator[None]:
 
 def offer_recomputation(
     result: Tensor,
-    compute: Callable[[], Tensor],  # gives the result again, from tensors that the graph keeps anyway
+    function: Callable[..., Tensor],  # gives the result again
+    *inputs: Tensor,  # that the graph keeps anyway
 ) -> None:
     if _results is not None and result.requires_grad:
-        _results[result.data_ptr()] = _Result(weakref.ref(result), result._version, compute)
+        packed = [_pack(x) for x in inputs]
+        _results[result.data_ptr()] = _Result(
+            weakref.ref(result), result._version, lambda: function(*map(_unpack, packed))
+        )
 
 
 def recomputable(
@@ -52,23 +73,25 @@ def recomputable(
     On a GPU, which runs out of time rather than memory, it is kept.
     """
     result = function(*inputs)
-    if result.device.type == "cpu":
-        packed = [_pack(x) for x in inputs]
-        if not any(isinstance(x, Tensor) for x in packed):
-            offer_recomputation(result, lambda: function(*map(_unpack, packed)))
+    if result.device.type == "cpu" and all(_recomputation(x) is not None for x in inputs):
+        offer_recomputation(result, function, *inputs)
     return result
 
 
-def _pack(kept: Tensor) -> Any:
-    """A tensor that a gradient needs, or how to compute it."""
+def _recomputation(kept: Tensor) -> Callable[[], Tensor] | None:
     found = _results.get(kept.data_ptr()) if _results else None
     result = None if found is None else found.tensor()
     if found is None or result is None:
-        return kept
+        return None
     # Another tensor may by now have the address of a result that is gone, or be a part of it, or it has changed.
     layouts = [(x.data_ptr(), x.dtype, x.shape, x.stride()) for x in (kept, result)]
-    return found.compute if layouts[0] == layouts[1] and kept._version == found.version else kept
+    return found.compute if layouts[0] == layouts[1] and kept._version == found.version else None
 
 
-def _unpack(packed: Any) -> Tensor:
-    return packed if isinstance(packed, Tensor) else packed()
+def _pack(kept: Tensor) -> Callable[[], Tensor]:
+    """How a gradient gets the tensor that it needs."""
+    return _recomputation(kept) or _Kept(kept, kept._version)
+
+
+def _unpack(packed: Callable[[], Tensor]) -> Tensor:
+    return packed()

@@ -24,7 +24,7 @@ def fold_batch_norm(
     computes the same but for rounding, and has weights of its own, which stay as they are: the original can be
     trained on.
     """
-    folded = copy.deepcopy(module).eval()
+    folded = copy.deepcopy(module).eval().requires_grad_(False)
     for sequence in list(folded.modules()):
         if not isinstance(sequence, nn.Sequential):
             continue

@@ -49,6 +49,15 @@ def test_environment():
     assert failed.returncode != 0 and failed.stderr.splitlines()[-1] == expected
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda", False), ("cuda:0", True), ("cuda:1", False)])
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, device, expected):
+    monkeypatch.setattr(backends, "missing", lambda backend: None)
+    monkeypatch.setattr(backends, "device_type", lambda backend: "cuda")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", [(9, 0), (7, 5)].__getitem__)
+    assert backends.has_gpu_kernels(torch.device(device)) == expected
+
+
 def test_use_backend_nests_and_restores():
     assert backends._requested == "auto"
     with use_backend("reference"):

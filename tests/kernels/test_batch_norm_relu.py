@@ -139,6 +139,25 @@ def test_nan_stays_in_its_channel(backend):
         assert [values.isnan().tolist() for values in running] == [[False, False, False, True, False]] * 2
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_gradient_passes_a_unit_that_is_off(backend, layout, value):
+    """Not even what is not finite; through a slope it reaches all of its channel, and no other."""
+    x, weight, bias = make_inputs("odd channels", layout=layout)
+    cotangent = torch.rand(x.shape) - 0.5
+    with torch.no_grad():
+        off = (batch_norm_relu(x, weight, bias, torch.zeros(5), torch.ones(5)) == 0).nonzero()
+    place = tuple(off[len(off) // 2])
+    expected, changed = cotangent.clone(), cotangent.clone()
+    expected[place], changed[place] = 0.0, value
+    actual, expected = (everything(backend, x, weight, bias, given) for given in (changed, expected))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    leaky = everything(backend, x, weight, bias, changed, slope=0.1)
+    reached = torch.arange(5) == place[1]
+    for gradient in (leaky["gradient of x"].movedim(1, 0).flatten(1).T, leaky["gradient of weight"]):
+        assert torch.equal(gradient.isfinite(), (~reached).expand_as(gradient))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_other_strides(kernel, layout):
     """Channels of a wider tensor, and every second voxel of a row; a gradient in the other memory format."""

@@ -96,6 +96,35 @@ def test_a_change_in_place_is_noticed(convolution_calls):
     assert len(transformed(convolution_calls)) == 2
 
 
+@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.AdamW])
+def test_training_with_a_fused_optimiser_is_noticed(optimiser):
+    x, weight = make_inputs()
+    fix_weight(weight)
+    convolved(x, weight)
+    step = optimiser([weight.requires_grad_()], lr=0.1, fused=True).step
+    for _ in range(2):
+        with use_backend("cpu"):
+            convolution(x, weight).square().mean().backward()
+        step()
+        assert torch.equal(convolved(x, weight), convolved(x, weight.detach().clone()))
+    weight.requires_grad_(False)
+    assert torch.equal(convolved(x, weight), convolved(x, weight.clone()))
+
+
+def test_other_memory_is_noticed(convolution_calls):
+    """Also where the memory before would be free for it."""
+    x, weight = make_inputs()
+    fix_weight(weight)
+    for _ in range(3):
+        for _ in range(2):
+            values = torch.randn(weight.numel())
+            torch.nn.utils.vector_to_parameters(values, [weight])
+            del values
+        for _ in range(2):
+            assert torch.equal(convolved(x, weight), convolved(x, weight.clone()))
+    assert len(transformed(convolution_calls)) == 3 * (1 + 2)
+
+
 def test_nothing_is_kept_in_inference_mode(convolution_calls):
     x, weight = make_inputs()
     with torch.inference_mode():

@@ -96,6 +96,21 @@ def test_what_is_made_of_results_is_not_kept_either(inputs, is_kept):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("changed", ["input", "weight"])
+def test_a_change_between_forward_and_backward_is_noticed(kernel, inputs, changed):
+    """Also of what a result is computed again from, though batch normalisation itself is not differentiated."""
+    x, (weight, _) = inputs
+    z = x.detach()
+    scale = torch.ones(16, requires_grad=True)
+    with use_backend(kernel), recomputed_results():
+        y = batch_norm_relu(z, scale, *(torch.zeros(16), torch.zeros(16), torch.ones(16)))
+        loss = conv3d(y, weight, padding=1).square().mean()
+    with torch.no_grad():
+        (z if changed == "input" else weight).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, weight if changed == "input" else scale)
+
+
 def test_the_reference_offers_nothing(inputs):
     with use_backend("reference"), recomputed_results():
         y, kept = layers(*inputs, CONSUMERS["PyTorch's"])

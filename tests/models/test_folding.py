@@ -58,6 +58,7 @@ def test_equals_the_network(name, dtype, channels_last):
         network.to(memory_format=memory_format)
     folded = fold_batch_norm(network)
     assert not folded.training and network.training
+    assert not any(parameter.requires_grad for parameter in folded.parameters())  # else no weight is fixed
     assert sum(isinstance(layer, BatchNormReLU) for layer in folded.modules()) == KEPT.get(name, 0)
     for layer in folded.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
