@@ -74,12 +74,12 @@ def is_automatic() -> bool:
 
 
 def cpu_is_requested() -> bool:
-    """For operations that the CPU leaves to PyTorch."""
+    """Whether "cpu" is forced."""
     return _requested == "cpu"
 
 
 def reference_is_requested() -> bool:
-    """For operations without a kernel, which ask for no other backend."""
+    """Whether "reference" is forced."""
     return _requested == "reference"
 
 
@@ -131,7 +131,7 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def can_run(
+def reason_against(
     backend: str,
     operation: str,
     x: Tensor,
@@ -185,12 +185,12 @@ def select(
 ) -> str:
     """The backend that runs this call; ValueError when the one that was asked for cannot."""
     if _requested != "auto":
-        reason = can_run(_requested, operation, x, num_classes, per_class, width)
+        reason = reason_against(_requested, operation, x, num_classes, per_class, width)
         if reason is not None:
             raise ValueError(f"backend {_requested!r} cannot run {operation}: {reason}")
         return _requested
     for backend in preference(x.device.type, operation, num_classes * per_class):
-        reason = can_run(backend, operation, x, num_classes, per_class, width)
+        reason = reason_against(backend, operation, x, num_classes, per_class, width)
         if reason is None:
             return backend
         _report_fallback(operation, backend, reason)

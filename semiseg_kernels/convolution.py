@@ -30,15 +30,19 @@ def convolution(
     x: float32, bfloat16 or float16 (float64 runs on the reference).
     weight, bias: x's dtype, or any under autocast.
 
-    The C++ kernel computes in float32 by Winograd's F(4, 3) along the last axis and F(2, 3) along the others: 96
-    multiplications a pair of channels where the sum has 432 (24 for 72 in two axes). From 32 channels on, 96 in two axes,
-    F(4, 3) along the last two: 144 for 864 (36 for 144). Rounding stays that of float32, with errors of up to 2 times
-    PyTorch's (up to 6 times for a single image, which PyTorch sums another way); a NaN or an infinity in x makes all
-    results of its tile of 2 x 2 x 4 or 2 x 4 x 4 voxels NaN. Fewer than 16 channels are multiplied as they are. Unless it
-    is asked for by name it runs where it is faster: on the CPU, in float32 without autocast, for channels-last x (or weight,
-    where x has one channel), channels in multiples of 16 (x that needs no gradient may have fewer than 16) and at least
-    2048 voxels of volumes, 1024 of images (without gradients 768 of either, any number, outside torch.compile, with a
-    weight that `fix_weight` was told of); else PyTorch convolves.
+    The C++ kernel computes in float32, by Winograd's transforms of tiles of results:
+
+    - Arithmetic: F(4, 3) along the last axis, F(2, 3) along the others. A pair of channels and a tile of 2 x 2 x 4 voxels
+      take 96 multiplications instead of 432 (2D, 2 x 4: 24 instead of 72). From 32 channels read on (2D: 96), where it
+      takes fewer, F(4, 3) along the last two axes: for a tile of 2 x 4 x 4 voxels 144 instead of 864 (2D, 4 x 4: 36
+      instead of 144). Fewer than 16 channels read are multiplied without transforms.
+    - Accuracy: that of float32, with errors of up to 2 times PyTorch's (up to 6 times for a single image, which PyTorch
+      sums another way). A NaN or an infinity in x makes all results of its tile NaN.
+    - When it runs: when it is forced, and else where it is faster, which is on the CPU, in float32 without autocast, for
+      channels-last x (or weight, where x has one channel) and channels in multiples of 16 (x that needs no gradient may
+      have fewer than 16), from 2048 voxels of volumes or 1024 of images on. Without gradients 768 voxels are enough,
+      and with a weight that `fix_weight` was told of, outside torch.compile, any number. Else PyTorch convolves.
+
     Differentiable in x, weight and bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """

@@ -1,4 +1,4 @@
-"""Weights that stay as they are, so that what a kernel makes of one before it computes is made once."""
+"""Weights that do not change, so that what a kernel derives from them is derived once."""
 
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -18,13 +18,13 @@ _fixed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight: _Made
 
 
 def fix_weight(weight: Tensor) -> None:
-    """Say that the weight of a `convolution` stays as it is, as in a trained network that is applied to many images.
+    """Say that the weight of a `convolution` does not change, as in a trained network that is applied to many images.
 
-    What the CPU's kernel makes of it for the first image is kept for the next ones, in up to 5.3 times the weight's memory
-    (twice that where sides differ so much that images take tiles of both kinds), as long as the weight itself. A change in
-    place is noticed all the same, and so is other memory, as of `vector_to_parameters`, but not what PyTorch does not
-    count: values written through `.data` or NumPy. It does not count those of fused optimisers either. So nothing is kept of
-    a weight while it requires a gradient, nor of one made in inference mode.
+    What the CPU's kernel derives from it for the first image is kept for the next ones, in up to 5.3 times the weight's
+    memory (twice that where sides differ so much that images take tiles of both kinds), as long as the weight itself.
+    A change in place that PyTorch counts is noticed, and so is other memory, as of `vector_to_parameters`. PyTorch does
+    not count writes through `.data` or NumPy, nor the steps of fused optimisers; so nothing is kept of a weight that
+    requires a gradient, nor of one made in inference mode.
     """
     if not weight.is_inference():
         _fixed[weight] = _nothing_made(weight)

@@ -54,7 +54,8 @@ def prototype_head(
     class_temperature, temperature: of ce and dice, and of info_nce.
     squared: of Dice's denominator, as in `dice_ce`.
     return_similarity: False leaves similarity and index None and saves writing them.
-    positive: "nearest" of all C * K prototypes is info_nce's positive, or the nearest of the voxel's "label".
+    positive: InfoNCE's positive; "nearest": the nearest of all C * K prototypes; "label": the nearest of the
+        label's class.
     normalize, ignore_prototype: as in `prototype_info_nce`.
 
     similarity, ce, dice and info_nce are differentiable in z. Raises ValueError on wrong shapes or dtypes,

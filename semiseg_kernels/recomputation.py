@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A tensor that may not change: of what hooks keep, PyTorch does not look whether it has."""
+class _SavedTensor:
+    """A saved tensor that must not change; PyTorch does not check the version of what a hook keeps."""
 
     tensor: Tensor
     version: int  # it counts changes in place
@@ -90,7 +90,7 @@ def _recomputation(kept: Tensor) -> Callable[[], Tensor] | None:
 
 def _pack(kept: Tensor) -> Callable[[], Tensor]:
     """How a gradient gets the tensor that it needs."""
-    return _recomputation(kept) or _Kept(kept, kept._version)
+    return _recomputation(kept) or _SavedTensor(kept, kept._version)
 
 
 def _unpack(packed: Callable[[], Tensor]) -> Tensor:

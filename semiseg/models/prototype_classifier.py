@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg_kernels import PrototypeHead, momentum_update_, prototype_head, prototype_similarity
-
-NORM_EPSILON = 1e-6  # smallest norm a prototype is divided by
+from semiseg_kernels.reference.common import EPSILON
 
 
 class PrototypeClassifier(nn.Module):
@@ -106,4 +105,4 @@ class PrototypeClassifier(nn.Module):
 
     def _keep_unit_length_(self) -> None:
         if self.unit_length:
-            self.prototypes.copy_(functional.normalize(self.prototypes, dim=-1, eps=NORM_EPSILON))
+            self.prototypes.copy_(functional.normalize(self.prototypes, dim=-1, eps=EPSILON))

@@ -1,3 +1,5 @@
+"""Launches of batch normalisation and the ReLU behind it."""
+
 from typing import Any
 
 import torch

@@ -1,3 +1,5 @@
+"""Launch of the cluster mean."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""Launches of the convolution of side 3, and the layout that all kernels of convolutions share."""
+
 from collections.abc import Sequence
 from typing import Any
 

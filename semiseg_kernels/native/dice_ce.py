@@ -1,6 +1,9 @@
+"""Launches of Dice and cross-entropy per region."""
+
 import torch
 from torch import Tensor
 
+from semiseg_kernels.dice_ce import statistics_size
 from semiseg_kernels.native.extension import (
     check_highest,
     empty_gradient,
@@ -29,7 +32,7 @@ def forward(
     C = logits.shape[1]
     ce = torch.empty(num_regions, dtype=torch.float32, device=logits.device)
     dice = torch.empty_like(ce)
-    statistics = torch.empty(num_regions * (1 + 3 * C), dtype=torch.float64, device=logits.device)
+    statistics = torch.empty(statistics_size(num_regions, C), dtype=torch.float64, device=logits.device)
     read, region_map = readable(logits), voxel_map(regions)
     labels, soft_target = _labels_or_soft(target)
     highest = launch(

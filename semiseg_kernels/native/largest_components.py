@@ -1,3 +1,5 @@
+"""Launch of the largest components."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""Launches of the linear classifier of every voxel."""
+
 import torch
 from torch import Tensor
 

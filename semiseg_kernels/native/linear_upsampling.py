@@ -1,3 +1,5 @@
+"""Launches of upsampling by linear interpolation."""
+
 from typing import Any
 
 from torch import Tensor

@@ -1,3 +1,5 @@
+"""Launches of the masked class mean."""
+
 import torch
 from torch import Tensor
 

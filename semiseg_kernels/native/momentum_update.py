@@ -1,3 +1,5 @@
+"""Launch of the momentum update of the prototypes."""
+
 import torch
 from torch import Tensor
 

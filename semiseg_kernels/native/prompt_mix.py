@@ -1,3 +1,5 @@
+"""Launches of the prompt mixing."""
+
 import torch
 from torch import Tensor
 

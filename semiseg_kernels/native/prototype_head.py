@@ -1,6 +1,9 @@
+"""Launches of the prototype head."""
+
 import torch
 from torch import Tensor
 
+from semiseg_kernels.dice_ce import statistics_size
 from semiseg_kernels.native.extension import (
     address,
     check_highest,
@@ -12,6 +15,7 @@ from semiseg_kernels.native.extension import (
     voxel_map,
     voxels,
 )
+from semiseg_kernels.reference.prototype_similarity import index_dtype
 
 
 def forward(
@@ -36,14 +40,15 @@ def forward(
     C, K, d = prototypes.shape
     shape = (z.shape[0], C, *z.shape[2:]) if return_similarity else (0,)
     similarity = torch.empty(shape, dtype=z.dtype, device=z.device)
-    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16, device=z.device)
+    index = torch.empty(shape, dtype=index_dtype(K), device=z.device)
     labelled = labels is not None
     ce = torch.empty(num_regions if labelled else 0, dtype=torch.float32, device=z.device)
     dice = torch.empty_like(ce)
     info_nce = torch.empty((), dtype=torch.float32, device=z.device)
     cluster_sum = torch.empty((C, K, d) if labelled else (0,), dtype=torch.float32, device=z.device)
     cluster_count = torch.empty((C, K) if labelled else (0,), dtype=torch.float64, device=z.device)
-    statistics = torch.empty(1 + labelled * num_regions * (1 + 3 * C), dtype=torch.float64, device=z.device)
+    size = 1 + (statistics_size(num_regions, C) if labelled else 0)
+    statistics = torch.empty(size, dtype=torch.float64, device=z.device)
     read, points = readable(z), float_prototypes(prototypes)
     label_map, region_map, weight_map = voxel_map(labels), voxel_map(regions), voxel_map(weight)
     highest = launch(

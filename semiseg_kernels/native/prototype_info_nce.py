@@ -1,3 +1,5 @@
+"""Launches of prototype InfoNCE."""
+
 import torch
 from torch import Tensor
 

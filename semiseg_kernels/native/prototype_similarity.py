@@ -1,3 +1,5 @@
+"""Launches of the prototype similarity."""
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from semiseg_kernels.native.extension import (
     readable,
     voxels,
 )
+from semiseg_kernels.reference.prototype_similarity import index_dtype
 
 
 def forward(
@@ -19,7 +22,7 @@ def forward(
     C, K, _ = prototypes.shape
     shape = (z.shape[0], C, *z.shape[2:])
     similarity = torch.empty(shape, dtype=z.dtype, device=z.device)
-    index = torch.empty(shape, dtype=torch.uint8 if K <= 256 else torch.int16, device=z.device)
+    index = torch.empty(shape, dtype=index_dtype(K), device=z.device)
     read, points = readable(z), float_prototypes(prototypes)
     launch(
         backend,

@@ -1,3 +1,5 @@
+"""Launches of the convolutions between two resolutions."""
+
 import torch
 from torch import Tensor
 

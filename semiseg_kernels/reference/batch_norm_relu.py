@@ -31,7 +31,7 @@ def move_running_statistics(
     running_mean: Tensor,  # [C]
     running_variance: Tensor,  # [C]
     mean: Tensor,  # [C]
-    variance: Tensor,  # [C], the mean square
+    variance: Tensor,  # [C], biased: the mean square deviation
     count: Tensor | int,  # voxels
     momentum: float,
 ) -> None:

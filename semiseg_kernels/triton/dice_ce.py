@@ -28,7 +28,7 @@ _STRIDES = ["batch_stride", "stride", "target_batch_stride", "target_stride"]
 
 @triton.jit
 def _read_target(
-    target, image, first, voxel, inside, N, batch_stride, stride,
+    target, image, first, voxel, inside, batch_stride, stride,
     C: tl.constexpr, CLASSES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """The target y [BLOCK, CLASSES] and the voxels kept [BLOCK, 1]; with probabilities all are."""
@@ -82,7 +82,7 @@ def _forward(
         x = start(logits, image, first, batch_stride, stride, CHANNELS_LAST)
         x = read_classes(x, inside, stride, C, CLASSES, CHANNELS_LAST)
         y, kept = _read_target(
-            target, image, first, voxel, inside, N, target_batch_stride, target_stride,
+            target, image, first, voxel, inside, target_batch_stride, target_stride,
             C, CLASSES, TARGET_CHANNELS_LAST,
         )  # fmt: skip
         x = tl.where(tl.arange(0, CLASSES)[None, :] < C, x, -float("inf"))
@@ -137,7 +137,7 @@ def _backward(
     x = start(logits, image, first, batch_stride, stride, CHANNELS_LAST)
     x = read_classes(x, inside, stride, C, CLASSES, CHANNELS_LAST)
     y, kept = _read_target(
-        target, image, first, voxel, inside, N, target_batch_stride, target_stride,
+        target, image, first, voxel, inside, target_batch_stride, target_stride,
         C, CLASSES, TARGET_CHANNELS_LAST,
     )  # fmt: skip
     c = tl.arange(0, CLASSES)[None, :]

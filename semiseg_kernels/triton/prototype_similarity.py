@@ -79,7 +79,6 @@ def _backward(
     gradient_batch_stride,
     gradient_stride,
     C: tl.constexpr,
-    K: tl.constexpr,
     D: tl.constexpr,
     CLASSES: tl.constexpr,
     PER_CLASS: tl.constexpr,
@@ -165,7 +164,7 @@ def backward(
         gradient=written.data, scratch=scratch, batch=batch, N=N,
         batch_stride=read.batch_stride, stride=read.stride,
         gradient_batch_stride=written.batch_stride, gradient_stride=written.stride,
-        C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.gradient_chunk,
+        C=C, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.gradient_chunk,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read, written),
     )  # fmt: skip
     return finish_gradient(gradient, written.data)

@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from semiseg_kernels.reference import common
 from semiseg_kernels.triton.configurations import PrototypeTiles, power_of_two
 from semiseg_kernels.triton.launching import launch
 from semiseg_kernels.triton.tiles import offsets
 
-EPSILON = tl.constexpr(1e-6)
+EPSILON = tl.constexpr(common.EPSILON)
 INFINITY = tl.constexpr(float("inf"))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Products of float32 on tensor cores: six products of bfloat16 parts are as exact as float32 arithmetic,
