@@ -398,13 +398,14 @@ def gradient_rounding_table(results: Results) -> str:
 
 def training_table(results: Results) -> str:
     rows = [training_header(), *training_rows(results)]
-    return f"{markdown_table(rows)}\n\n{training_notes(results)}"
+    return f"{markdown_table(rows)}\n\n{training_notes(results, training_header())}"
 
 
 def evaluations_table(results: Results) -> str:
     """A line a way to evaluate a trained network."""
     rows = [evaluation_header(), *map(evaluation_cells, results["rows"])]
-    return f"{markdown_table(rows)}\n\n{training_notes(results, 'of the whole training')}{note(results)}"
+    notes = training_notes(results, evaluation_header(), "of the whole training")
+    return f"{markdown_table(rows)}\n\n{notes}{note(results)}"
 
 
 def groups(rows: list[Row], key: Callable[[Row], Key]) -> Iterable[tuple[Key, list[Row]]]:

@@ -1,4 +1,4 @@
-"""k-means over all voxels of 8 labelled left atrium volumes under the network of `la_mper`: time and extra memory."""
+"""k-means of 8 labelled left atrium volumes under the network of `la_mper`: time and extra memory."""
 
 import os
 from pathlib import Path

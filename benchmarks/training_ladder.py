@@ -76,7 +76,7 @@ def training_data(config: Config, in_memory: bool) -> Any:
         paths = [dataset.path(name) for name in read_list(dataset.root / volumes.TRAINING_LIST)]
         count = config.dataset.labelled
     else:
-        names = read_list(dataset.root / acdc.TRAINING_LIST)
+        names = read_list(dataset.root / acdc.TRAINING_SLICES_LIST)
         paths = [acdc.slice_path(dataset.root, name) for name in names]
         count = len(dataset.training_cases(config.dataset.labelled)[0])
     return SimpleNamespace(

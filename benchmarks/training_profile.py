@@ -21,7 +21,7 @@ from results_file import write_results
 
 from semiseg.config import Config, load_config
 from semiseg.data import Augmentation, Case, TrainingSampler, TrainingTensors
-from semiseg.engine.determinism import algorithms
+from semiseg.engine.determinism import deterministic_algorithms
 from semiseg.engine.distributed import Processes
 from semiseg.engine.trainer import build_method, build_optimiser, choose_device
 from semiseg.engine.training_step import TrainingStep
@@ -129,7 +129,7 @@ def measure(workload: str, device: torch.device) -> list[dict[str, Any]]:
                 f"training.cuda_graph={str(cuda_graph).lower()}",
             ]
             step = make_step(load_config(workload, overrides), workload, device)
-            with algorithms(deterministic=False):
+            with deterministic_algorithms(False):
                 row = {
                     "workload": workload,
                     "precision": precision,

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-METRICS = {"dice": "Dice [%]", "jaccard": "Jaccard [%]", "hd95": "95HD [voxel]", "asd": "ASD [voxel]"}
-PERCENTAGES = ("dice", "jaccard")
+from semiseg.evaluation.tables import HEADINGS, scaled
+
+METRICS = {metric: HEADINGS[metric] for metric in ("dice", "jaccard", "hd95", "asd")}
+EMPTY = "empty: predictions without a voxel of a class; "
 
 
 def training_header() -> list[str]:
@@ -42,9 +44,8 @@ def training_cells(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _entry(metric: str, values: list[dict[str, float]]) -> str:
-    factor = 100 if metric in PERCENTAGES else 1
-    means = [factor * value["mean"] for value in values]
-    deviation = np.std(means) if len(means) > 1 else factor * values[0]["sd"]
+    means = [scaled(metric, value["mean"]) for value in values]
+    deviation = np.std(means) if len(means) > 1 else scaled(metric, values[0]["sd"])
     return f"{np.mean(means):.2f} ± {deviation:.2f}"
 
 
@@ -74,8 +75,10 @@ def paired_rows(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]
 
 def training_notes(
     results: dict[str, Any],
+    header: list[str],  # the columns to explain
     minutes: str = "the median training, on a machine that ran other work beside it",
 ) -> str:
+    """What stands below a table."""
     machines = dict.fromkeys(
         f"{where['gpu']['name'] if 'gpu' in where else where['cpu']}, torch {where['versions']['torch']}"
         for where in (row["environment"] for row in results["rows"])
@@ -86,6 +89,5 @@ def training_notes(
     text = f" Text embeddings: {', '.join(texts)}." if texts else ""
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
-        "medpy defines them; empty: predictions without a voxel of a class; minutes: "
-        f"{minutes}. {'; '.join(machines)}.{text}"
+        f"medpy defines them; {EMPTY if 'empty' in header else ''}minutes: {minutes}. {'; '.join(machines)}.{text}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -104,11 +105,11 @@ class TrainingConfig:
     weight_decay: NonNegativeFloat = 1e-4
     precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where that is quicker
     channels_last: bool = True
-    # capture a step's work on the GPU once and replay it; none: where one GPU trains
+    # capture a step's work on the GPU once and replay it; null: where one GPU trains
     cuda_graph: bool | None = None
     deterministic: bool = False  # the same numbers on every run on a GPU too, at the cost of speed there
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
-    # between the states that --resume goes on from; 0: after every iteration
+    # between the states that --resume continues from; 0: after every iteration
     checkpoint_minutes: NonNegativeFloat = 5.0
 
 
@@ -116,8 +117,8 @@ class TrainingConfig:
 class EvaluationConfig:
     """How a trained network is applied to whole volumes, and which checkpoint is reported."""
 
-    stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; none for 2D: slice by slice
-    validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; none: half the patch
+    stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; null, in 2D alone: slice by slice
+    validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; null: half the patch
     batch: PositiveInt = 4  # windows or slices a forward pass
     head: str = "linear"  # linear, prototype or mean
     largest_component: bool = False
@@ -159,6 +160,9 @@ def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}, accepted are {', '.join(PRESETS)}")
     values = _merge_files(path, preset)
+    # Of a run's configuration, which has no sections for presets, another would be no more than a word in the results.
+    if preset != values.get("preset", preset) and values == _merge_files(path, values["preset"]):
+        raise ValueError(f"preset is {preset!r}, accepted for {name_or_path}, made with another, is {values['preset']}")
     values = merge(values, given)
     values["preset"] = preset
     values.setdefault("name", path.stem)
@@ -193,7 +197,18 @@ def config_to_mapping(config: Config) -> dict[str, Any]:
     return _plain(asdict(config))
 
 
+def flatten(values: Mapping[Any, Any], divider: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one; the divider joins the keys that lead to a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, divider, f"{name}{divider}") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
 def _check(config: Config) -> None:
+    if config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name:
+        raise ValueError(f"name is {config.name!r}, accepted is the name of a folder")
     dimensions = len(config.training.patch_size)
     if config.network.name not in ("vnet", "unet"):
         raise ValueError(f"network.name is {config.network.name!r}, accepted are vnet, unet")
@@ -245,7 +260,10 @@ def _lookup(config: Config, key: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys are texts, none of them twice in a section, where PyYAML would keep the last without a word."""
+    """YAML whose keys are texts, none of them twice in a section, where PyYAML would keep the last without a word.
+
+    Numbers are decimal: to PyYAML 010 is 8 and 1:30 is 90.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here, because later the keys that `<<` merges in stand among the section's own.
@@ -265,6 +283,18 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:e[-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$", re.IGNORECASE),
+    list("-+0123456789."),
+)
+
+
 def _read_yaml(text: str | bytes, failure: str) -> Any:
     """What a text holds. Raises ValueError with the failure and, in the same line, what is wrong and where."""
     try:
@@ -282,6 +312,10 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override {override!r} is not of the form section.key=value")
+        if not text.strip():
+            raise ValueError(f"override {override!r} has no value; null says none")
+        if " #" in text and text[0] not in "'\"":
+            raise ValueError(f"override {override!r} holds ' #', where YAML begins a comment; accepted is a quoted text")
         value = _read_yaml(text, f"override {override!r}: the value is not YAML")
         for part in reversed(key.split(".")):
             value = {part: value}

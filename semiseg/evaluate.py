@@ -17,7 +17,7 @@ from semiseg.destinations import check_destination
 from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.cost import method_cost
-from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.run_directory import EVALUATED_WITH, RunDirectory
 from semiseg.engine.trainer import build_method, choose_device, open_configured_dataset
 from semiseg.evaluation.evaluator import evaluate_cases
 from semiseg.evaluation.metrics import summarise
@@ -44,16 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse_overrides(options.overrides)
     for override in options.overrides:
         key = override.partition("=")[0]
-        if key != "dataset.root" and key.split(".")[0] != "evaluation":
-            raise ValueError(f"override {override}: accepted are dataset.root and keys of evaluation")
+        if key not in EVALUATED_WITH and key.split(".")[0] != "evaluation":
+            raise ValueError(f"override {override}: accepted are {', '.join(EVALUATED_WITH)} and keys of evaluation")
     config = config_from_mapping(merge(config_to_mapping(config), given))
     print(results_table(evaluate(config, run)))
     print(f"written to {run.results} and {run.report}")
 
 
 def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
-    """Write results.json: the reported checkpoint, and beside it those of the last and the best on the validation split
-    that are of other iterations."""
+    """Write results.json: the reported checkpoint and, if they are of another iteration, the last and the best
+    validation checkpoint."""
     device = choose_device(config.training.device)
     dataset = open_configured_dataset(config)
     run.check_dataset(dataset)
@@ -72,7 +72,7 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         cases, maps = {}, {}
         for case, prediction, metrics in evaluate_cases(method, dataset, "test", config, device):
             cases[case.name] = metrics
-            # As they are, those of many large scans would fill the memory.
+            # Uncompressed, the maps of many large scans would fill the memory.
             maps[case.name] = zlib.compress(prediction.tobytes(), level=1), prediction.shape
         evaluated[name] = {
             "iteration": int(metadata["iteration"]),

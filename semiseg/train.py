@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from math import prod
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.config import Config, config_names, load_config
+from semiseg.config import (
+    Config,
+    config_from_mapping,
+    config_names,
+    config_to_mapping,
+    load_config,
+    merge,
+    parse_overrides,
+)
 from semiseg.engine.allocator import restart_with_tight_heap
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted
-from semiseg.engine.run_directory import RunDirectory
+from semiseg.engine.run_directory import EVALUATED_WITH, RESUMED_WITH, RunDirectory
 from semiseg.engine.trainer import choose_device, train
 
 LARGE_BATCH = 2**20  # voxels, with which the holes in a heap take gigabytes
@@ -21,36 +30,45 @@ LARGE_BATCH = 2**20  # voxels, with which the holes in a heap take gigabytes
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Train into a new run directory, or go on in one; the test set is opened by a process of its own, afterwards."""
+    """Train into a new run directory, or resume a run; the test set is opened by a process of its own, afterwards."""
     parser = argparse.ArgumentParser("python -m semiseg.train", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--config", default="phantom_mper", help=f"{', '.join(config_names())}, or a YAML file"
     )
     source.add_argument(
-        "--resume", type=Path, metavar="RUN", help="a run directory, to go on where it stopped"
+        "--resume", type=Path, metavar="RUN", help="a run directory, to resume where it stopped"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. dataset.labelled=4 seed=1"
     )
     options = parser.parse_args(arguments)
     is_main = Processes().is_main  # the others of several processes neither print nor evaluate
-
+    may_restart = arguments is None  # else somebody else's process runs this
+    overrides = options.overrides
     try:
-        may_restart = arguments is None  # else somebody else's process runs this
         if options.resume is None:
-            run = _train(load_config(options.config, options.overrides), None, may_restart)
+            run = _train(load_config(options.config, overrides), None, may_restart)
+            overrides = []  # which are the run's own
         else:
-            run = _resume(options.resume, options.overrides, may_restart)
+            run = _resume(options.resume, overrides, may_restart)
     except Interrupted as interrupted:
         if is_main:
             print(interrupted, file=sys.stderr)
         sys.exit(interrupted.status)
     if run is None or not is_main:
         return
-    evaluation = subprocess.run(
-        [sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path)], check=False
-    )
+    _evaluate(run, [override for override in overrides if _key(override) in EVALUATED_WITH], may_restart)
+
+
+def _evaluate(run: RunDirectory, overrides: list[str], may_replace: bool) -> None:
+    """Evaluate in this process's place, so that it has its memory, its GPU and its signals, or else in another."""
+    command = [sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path), *overrides]
+    if may_replace and os.name == "posix":
+        print(f"{run.path} is trained; `{run.evaluate_command}` repeats its evaluation", flush=True)
+        sys.stderr.flush()
+        os.execv(sys.executable, command)
+    evaluation = subprocess.run(command, check=False)
     if evaluation.returncode:
         # Of a process that a signal ended, the status that shells give it.
         status = evaluation.returncode if evaluation.returncode > 0 else 128 - evaluation.returncode
@@ -60,6 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(status)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> RunDirectory | None:
@@ -72,10 +94,10 @@ def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> Ru
 
 def _resume(path: Path, overrides: list[str], may_restart: bool) -> RunDirectory | None:
     run, config = RunDirectory.open(path)
-    if overrides:
-        raise ValueError(
-            f"overrides {', '.join(overrides)}: accepted with --resume are none, a run keeps its configuration"
-        )
+    for override in overrides:
+        if _key(override) not in RESUMED_WITH:
+            raise ValueError(f"override {override}: accepted with --resume are {', '.join(RESUMED_WITH)}")
+    config = config_from_mapping(merge(config_to_mapping(config), parse_overrides(overrides)))
     if run.is_finished:
         print(f"{run.path} is finished; evaluating it", flush=True)
         return run

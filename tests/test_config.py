@@ -96,6 +96,15 @@ def test_small_configuration_keeps_its_size_under_released():
     assert config.method.prototype_steps == "four"
 
 
+def test_a_preset_without_sections_for_it_is_refused(tmp_path):
+    """A run's configuration holds what its own preset made of every key."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config_to_mapping(load_config("phantom_mper"))))
+    assert load_config(str(path), ["preset=paper"]).preset == "paper"
+    with pytest.raises(ValueError, match=r"^preset is 'released', accepted for .*config\.yaml, .* is paper$"):
+        load_config(str(path), ["preset=released"])
+
+
 def test_overrides_come_last():
     config = load_config("la_mper", ["method.prototype_momentum=0.5", "preset=released", "seed=7",
                                      "training.patch_size=[80, 80, 64]", "training.weight_decay=1e-3"])  # fmt: skip
@@ -117,7 +126,7 @@ def test_file_with_base(tmp_path):
             "method.protoype_momentum=0.9",
             "unknown key method.protoype_momentum; the nearest known one is method.prototype_momentum",
         ),
-        ("momentum=0.9", "nearest known one is"),
+        ("momentum=0.9", "unknown key momentum; the nearest known one is training.momentum"),
         ("training.labeled_batch=2", "training.labelled_batch"),
         ("method.name=mpr", "accepted are supervised, mper"),
         ("preset=best", "accepted are paper, released"),
@@ -131,7 +140,13 @@ def test_file_with_base(tmp_path):
         ("method.confidence=1.5", "method.confidence is 1.5"),
         ("method.contrast_positive=furthest", "accepted are nearest, label"),
         ("seed", "not of the form"),
-        ("method=3", "method"),
+        ("seed=010", "seed is '010', expected int"),
+        ("training.checkpoint_minutes=1:30", "training.checkpoint_minutes is '1:30', expected float"),
+        ("output=", "override 'output=' has no value; null says none"),
+        ("output=runs/a #2", "holds ' #', where YAML begins a comment"),
+        ("name=''", "name is '', accepted is the name of a folder"),
+        ("name=../a", "name is '../a', accepted is the name of a folder"),
+        ("method=3", "method.name is None, accepted are supervised, mper, vclipseg"),
     ],
 )
 def test_refusals(override, message):
@@ -414,8 +429,12 @@ def test_devices_that_are_none(name):
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    assert current == []
     assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")], "what names no device must not use the first"
     with pytest.raises(ValueError, match="training.device is 'cuda:2', but the number of GPUs .* is 2"):
         choose_device("cuda:2")

@@ -6,9 +6,10 @@ from pathlib import Path
 from semiseg.data.case import Case
 from semiseg.data.files import check_disjoint, check_labelled, read_case, read_cases_lazily, read_list
 from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.volumes import TEST_LIST, VALIDATION_LIST
 
-TRAINING_LIST = "train_slices.list"
-EVALUATION_LISTS = {"validation": "val.list", "test": "test.list"}
+TRAINING_SLICES_LIST = "train_slices.list"
+EVALUATION_LISTS = {"validation": VALIDATION_LIST, "test": TEST_LIST}
 
 
 class ACDC:
@@ -38,7 +39,7 @@ class ACDC:
 
         With the field's list 3 patients are 68 slices and 7 patients 136.
         """
-        source = self.root / TRAINING_LIST
+        source = self.root / TRAINING_SLICES_LIST
         names = read_list(source)
         check_disjoint(names, (self.root / name for name in EVALUATION_LISTS.values()), self.patient)
         patients = list(dict.fromkeys(map(self.patient, names)))

@@ -15,38 +15,38 @@ SAMPLE = 4096  # voxels in which values are looked for at a time
 
 @dataclass(frozen=True)
 class CompactImage:
-    """An image as the number of every voxel's value; views and copies of it as those of a tensor."""
+    """An image as one index per voxel into a table of its values; slicing and copying work as on a tensor."""
 
-    numbers: Tensor  # [*S] uint8
+    indices: Tensor  # [*S] uint8
     values: Tensor  # [n] float32
 
     @property
     def shape(self) -> torch.Size:
-        return self.numbers.shape
+        return self.indices.shape
 
     @property
     def nbytes(self) -> int:
-        return self.numbers.nbytes + self.values.nbytes
+        return self.indices.nbytes + self.values.nbytes
 
     @property
     def device(self) -> torch.device:
-        return self.numbers.device
+        return self.indices.device
 
     def to(self, device: torch.device) -> CompactImage:
-        return CompactImage(self.numbers.to(device), self.values.to(device))
+        return CompactImage(self.indices.to(device), self.values.to(device))
 
     def transpose(self, first: int, second: int) -> CompactImage:
-        return CompactImage(self.numbers.transpose(first, second), self.values)
+        return CompactImage(self.indices.transpose(first, second), self.values)
 
     def flip(self, axes: tuple[int, ...]) -> CompactImage:
-        return CompactImage(self.numbers.flip(axes), self.values)
+        return CompactImage(self.indices.flip(axes), self.values)
 
     def __getitem__(self, box: Any) -> CompactImage:
-        return CompactImage(self.numbers[box], self.values)
+        return CompactImage(self.indices[box], self.values)
 
     def expand(self) -> Tensor:  # [*S] float32
         """The image itself, bit for bit, on whatever device it is."""
-        return self.values.index_select(0, self.numbers.flatten().int()).view(self.shape)
+        return self.values.index_select(0, self.indices.flatten().int()).view(self.shape)
 
 
 def compact(
@@ -55,7 +55,7 @@ def compact(
     """An image of at most 256 values as a CompactImage where that takes half its memory or less, else as it is, shared."""
     tensor = torch.as_tensor(image, dtype=torch.float32)
     voxels = missing = tensor.flatten()
-    numbers, values = torch.zeros_like(voxels, dtype=torch.int32), voxels[:0]
+    indices, values = torch.zeros_like(voxels, dtype=torch.int32), voxels[:0]
     while missing.numel():
         before = len(values)
         # The first look finds nearly all values of a scan, and more than there may be in an image of noise.
@@ -63,10 +63,10 @@ def compact(
         values = torch.cat([values, found]).unique()
         if not before < len(values) <= MOST_VALUES or 2 * (voxels.numel() + values.nbytes) > voxels.nbytes:
             return tensor
-        numbers = torch.searchsorted(values, voxels, out_int32=True).clamp_(max=len(values) - 1)
+        indices = torch.searchsorted(values, voxels, out_int32=True).clamp_(max=len(values) - 1)
         # As bits: 0 and -0 are not the same.
-        missing = voxels[values.index_select(0, numbers).view(torch.int32) != voxels.view(torch.int32)]
-    return CompactImage(numbers.byte().view(tensor.shape), values) if voxels.numel() else tensor
+        missing = voxels[values.index_select(0, indices).view(torch.int32) != voxels.view(torch.int32)]
+    return CompactImage(indices.byte().view(tensor.shape), values) if voxels.numel() else tensor
 
 
 def expanded(values: Tensor | CompactImage) -> Tensor:

@@ -47,8 +47,8 @@ class Dataset(Protocol):
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Return the labelled and the unlabelled training cases, all in memory.
 
-        `labelled` counts volumes, or patients where the cases are slices. ValueError, before a case is read, where
-        somebody is to be evaluated on too.
+        `labelled` counts volumes, or patients where the cases are slices. Raises ValueError, before a case is read,
+        if a training patient is in an evaluation list.
         """
         ...
 
@@ -98,7 +98,7 @@ def open_dataset(
 
 def _find_root(root: str | os.PathLike[str] | None, folder: str) -> Path:
     if root is not None:
-        path = Path(root)
+        path = Path(root).expanduser()
     elif os.environ.get(ENVIRONMENT):
         path = Path(os.environ[ENVIRONMENT]) / folder
     else:

@@ -17,7 +17,7 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; expected a text file with one case name per line")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: no text in UTF-8 ({error.reason}); expected one case name per line"
@@ -36,14 +36,14 @@ def check_disjoint(
     evaluation: Iterable[Path],  # lists, of which some may be missing
     patient: Callable[[str], str],  # of a case's name
 ) -> None:
-    """Raise ValueError where a list to evaluate on names a case of somebody who is trained on, and as `read_list`."""
+    """Raise ValueError if an evaluation list names a case of a training patient, and as `read_list`."""
     trained = {patient(name): name for name in training}
     for path in filter(Path.is_file, evaluation):
         for name in read_list(path):
             if patient(name) in trained:
                 raise ValueError(
                     f"{path}: names {name!r}, and the training list {trained[patient(name)]!r}; "
-                    "expected nobody in both"
+                    "a patient may be in only one of the lists"
                 )
 
 

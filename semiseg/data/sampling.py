@@ -16,9 +16,9 @@ class TrainingSampler:
 
     A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when
     it no longer fills a batch is dropped. All batches follow from `seed`; load_state_dict continues exactly.
-    Of several processes each draws the same batches and keeps every so-manieth of their cases, so that
-    together they hold what one would, and a process has its part of either half of a batch. Raises ValueError
-    for a negative batch, one drawn from no cases, or one that the processes do not divide.
+    With n processes, each draws the same batches and keeps every n-th case, starting at its own number; together
+    they hold what one process would, and each has its part of either half of a batch. Raises ValueError for a
+    negative batch, one drawn from no cases, or one that the processes do not divide.
     """
 
     def __init__(

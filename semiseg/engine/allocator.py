@@ -24,7 +24,9 @@ def keep_heap() -> bool:
 
 
 def restart_with_tight_heap() -> None:
-    """Start this command again with a heap whose holes fit what comes into them; nothing where that is done, or not possible.
+    """Restart this command with an allocator whose freed blocks can be reused.
+
+    Does nothing if that is done or not possible.
 
     To align a block glibc cuts slivers off its ends. They stay with the thread, and the hole that the block leaves is too
     short for another of the same size: of the heap's memory a third to a half is such holes. Without a cache of small

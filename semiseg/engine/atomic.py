@@ -40,6 +40,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_new_text(path: Path, text: str) -> None:
+    """The same of a file that nobody has made yet. Raises FileExistsError where somebody has."""
+    path.open("x").close()
+    try:
+        write_text(path, text)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically. Raises ValueError for a NaN or infinity, which JSON has not."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -11,8 +11,8 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read by cuBLAS when it starts
 
 
 @contextmanager
-def algorithms(deterministic: bool) -> Iterator[None]:
-    """Inside, cuDNN tries its algorithms for the quickest, or only deterministic algorithms run.
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """If enabled, only deterministic algorithms run inside; else cuDNN tries its algorithms for the quickest.
 
     On the CPU every run gives the same numbers either way. A RuntimeError of PyTorch names an operation that has no
     deterministic algorithm.
@@ -23,8 +23,8 @@ def algorithms(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark,
         memory.fill_uninitialized_memory,
     )
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
+    torch.backends.cudnn.benchmark = not enabled
+    if enabled:
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False  # no operation here reads such memory

@@ -32,8 +32,8 @@ class Processes:
         self.rank = int(os.environ["RANK"]) if self.count > 1 else 0
         self._local_rank = int(os.environ.get("LOCAL_RANK", str(self.rank)))
         # Both through the CPU, with the timeout of a step and without.
-        self._prompt: distributed.ProcessGroup | None = None
-        self._patient: distributed.ProcessGroup | None = None
+        self._step_group: distributed.ProcessGroup | None = None
+        self._work_group: distributed.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -86,8 +86,8 @@ class Processes:
         try:
             backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
             distributed.init_process_group(backend, timeout=STEP_TIMEOUT, device_id=own)
-            self._prompt = distributed.new_group(backend="gloo", timeout=STEP_TIMEOUT)
-            self._patient = distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+            self._step_group = distributed.new_group(backend="gloo", timeout=STEP_TIMEOUT)
+            self._work_group = distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
             with use_process_group(distributed.group.WORLD):
                 yield
             self.wait()
@@ -96,7 +96,7 @@ class Processes:
                 raise
             raise ConnectionError(
                 f"process {self.rank} of {self.count} lost another, which failed, was killed or hangs; "
-                "--resume goes on from the last checkpoint"
+                "resume from the last checkpoint with --resume"
             ) from error
         finally:
             if distributed.is_initialized():
@@ -133,13 +133,13 @@ class Processes:
         if self.count == 1:
             return flag
         flags = torch.tensor(int(flag))
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._prompt)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._step_group)
         return bool(flags)
 
     def wait(self) -> None:
         """Wait until every process has come this far, for as long as one works alone."""
         if self.count > 1:
-            distributed.barrier(group=self._patient)
+            distributed.barrier(group=self._work_group)
 
 
 def gradients(method: nn.Module) -> Iterable[Tensor]:

@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """A run stopped because of a signal, and can be gone on with. `status` is the exit status of the shells."""
+    """A run stopped by a signal; it can be resumed. `status` is the exit status that a shell gives it."""
 
     def __init__(self, message: str, number: signal.Signals):
         super().__init__(message)
@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """While entered, the first Ctrl-C or SIGTERM is only noted in `signal`; the next one acts at once, as ever.
+    """While entered, the first Ctrl-C or SIGTERM is only noted in `signal`; the next one has its usual effect.
 
     In a thread other than the main one, which gets no signals, nothing is noted.
     """
@@ -28,7 +28,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # Not what is ignored, as Ctrl-C is by what a script started in the background.
+            taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self._previous = {number: signal.signal(number, self._note) for number in taken}
         return self
 
     def __exit__(self, *exception: object) -> None:

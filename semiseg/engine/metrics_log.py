@@ -38,7 +38,7 @@ class MetricsLog:
         run.tensorboard.mkdir(exist_ok=True)
         self._lines = _GrowingFile(run.metrics, sizes["metrics"])
         self._events = _GrowingFile(run.events, sizes["events"])
-        # Not SummaryWriter: its thread would report a full disk by a traceback, and has no place to go on from.
+        # Not SummaryWriter: its thread would report a full disk by a traceback, and has no place to resume from.
         self._records = RecordWriter(self._events)
         if not self._events.size:
             self._add_event(Event(file_version="brain.Event:2"))
@@ -77,7 +77,7 @@ class MetricsLog:
             self.latest = numbers
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of both files once everything is on the disk, from which another log can go on."""
+        """Bytes of both files once everything is on the disk, from which another log can continue."""
         self.flush()
         self._lines.sync()
         self._events.sync()

@@ -18,7 +18,7 @@ from semiseg.data import Dataset
 from semiseg.data.description import DatasetDescription
 from semiseg.data.files import read_list
 from semiseg.destinations import check_destination
-from semiseg.engine.atomic import remove_leftovers, write_json, write_text
+from semiseg.engine.atomic import remove_leftovers, write_json, write_new_text
 from semiseg.engine.environment import environment
 from semiseg.engine.precision import precision
 
@@ -26,6 +26,11 @@ try:
     import fcntl
 except ImportError:  # a system without it, such as Windows
     fcntl = None  # type: ignore[assignment]
+
+
+# Keys that may have another value than the run's where it is resumed or evaluated: the machine may be another.
+RESUMED_WITH = ("dataset.root", "training.device", "training.checkpoint_minutes")
+EVALUATED_WITH = ("dataset.root", "training.device")
 
 
 class RunDirectory:
@@ -55,7 +60,7 @@ class RunDirectory:
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with this run."""
+        """The command that resumes this run."""
         return f"python -m semiseg.train --resume {shlex.quote(str(self.path))}"
 
     @property
@@ -69,9 +74,9 @@ class RunDirectory:
         return self.checkpoint().is_file() and not self.training_state.is_file()
 
     def check_finished(self) -> None:
-        """Raise ValueError, saying how to go on, where training has not come to its end."""
+        """Raise ValueError, saying how to resume, where training has not come to its end."""
         if not self.is_finished:
-            raise ValueError(f"{self.path} is unfinished: go on with `{self.resume_command}`")
+            raise ValueError(f"{self.path} is unfinished: resume it with `{self.resume_command}`")
 
     def read_environment(self) -> dict[str, Any]:
         """Command, machine, versions and commit; none of a run too old to know. ValueError where damaged."""
@@ -109,7 +114,7 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep others from training this run until the block is left or the process dies.
 
-        Raises ValueError where another trains it. Systems and file systems without locks keep nobody.
+        Raises ValueError where another trains it. Without file locks (some systems and file systems) nothing is locked.
         """
         if fcntl is None:
             yield
@@ -135,9 +140,9 @@ class RunDirectory:
     @staticmethod
     def check_new(config: Config) -> None:
         """Raise ValueError where `output` names a folder that holds something, OSError where none can be made."""
-        path = Path(config.output) if config.output is not None else _default_path(config)
+        path = Path(config.output).expanduser() if config.output is not None else _default_path(config)
         if config.output is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"output is {path}, which exists already; accepted is a new or an empty folder")
+            raise _taken(path)
         check_destination(path / "config.yaml")
 
     @classmethod
@@ -150,10 +155,13 @@ class RunDirectory:
         if config.output is None:
             path = _make_first_free(_default_path(config))
         else:
-            path = Path(config.output)
+            path = Path(config.output).expanduser()
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        write_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
+        try:
+            write_new_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
+        except FileExistsError:  # another process was quicker
+            raise _taken(path) from None
         write_json(run.environment, _session(config, device))
         return run
 
@@ -179,6 +187,10 @@ def _session(config: Config, device: torch.device) -> dict[str, Any]:
 
 def _default_path(config: Config) -> Path:
     return Path("runs") / config.name
+
+
+def _taken(path: Path) -> ValueError:
+    return ValueError(f"output is {path}, which exists already; accepted is a new or an empty folder")
 
 
 def _make_first_free(path: Path) -> Path:

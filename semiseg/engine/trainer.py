@@ -18,7 +18,7 @@ from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, TrainingT
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.atomic import write_text
 from semiseg.engine.checkpoint import save_checkpoint
-from semiseg.engine.determinism import algorithms
+from semiseg.engine.determinism import deterministic_algorithms
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.metrics_log import MetricsLog
@@ -35,7 +35,7 @@ from semiseg.text import TextEmbeddings
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a configuration asks for; `auto` is the GPU where there is one.
+    """The device a configuration asks for; `auto` is the GPU where there is one. One asked for by number becomes current.
 
     Raises ValueError for any other than the CPU and the GPUs that PyTorch finds.
     """
@@ -48,7 +48,10 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(
             f"training.device is {name!r}, but the number of GPUs that PyTorch finds is {torch.cuda.device_count()}"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # else what names no device would take memory of the first
+    return device
 
 
 def open_configured_dataset(config: Config) -> Dataset:
@@ -73,13 +76,13 @@ def build_method(
 
 def train(
     config: Config,
-    resume: RunDirectory | None = None,  # a run of this configuration to go on with
+    resume: RunDirectory | None = None,  # a run of this configuration to resume
 ) -> RunDirectory | None:
     """Train a method through all its stages, leaving metrics, checkpoints and learning curves in a run directory.
 
     Of several processes that train together (see semiseg.engine.distributed) the first writes; the others return
     None. Test cases are opened only where evaluation.select asks for selection on the test set. Raises ValueError or
-    FileNotFoundError for what the data, the configuration or the run to go on with lacks, before anything is written,
+    FileNotFoundError for what the data, the configuration or the run to resume lacks, before anything is written,
     FloatingPointError where the loss stops being finite, ConnectionError where another process ended, and Interrupted
     after Ctrl-C or SIGTERM.
     """
@@ -95,8 +98,8 @@ class Training:
     def __init__(
         self,
         config: Config,
-        resume: RunDirectory | None,  # a run to go on with
-        held: ExitStack,  # keeps the run to this training until the caller leaves it
+        resume: RunDirectory | None,  # a run to resume
+        held: ExitStack,  # holds the run's lock until the caller closes it
     ) -> None:
         self.config, self.resume, self.held = config, resume, held
         self.processes = Processes()
@@ -143,7 +146,7 @@ class Training:
         if self.processes.is_main:
             self.directory = self._open_directory()
         with (
-            algorithms(self.config.training.deterministic),
+            deterministic_algorithms(self.config.training.deterministic),
             self.processes.joined(self.device),
             Interruption() as interruption,
             _metrics_log(self.directory, self.state) as log,
@@ -235,7 +238,10 @@ class Training:
     def _select(self, stage: Stage, log: MetricsLog | None) -> None:
         if log is not None:
             log.flush()  # a loss that is not finite must not come to a checkpoint
+            best = self.selection.best
             dice = self.selection.evaluate(self.method, log.run, self.iteration)
+            if self.selection.best > best:
+                self.save_at = 0.0  # a resumed run has to know of this checkpoint
             log.add(self.iteration, stage.name, {"validation_dice": dice})
         self.processes.wait()
 
@@ -245,10 +251,10 @@ class Training:
         return METHODS[self.config.method.name].text(self.config, self.dataset.class_names)
 
     def _open_directory(self) -> RunDirectory:
-        config, going_on = self.config, ""
+        config, resuming = self.config, ""
         if self.resume is not None:
             directory = self.resume.reopen(config, self.device)
-            going_on = f"going on after iteration {self.iteration}, "
+            resuming = f"resuming after iteration {self.iteration}, "
         else:
             directory = RunDirectory.create(config, self.device)
             self.held.enter_context(directory.locked())
@@ -257,14 +263,14 @@ class Training:
             if self.text is not None:
                 self.text.save(directory.text)
         print(
-            f"{config.name}: {config.method.name} on {config.dataset.name}, {going_on}run directory {directory.path}",
+            f"{config.name}: {config.method.name} on {config.dataset.name}, {resuming}run directory {directory.path}",
             flush=True,
         )
         return directory
 
     def _interrupted(self, interruption: Interruption) -> Interrupted:
         number = interruption.signal or signal.SIGTERM  # another process had the signal
-        how = f": go on with `{self.directory.resume_command}`" if self.directory is not None else ""
+        how = f": resume it with `{self.directory.resume_command}`" if self.directory is not None else ""
         return Interrupted(
             f"stopped by {number.name} after iteration {self.iteration} of {self.total}{how}", number
         )

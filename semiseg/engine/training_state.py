@@ -1,4 +1,4 @@
-"""The state of a run that is not finished: one file from which training goes on as if it had never stopped.
+"""The state of a run that is not finished: one file from which training resumes as if it had never stopped.
 
 On several processes that is so but for their random states, of which the file holds the first one's alone: dropout's masks
 are drawn anew.
@@ -7,16 +7,17 @@ are drawn anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semiseg.config import Config, config_from_mapping, config_to_mapping
+from semiseg.config import Config, config_from_mapping, config_to_mapping, flatten
 from semiseg.data import TrainingSampler
 from semiseg.engine.checkpoint import load_into, read_tensors, write_tensors
+from semiseg.engine.run_directory import RESUMED_WITH
 from semiseg.methods import Method
 
 DIVIDER = "/"  # between the keys of nested mappings; names of parameters hold dots
@@ -57,11 +58,11 @@ class TrainingState:
 
     @staticmethod
     def _check_config(path: Path, written: dict[str, Any], given: dict[str, Any]) -> None:
-        before, now = dict(_flatten(written)), dict(_flatten(given))
-        for key in sorted({*before, *now}):
+        before, now = flatten(written), flatten(given)
+        for key in sorted({*before, *now}.difference(RESUMED_WITH)):
             if before.get(key) != now.get(key):
                 raise ValueError(
-                    f"checkpoint {path} belongs to another configuration: {key.replace(DIVIDER, '.')} was "
+                    f"checkpoint {path} belongs to another configuration: {key} was "
                     f"{before.get(key)!r} and is {now.get(key)!r} here"
                 )
 
@@ -123,7 +124,7 @@ def save_training_state(
         "sampler": sampler.state_dict(),
         "optimiser": optimiser.state_dict()["state"],
     }
-    flat = dict(_flatten(values))
+    flat = flatten(values, DIVIDER)
     tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in flat.items() if name not in tensors}
     write_tensors(path, tensors, {METADATA: json.dumps(plain)}, iteration)
@@ -138,14 +139,6 @@ def saved_iteration(path: Path) -> int:
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     """In the order in which the optimiser's state_dict numbers them."""
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]
-
-
-def _flatten(values: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}{DIVIDER}")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

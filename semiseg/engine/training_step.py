@@ -52,7 +52,7 @@ class TrainingStep:
         self.config, self.method, self.stage = config, method, stage
         self.optimiser, self.device, self.processes = optimiser, device, processes
         is_graph = is_cuda_graph(config, device, processes)
-        self._graph = CudaGraph(self._run, device) if is_graph else None
+        self._graph = CudaGraph(device) if is_graph else None
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class TrainingStep:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         given = {**vars(batch), **self.stage.inputs(batch, iteration)}
-        return self._run(given) if self._graph is None else self._graph(given, learning_rate)
+        return self._run(given) if self._graph is None else self._graph(self._run, given, learning_rate)
 
     def _run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch = Batch(**{field.name: given[field.name] for field in fields(Batch)})

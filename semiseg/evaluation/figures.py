@@ -171,7 +171,7 @@ def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
 
 def difference_figure(
     cases: Sequence[str],
-    differences: Mapping[str, np.ndarray],  # [cases] Dice in percent, of every contestant less the first's
+    differences: Mapping[str, np.ndarray],  # [cases] Dice in percent, of every group of seeds less the first's
 ) -> Figure:
     """Every case's difference, the cases in the order of the first row of differences."""
     figure = Figure(figsize=(max(8.0, 0.28 * len(cases) + 2), 5), layout="constrained")

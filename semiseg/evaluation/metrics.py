@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import ndimage
 from scipy.spatial import KDTree
 
@@ -117,7 +118,7 @@ def _surface_distances(
 def _distances(points: np.ndarray, surface: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     # For surfaces of voxels the defaults, balanced trees with small leaves, take 1.7 times as long.
     tree = KDTree(surface * spacing, leafsize=32, balanced_tree=False)
-    _, nearest = tree.query(points * spacing, workers=-1)
+    _, nearest = tree.query(points * spacing, workers=torch.get_num_threads())
     # Differences of voxels are exact, those of their places are not.
     return np.linalg.norm((points - surface[nearest]) * spacing, axis=1)
 

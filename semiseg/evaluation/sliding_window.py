@@ -110,30 +110,11 @@ def _window_count(
     return count
 
 
-def predict_volume(
-    network_probabilities: NetworkProbabilities,
-    image: Tensor,  # [*S], of any number of axes
-    patch_size: Sequence[int],  # voxels
-    stride: Sequence[int],  # voxels
-    batch_size: int = 4,  # windows per call of the network
-) -> Tensor:  # [C, *S] float32, on the device of the image
-    """The slabs of `volume_slabs` in one tensor, for whoever needs every class of every voxel at once."""
-    whole: Tensor | None = None
-    first = 0
-    for slab in volume_slabs(network_probabilities, image, patch_size, stride, batch_size):
-        if whole is None:
-            whole = slab.new_empty((len(slab), *image.shape))
-        whole[:, first : first + slab.shape[1]] = slab
-        first += slab.shape[1]
-    assert whole is not None  # there is at least one window
-    return whole
-
-
 def slice_slabs(
     network_probabilities: NetworkProbabilities,
     image: Tensor,  # [slices, H, W]
     patch_size: Sequence[int],  # pixels, (H, W) of the network
-    batch_size: int = 12,  # slices per call of the network
+    batch_size: int,  # slices per call of the network
     progress: Progress = iter,
 ) -> Iterator[Tensor]:  # [C, n, H, W] float32, on the device of the image
     """Class probabilities of a stack of slices, some slices at a time, each resized to the patch and back.

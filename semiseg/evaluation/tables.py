@@ -1,9 +1,6 @@
 """Results as a Markdown table, legible on a console too."""
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 HEADINGS = {
@@ -91,8 +88,3 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     ]
     rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        print(results_table(json.loads(Path(path).read_text())), end="\n\n")

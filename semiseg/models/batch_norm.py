@@ -30,7 +30,8 @@ class BatchNormReLU(_BatchNorm):
         self,
         x: Tensor,  # [B, channels, *S]
     ) -> Tensor:  # [B, channels, *S]
-        """By the batch's statistics in training (of all processes' images, see `use_process_group`), else by the running ones."""
+        """Normalise by the batch's statistics in training (over all processes, see `use_process_group`), else by the
+        running ones."""
         if self.training:
             self.num_batches_tracked.add_(1)
             return batch_norm_relu(

@@ -66,8 +66,8 @@ class _TransposedConvolution(ActivatedConvolution):
 
 
 class TransposedConvolution2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=bias)
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
 
 
 class TransposedConvolution3d(_TransposedConvolution, nn.ConvTranspose3d):  # type: ignore[misc]  # no output_size

@@ -1,4 +1,4 @@
-"""Dropout of single values, whose random bits are drawn four values at a time on a CPU."""
+"""Dropout of single values, whose random bits a CPU draws for four values at a time, and of whole channels."""
 
 from typing import Any
 
@@ -25,6 +25,42 @@ class Dropout(nn.Dropout):
         if x.device.type != "cpu" or not self.training or not 0 < dropped < LEVELS:
             return super().forward(x)
         return _Dropout.apply(x, dropped)
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels of an image, drawn apart from what it is applied to.
+
+    Raises ValueError for a probability outside 0 to below 1.
+    """
+
+    def __init__(
+        self,
+        probability: float,  # that a channel is dropped, 0 to below 1
+    ) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"dropout is {probability}, accepted are probabilities from 0 to below 1")
+        self.probability = probability
+
+    def scale(
+        self,
+        x: Tensor,  # [B, channels, *S]
+    ) -> Tensor | None:  # [B, channels]
+        """What every channel is multiplied by, newly drawn; None where nothing is dropped: in evaluation, or at 0."""
+        if not self.training or self.probability == 0:
+            return None
+        kept = 1 - self.probability
+        return x.new_empty(x.shape[:2]).bernoulli_(kept).div_(kept)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, channels, *S]
+    ) -> Tensor:  # [B, channels, *S]
+        scale = self.scale(x)
+        return x if scale is None else x * scale.view(*scale.shape, *[1] * (x.dim() - 2))
+
+    def extra_repr(self) -> str:
+        return str(self.probability)
 
 
 class _Dropout(torch.autograd.Function):

@@ -50,9 +50,11 @@ class PrototypeClassifier(nn.Module):
         weight: Tensor | None = None,  # [B, *S], of a voxel in its cluster's sum
         *,
         num_regions: int | None = None,  # R; reading it off `regions` costs a pass
-        return_similarity: bool = False,
     ) -> PrototypeHead:
-        """Losses and cluster sums of a training step, in one read of the embeddings; see `prototype_head`."""
+        """Losses and cluster sums of a training step, in one read of the embeddings; see `prototype_head`.
+
+        Its similarity and index are None.
+        """
         return prototype_head(
             z,
             self.prototypes,
@@ -63,7 +65,7 @@ class PrototypeClassifier(nn.Module):
             class_temperature=self.class_temperature,
             temperature=self.temperature,
             squared=self.squared,
-            return_similarity=return_similarity,
+            return_similarity=False,
             positive=self.positive,
             normalize=self.normalize,
             ignore_prototype=self.ignore_prototype,

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d, LinearClassifier3d
+from semiseg.models.dropout import ChannelDropout
+from semiseg.models.linear_classifier import LinearClassifier2d, LinearClassifier3d
 from semiseg.models.unet import UNetDecoder, UNetEncoder
 from semiseg.models.vnet import VNetDecoder, VNetEncoder
 

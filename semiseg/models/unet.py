@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg.models.convolution import Convolution2d, TransposedConvolution2d
 from semiseg.models.dropout import Dropout
-from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d
+from semiseg.models.linear_classifier import LinearClassifier2d
 from semiseg.models.upsampling import LinearUpsampling
 from semiseg.models.vnet import check_upsampling
 
@@ -104,15 +104,12 @@ class UNet(nn.Module):
         num_classes: int = 4,
         filters: Sequence[int] = (16, 32, 64, 128, 256),  # per stage; the first is the width of the embedding
         dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),  # of single values, per stage of the encoder
-        classifier_dropout: float = 0.0,  # of whole channels, before the classifier
-        embedding_after_dropout: bool = False,
+        embedding_after_dropout: bool = False,  # no effect: no dropout precedes the classifier
     ) -> None:
         super().__init__()
         self.encoder = UNetEncoder(in_channels, filters, dropout)
         self.decoder = UNetDecoder(filters)
-        self.dropout = ChannelDropout(classifier_dropout)
         self.classifier = LinearClassifier2d(filters[0], num_classes)
-        self.embedding_after_dropout = embedding_after_dropout
 
     def forward(
         self,
@@ -120,7 +117,4 @@ class UNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, num_classes, H, W] and embedding [B, filters[0], H, W]. ValueError for other sides."""
         embedding = self.decoder(self.encoder(x))
-        if self.embedding_after_dropout:
-            embedding = self.dropout(embedding)
-            return self.classifier(embedding), embedding
-        return self.classifier(embedding, self.dropout.scale(embedding)), embedding
+        return self.classifier(embedding), embedding

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg.models.predicted_class import predicted_class
-from semiseg.models.voxel_prompt import CONVOLUTIONS
+from semiseg.models.voxel_prompt import CONVOLUTION_OF_DIMENSION
 from semiseg_kernels import masked_class_mean, sum_over_processes
 from semiseg_kernels.reference.common import EPSILON
 
@@ -28,7 +28,7 @@ class VisionTextConsistency(nn.Module):
         heads: int = 1,  # projection heads, whose class means are averaged
     ) -> None:
         super().__init__()
-        convolution = CONVOLUTIONS[dimensions]
+        convolution = CONVOLUTION_OF_DIMENSION[dimensions]
         self.register_buffer("text", text.clone(), persistent=False)
         self.projections = nn.ModuleList(
             nn.Sequential(

@@ -7,25 +7,23 @@ from torch import Tensor, nn
 
 from semiseg.models.batch_norm import BatchNormReLU
 from semiseg.models.convolution import Convolution3d, StridedConvolution3d, TransposedConvolution3d
-from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier3d
+from semiseg.models.dropout import ChannelDropout
+from semiseg.models.linear_classifier import LinearClassifier3d
 from semiseg.models.upsampling import LinearUpsampling
 from semiseg_kernels import recomputable
 
 UPSAMPLING = ("transposed", "linear")  # convolutions; interpolation and then a convolution
-CONVOLUTIONS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per stage, from full resolution to the bottleneck
-SIDE_MULTIPLE = 2 ** (len(CONVOLUTIONS) - 1)
+CONVOLUTIONS_PER_STAGE = (1, 2, 3, 3, 3)  # of side 3, from full resolution to the bottleneck
+SIDE_MULTIPLE = 2 ** (len(CONVOLUTIONS_PER_STAGE) - 1)
 
 
-def _activated(convolution: nn.Module, channels: int, normalization: bool) -> list[nn.Module]:
-    return [convolution, BatchNormReLU(channels) if normalization else nn.ReLU(inplace=True)]
+# The convolutions have no bias: ahead of batch normalisation it has no effect.
 
 
-def _stage(convolutions: int, in_channels: int, channels: int, normalization: bool) -> nn.Sequential:
-    layers = []
+def _stage(convolutions: int, in_channels: int, channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
     for width in (in_channels, *[channels] * (convolutions - 1)):
-        # A bias ahead of batch normalisation has no effect.
-        convolution = Convolution3d(width, channels, bias=not normalization)
-        layers += _activated(convolution, channels, normalization)
+        layers += [Convolution3d(width, channels, bias=False), BatchNormReLU(channels)]
     return nn.Sequential(*layers)
 
 
@@ -33,15 +31,13 @@ def _resample(
     convolution: type[StridedConvolution3d | TransposedConvolution3d],
     in_channels: int,
     channels: int,
-    normalization: bool,
 ) -> nn.Sequential:
-    layer = convolution(in_channels, channels, bias=not normalization)
-    return nn.Sequential(*_activated(layer, channels, normalization))
+    return nn.Sequential(convolution(in_channels, channels, bias=False), BatchNormReLU(channels))
 
 
-def _interpolate(in_channels: int, channels: int, normalization: bool) -> nn.Sequential:
-    convolution = Convolution3d(in_channels, channels, bias=not normalization)
-    return nn.Sequential(LinearUpsampling(), *_activated(convolution, channels, normalization))
+def _interpolate(in_channels: int, channels: int) -> nn.Sequential:
+    convolution = Convolution3d(in_channels, channels, bias=False)
+    return nn.Sequential(LinearUpsampling(), convolution, BatchNormReLU(channels))
 
 
 def check_upsampling(upsampling: str) -> None:
@@ -62,18 +58,15 @@ class VNetEncoder(nn.Module):
         self,
         in_channels: int = 1,
         filters: int = 16,
-        normalization: bool = True,
         dropout: float = 0.5,  # probability that a whole channel of the bottleneck is dropped
     ) -> None:
         super().__init__()
-        widths = [filters * 2**stage for stage in range(len(CONVOLUTIONS))]
+        widths = [filters * 2**stage for stage in range(len(CONVOLUTIONS_PER_STAGE))]
         self.stages = nn.ModuleList(
-            _stage(convolutions, in_channels if stage == 0 else width, width, normalization)
-            for stage, (convolutions, width) in enumerate(zip(CONVOLUTIONS, widths, strict=True))
+            _stage(convolutions, in_channels if stage == 0 else width, width)
+            for stage, (convolutions, width) in enumerate(zip(CONVOLUTIONS_PER_STAGE, widths, strict=True))
         )
-        self.down = nn.ModuleList(
-            _resample(StridedConvolution3d, width, 2 * width, normalization) for width in widths[:-1]
-        )
+        self.down = nn.ModuleList(_resample(StridedConvolution3d, width, 2 * width) for width in widths[:-1])
         self.dropout = ChannelDropout(dropout)
 
     def forward(
@@ -96,21 +89,20 @@ class VNetDecoder(nn.Module):
     def __init__(
         self,
         filters: int = 16,
-        normalization: bool = True,
         upsampling: str = "transposed",  # convolutions; linear: trilinear, then a 3x3x3 convolution
     ) -> None:
         super().__init__()
         check_upsampling(upsampling)
-        widths = [filters * 2**stage for stage in reversed(range(len(CONVOLUTIONS) - 1))]
+        widths = [filters * 2**stage for stage in reversed(range(len(CONVOLUTIONS_PER_STAGE) - 1))]
         self.up = nn.ModuleList(
-            _resample(TransposedConvolution3d, 2 * width, width, normalization)
+            _resample(TransposedConvolution3d, 2 * width, width)
             if upsampling == "transposed"
-            else _interpolate(2 * width, width, normalization)
+            else _interpolate(2 * width, width)
             for width in widths
         )
         self.stages = nn.ModuleList(
-            _stage(convolutions, width, width, normalization)
-            for convolutions, width in zip(reversed(CONVOLUTIONS[:-1]), widths, strict=True)
+            _stage(convolutions, width, width)
+            for convolutions, width in zip(reversed(CONVOLUTIONS_PER_STAGE[:-1]), widths, strict=True)
         )
 
     def forward(
@@ -138,13 +130,12 @@ class VNet(nn.Module):
         in_channels: int = 1,
         num_classes: int = 2,
         filters: int = 16,  # at full resolution, doubled at each halving; the width of the embedding
-        normalization: bool = True,  # batch normalisation after every convolution but the classifier
         dropout: float = 0.5,  # of whole channels, after the bottleneck and before the classifier
         embedding_after_dropout: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = VNetEncoder(in_channels, filters, normalization, dropout)
-        self.decoder = VNetDecoder(filters, normalization)
+        self.encoder = VNetEncoder(in_channels, filters, dropout)
+        self.decoder = VNetDecoder(filters)
         self.dropout = ChannelDropout(dropout)
         self.classifier = LinearClassifier3d(filters, num_classes)
         self.embedding_after_dropout = embedding_after_dropout

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from semiseg.models.batch_norm import NEGATIVE_SLOPE, BatchNormReLU
 from semiseg_kernels import prompt_conv
 
-CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION_OF_DIMENSION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class VoxelPrompt(nn.Module):
@@ -31,7 +31,7 @@ class VoxelPrompt(nn.Module):
         fusion_kernel: int = 3,  # side of the convolution, odd
     ) -> None:
         super().__init__()
-        convolution = CONVOLUTIONS[dimensions]
+        convolution = CONVOLUTION_OF_DIMENSION[dimensions]
         local, hidden = controller_widths
         self.register_buffer("text", text.clone())
         self.text_projection = nn.Linear(text.shape[1], prompt_width)

@@ -5,14 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from semiseg.data.acdc import ACDC, EVALUATION_LISTS, TRAINING_LIST, slice_path, volume_path
+from semiseg.data.acdc import ACDC, EVALUATION_LISTS, TRAINING_SLICES_LIST, slice_path, volume_path
+from semiseg.data.volumes import TRAINING_LIST
 from semiseg.preparation.challenge import Challenge
 from semiseg.preparation.layout import write_case, write_list
-from semiseg.preparation.splits import Scan, Splits
+from semiseg.preparation.splits import LabelledScan, Splits
 from semiseg.preparation.volume import SAME_SPACING, Volume
 from semiseg.preparation.volume_files import read_nifti
-
-TRAINING_VOLUMES = "train.list"
 
 
 class ACDCChallenge(Challenge):
@@ -24,13 +23,13 @@ class ACDCChallenge(Challenge):
     """
 
     splits: ClassVar = {
-        TRAINING_VOLUMES: 70,
+        TRAINING_LIST: 70,
         EVALUATION_LISTS["validation"]: 10,
         EVALUATION_LISTS["test"]: 20,
     }
     stored_labels: ClassVar = {0: 0, 1: 1, 2: 2, 3: 3}
 
-    def find(self, source: Path) -> list[Scan]:
+    def find(self, source: Path) -> list[LabelledScan]:
         folders = sorted(path for path in source.glob("patient[0-9]*") if path.is_dir())
         if not folders:
             raise FileNotFoundError(
@@ -38,7 +37,7 @@ class ACDCChallenge(Challenge):
             )
         return [scan for folder in folders for scan in _frames(folder)]
 
-    def read(self, scan: Scan) -> tuple[Volume, Volume]:
+    def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
         image = read_nifti(scan.image)
         return image.turned(image.slice_orientation[::-1]), read_nifti(scan.label)
 
@@ -53,8 +52,8 @@ class ACDCChallenge(Challenge):
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return ACDC.preprocessing.scaled(image.values).transpose(2, 1, 0), label.transpose(2, 1, 0)
 
-    def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
-        if list_name != TRAINING_VOLUMES:
+    def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
+        if list_name != TRAINING_LIST:
             write_case(volume_path(folder, scan.name), image, label)
             return
         for name, image_slice, label_slice in zip(_slices(scan, len(image)), image, label, strict=True):
@@ -63,13 +62,13 @@ class ACDCChallenge(Challenge):
     def write_lists(self, folder: Path, splits: Splits) -> None:
         super().write_lists(folder, splits)
         slices = []
-        for scan in splits[TRAINING_VOLUMES]:
+        for scan in splits[TRAINING_LIST]:
             count = len(list(slice_path(folder, "").parent.glob(f"{scan.name}_slice_*.h5")))
             slices += _slices(scan, count)
-        write_list(folder / TRAINING_LIST, slices)
+        write_list(folder / TRAINING_SLICES_LIST, slices)
 
 
-def _frames(folder: Path) -> list[Scan]:
+def _frames(folder: Path) -> list[LabelledScan]:
     path = folder / "Info.cfg"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; expected the frames ED and ES of the patient")
@@ -85,9 +84,9 @@ def _frames(folder: Path) -> list[Scan]:
         for file in (image, label):
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: missing; {path.name} says {phase} is frame {frame}")
-        scans.append(Scan(f"{folder.name}_frame{number:02d}", folder.name, image, label))
+        scans.append(LabelledScan(f"{folder.name}_frame{number:02d}", folder.name, image, label))
     return scans
 
 
-def _slices(scan: Scan, count: int) -> list[str]:
+def _slices(scan: LabelledScan, count: int) -> list[str]:
     return [f"{scan.name}_slice_{number}" for number in range(1, count + 1)]

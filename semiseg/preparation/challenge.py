@@ -9,7 +9,7 @@ import numpy as np
 
 from semiseg.preparation.checks import LabelPlacement, as_classes, check_image
 from semiseg.preparation.layout import check_name, check_new, note, progress, whole_folder, write_list
-from semiseg.preparation.splits import Scan, Splits, listed, split
+from semiseg.preparation.splits import LabelledScan, Splits, listed, split
 from semiseg.preparation.volume import Volume, on_grid_of
 
 
@@ -22,14 +22,14 @@ class Challenge(ABC):
     stored_labels: ClassVar[Mapping[int, int]]  # value in the label files -> class
 
     @abstractmethod
-    def find(self, source: Path) -> list[Scan]:
+    def find(self, source: Path) -> list[LabelledScan]:
         """All scans below `source`, ordered by name.
 
         Raises FileNotFoundError where there is none or one is incomplete, ValueError where files contradict.
         """
 
     @abstractmethod
-    def read(self, scan: Scan) -> tuple[Volume, Volume]:
+    def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
         """The image, turned so that equal scans are equal whatever their files' axes, and the label as stored."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Challenge(ABC):
         self,
         folder: Path,
         list_name: str,
-        scan: Scan,
+        scan: LabelledScan,
         image: np.ndarray,  # [*S] float32
         label: np.ndarray,  # [*S] uint8
     ) -> None:
@@ -62,7 +62,7 @@ class Challenge(ABC):
 
     def load(
         self,
-        scan: Scan,
+        scan: LabelledScan,
         mirror: tuple[int, ...] = (),  # axes to mirror the label along
     ) -> tuple[Volume, np.ndarray, Volume]:
         """Return an image, its label on its grid as classes [x, y, z] uint8, and the label as stored.
@@ -118,7 +118,7 @@ def prepare(
 
 def check(
     challenge: Challenge,
-    scans: Sequence[Scan],
+    scans: Sequence[LabelledScan],
     mirror: tuple[int, ...],
     check_alignment: bool,
 ) -> None:

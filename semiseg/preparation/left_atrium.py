@@ -6,9 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from semiseg.data.left_atrium import LeftAtrium
+from semiseg.data.volumes import TEST_LIST, TRAINING_LIST
 from semiseg.preparation.challenge import Challenge, box_around
 from semiseg.preparation.layout import write_case
-from semiseg.preparation.splits import Scan
+from semiseg.preparation.splits import LabelledScan
 from semiseg.preparation.volume import Volume
 from semiseg.preparation.volume_files import read_nrrd
 
@@ -20,24 +21,24 @@ ACCEPTED_SPACINGS = (LeftAtrium.spacing[0], 1.0)  # mm; the challenge's own head
 class LeftAtriumChallenge(Challenge):
     """The image is turned to LPS, standardised over the whole scan, then cropped around the atrium; all slices stay."""
 
-    splits: ClassVar = {"train.list": 80, "test.list": 20}
+    splits: ClassVar = {TRAINING_LIST: 80, TEST_LIST: 20}
     stored_labels: ClassVar = {0: 0, 255: 1}
 
-    def find(self, source: Path) -> list[Scan]:
+    def find(self, source: Path) -> list[LabelledScan]:
         images = sorted(source.glob("*/lgemri.nrrd"))
         if not images:
             raise FileNotFoundError(
                 f"{source}: no <id>/lgemri.nrrd in it; expected the challenge's 'Training Set'"
             )
         scans = [
-            Scan(path.parent.name, path.parent.name, path, path.with_name("laendo.nrrd")) for path in images
+            LabelledScan(path.parent.name, path.parent.name, path, path.with_name("laendo.nrrd")) for path in images
         ]
         for scan in scans:
             if not scan.label.is_file():
                 raise FileNotFoundError(f"{scan.label}: missing; expected the label of lgemri.nrrd beside it")
         return scans
 
-    def read(self, scan: Scan) -> tuple[Volume, Volume]:
+    def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
         return read_nrrd(scan.image).turned(LeftAtrium.preprocessing.orientation), read_nrrd(scan.label)
 
     def check_spacing(self, image: Volume) -> None:
@@ -55,5 +56,5 @@ class LeftAtriumChallenge(Challenge):
         box = box_around(label, margins)
         return LeftAtrium.preprocessing.scaled(image.values)[box], label[box]
 
-    def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
+    def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(LeftAtrium(folder).path(scan.name), image, label)

@@ -1,7 +1,7 @@
 """From folders of NIfTI images and labels to the files that training reads, and configurations to train with."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from semiseg.preparation.checks import as_classes
 from semiseg.preparation.layout import check_new, note, progress, whole_folder, write_case, write_list
 from semiseg.preparation.nifti_folder import divide, find_scans, join_patients, with_patient
 from semiseg.preparation.plan import Plan, configurations, plan
-from semiseg.preparation.splits import Scan, UnlabelledScan
+from semiseg.preparation.splits import LabelledScan, Scan
 from semiseg.preparation.survey import (
     ORIENTATION,
     Facts,
@@ -60,10 +60,10 @@ def prepare_nifti(
     labels: Path,
     dest: Path,
     choices: Choices,
-    say: Callable[[str], None] = print,  # takes what was found and chosen, while it is
 ) -> None:
-    """Check every scan, say what was found, and write cases, lists and configurations; `dest` appears whole or not.
+    """Check every scan, print what was found and chosen, and write cases, lists and configurations.
 
+    `dest` appears whole or not.
     Raises ValueError or FileNotFoundError for what is missing, malformed or contradicts itself, before anything is
     written.
     """
@@ -84,7 +84,7 @@ def prepare_nifti(
     classes = name_classes([one for one in facts if one.voxels], choices.classes)
     modality = choices.modality or guess_modality(facts)
     found = findings(facts, classes, modality)
-    say(f"{found}\n")
+    print(f"{found}\n")
 
     patients = join_patients([*labelled, *unlabelled], {one.name: one.fingerprint for one in facts})
     splits, count = divide(
@@ -115,7 +115,7 @@ def prepare_nifti(
         [one for one in facts if one.name in names],
         counts,
     )
-    say(f"{decision}\n")
+    print(f"{decision}\n")
 
     scans = [*(scan for members in splits.values() for scan in members), *kept]
     spacing = chosen.preprocessing.spacing
@@ -137,10 +137,10 @@ def prepare_nifti(
             text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True)
             write_text(folder / f"{method}.yaml", HEADER + text)
     commands = [f"python -m semiseg.train --config {shlex.quote(str(path))}" for path in dest.glob("*.yaml")]
-    say("\n".join([f"Written to {dest}. Train with one of", *sorted(commands)]))
+    print("\n".join([f"Written to {dest}. Train with one of", *sorted(commands)]))
 
 
-def check_memory(scans: Sequence[UnlabelledScan], spacing: tuple[float, ...]) -> None:
+def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:
     """Raise ValueError, naming the image, where one takes more memory at a spacing in mm than the machine has."""
     for scan in scans:
         read_header(scan.image).turned(ORIENTATION).check_memory(spacing)
@@ -192,7 +192,7 @@ def check_classes(
 
 
 def convert(
-    scan: UnlabelledScan,
+    scan: Scan,
     preprocessing: Preprocessing,
     numbers: Mapping[int, int],  # value in the label files -> class
     mirror: tuple[int, ...],  # turned axes to mirror the label along
@@ -202,7 +202,7 @@ def convert(
     assert spacing is not None  # a plan has one
     stored, image = read_image(scan)
     label = None
-    if isinstance(scan, Scan):
+    if isinstance(scan, LabelledScan):
         label = as_classes(replace(image, path=scan.label, values=read_label(scan, stored, mirror)), numbers)
         if not image.has_spacing(spacing):
             label = resample_label(label, image.spacing, spacing)

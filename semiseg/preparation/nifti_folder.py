@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.layout import check_name
-from semiseg.preparation.splits import Scan, Splits, UnlabelledScan, listed, split
+from semiseg.preparation.splits import LabelledScan, Scan, Splits, listed, split
 from semiseg.preparation.volume_files import NIFTI_ENDINGS, has_ending, stem
 
 FIRST_CHANNEL = "_0000"  # behind the names of images, and perhaps of their labels
@@ -20,7 +20,7 @@ def find_scans(
     images: Path,
     labels: Path,  # may be the same folder, where labels are then the files with a label's ending
     patient: str | None = None,  # regular expression: what it matches at the start of a name is the patient
-) -> tuple[list[Scan], list[UnlabelledScan]]:
+) -> tuple[list[LabelledScan], list[Scan]]:
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
     A case is called as its file without .nii or .nii.gz, a label also without `_gt`, `_seg` or `_label`, and images
@@ -48,14 +48,14 @@ def find_scans(
     labelled, unlabelled = [], []
     for name, path in image_of.items():
         if name in label_of:
-            labelled.append(Scan(name, _patient(name, patient), path, label_of[name]))
+            labelled.append(LabelledScan(name, _patient(name, patient), path, label_of[name]))
         else:
-            unlabelled.append(UnlabelledScan(name, _patient(name, patient), path))
+            unlabelled.append(Scan(name, _patient(name, patient), path))
     return labelled, unlabelled
 
 
 def join_patients(
-    scans: Sequence[UnlabelledScan],
+    scans: Sequence[Scan],
     fingerprints: Mapping[str, str],  # by the scan's name: the same for the same image
 ) -> dict[str, str]:
     """Patient of every scan by its name, where those who share an image are taken for one."""
@@ -69,7 +69,7 @@ def join_patients(
 
 
 def divide(
-    scans: Sequence[Scan],
+    scans: Sequence[LabelledScan],
     test: int | Path | None = None,  # patients, or a list of cases; None: one in five
     validation: int | Path | None = None,
     labelled: int
@@ -116,7 +116,7 @@ def divide(
     return splits, len(first) or len(training)
 
 
-def with_patient(scan: Scan, patients: Mapping[str, str]) -> Scan:
+def with_patient(scan: LabelledScan, patients: Mapping[str, str]) -> LabelledScan:
     """The scan with its patient as `join_patients` says."""
     return replace(scan, patient=patients[scan.name])
 

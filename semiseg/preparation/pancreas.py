@@ -13,7 +13,7 @@ from semiseg.data.pancreas import Pancreas
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST
 from semiseg.preparation.challenge import Challenge, box_around
 from semiseg.preparation.layout import write_case
-from semiseg.preparation.splits import Scan, Splits
+from semiseg.preparation.splits import LabelledScan, Splits
 from semiseg.preparation.volume import Volume, resample_label
 from semiseg.preparation.volume_files import read_dicom_series, read_nifti
 
@@ -35,7 +35,7 @@ class PancreasCT(Challenge):
     def __init__(self) -> None:
         self._crops: dict[Path, tuple[float, float]] = {}  # mean and deviation by the scan's image
 
-    def find(self, source: Path) -> list[Scan]:
+    def find(self, source: Path) -> list[LabelledScan]:
         folders = _by_number(path for path in source.rglob("PANCREAS_[0-9]*") if path.is_dir())
         labels = _by_number(source.rglob("label[0-9]*.nii*"))
         if not folders:
@@ -47,9 +47,9 @@ class PancreasCT(Challenge):
                 raise FileNotFoundError(
                     f"{source}: no label{number}.nii.gz below it; expected the label of {folder}"
                 )
-        return [Scan(f"image{number}", number, folder, labels[number]) for number, folder in folders.items()]
+        return [LabelledScan(f"image{number}", number, folder, labels[number]) for number, folder in folders.items()]
 
-    def read(self, scan: Scan) -> tuple[Volume, Volume]:
+    def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
         return read_dicom_series(scan.image).turned(PREPROCESSING.orientation), read_nifti(scan.label)
 
     def check_spacing(self, image: Volume) -> None:
@@ -70,7 +70,7 @@ class PancreasCT(Challenge):
         self._crops[image.path] = float(crop.mean(dtype=float)), float(crop.std(dtype=float))
         return PREPROCESSING.scaled(crop), mask[box]
 
-    def write(self, folder: Path, list_name: str, scan: Scan, image: np.ndarray, label: np.ndarray) -> None:
+    def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(Pancreas(folder).path(scan.name), image, label)
 
     def write_lists(self, folder: Path, splits: Splits) -> None:

@@ -11,7 +11,7 @@ from semiseg.data.files import read_list
 
 
 @dataclass(frozen=True)
-class UnlabelledScan:
+class Scan:
     """One image, still in the file it came in."""
 
     name: str  # of the case, as lists have it
@@ -20,16 +20,16 @@ class UnlabelledScan:
 
 
 @dataclass(frozen=True)
-class Scan(UnlabelledScan):
+class LabelledScan(Scan):
     """One image and its label, still in the files they came in."""
 
     label: Path
 
 
-Splits = Mapping[str, Sequence[Scan]]  # by the name of the list
+Splits = Mapping[str, Sequence[LabelledScan]]  # by the name of the list
 
 
-def split(scans: Sequence[Scan], sizes: Mapping[str, int]) -> Splits:
+def split(scans: Sequence[LabelledScan], sizes: Mapping[str, int]) -> Splits:
     """Divide patients in the proportion of `sizes`, in an order that only their names decide.
 
     The order is that of the names' SHA-256: as good as random, so that no split gets one hospital or one
@@ -56,7 +56,7 @@ def split(scans: Sequence[Scan], sizes: Mapping[str, int]) -> Splits:
 
 
 def listed(
-    scans: Sequence[Scan],
+    scans: Sequence[LabelledScan],
     lists: Mapping[str, Path],  # file of each list
     kind: str = "scans",  # what they are called in an error
 ) -> Splits:
@@ -67,7 +67,7 @@ def listed(
     # The same name may be composed in one place and decomposed in another, such as on a Mac.
     by_name = {unicodedata.normalize("NFC", scan.name): scan for scan in scans}
     place: dict[str, str] = {}
-    splits: dict[str, list[Scan]] = {}
+    splits: dict[str, list[LabelledScan]] = {}
     for list_name, path in lists.items():
         names = [unicodedata.normalize("NFC", name) for name in read_list(path)]
         for name in names:

@@ -10,7 +10,7 @@ import numpy as np
 from semiseg.evaluation.tables import markdown_table
 from semiseg.preparation.checks import LabelPlacement, check_image
 from semiseg.preparation.layout import progress
-from semiseg.preparation.splits import Scan, UnlabelledScan
+from semiseg.preparation.splits import LabelledScan, Scan
 from semiseg.preparation.volume import Volume, on_grid_of, sides
 from semiseg.preparation.volume_files import read_nifti
 
@@ -47,7 +47,7 @@ class Facts:
         return self.voxels.get(value, 0) * float(np.prod(self.spacing)) / 1000
 
 
-def read_image(scan: UnlabelledScan) -> tuple[Volume, Volume]:
+def read_image(scan: Scan) -> tuple[Volume, Volume]:
     """The image as its file has it, and turned. Raises ValueError for NaN, infinity or one intensity everywhere."""
     stored = read_nifti(scan.image)
     check_image(stored)
@@ -55,7 +55,7 @@ def read_image(scan: UnlabelledScan) -> tuple[Volume, Volume]:
 
 
 def read_label(
-    scan: Scan,
+    scan: LabelledScan,
     image: Volume,  # as its file has it
     mirror: tuple[int, ...],  # turned axes to mirror along
 ) -> np.ndarray:  # [x, y, z] uint16
@@ -78,7 +78,7 @@ def read_label(
 
 
 def survey(
-    scans: Sequence[UnlabelledScan],
+    scans: Sequence[Scan],
     mirror: tuple[int, ...] = (),  # turned axes to mirror every label along
     check_alignment: bool = True,
 ) -> list[Facts]:
@@ -93,7 +93,7 @@ def survey(
         stored, image = read_image(scan)
         voxels: dict[int, int] = {}
         foreground = np.empty(0, np.float32)
-        if isinstance(scan, Scan):
+        if isinstance(scan, LabelledScan):
             label = read_label(scan, stored, mirror)
             counts = np.bincount(label.ravel())
             voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}

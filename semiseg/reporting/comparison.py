@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from semiseg.config import Config, config_to_mapping
+from semiseg.config import Config, config_to_mapping, flatten
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.evaluation.metrics import OVERLAPS
@@ -56,7 +56,7 @@ class EvaluatedRun:
         }
         if self.description is not None:
             mapping["preprocessing"] = dataclasses.asdict(self.description.preprocessing)
-        return {key: json.dumps(value) for key, value in _flatten(mapping)}
+        return {key: json.dumps(value) for key, value in flatten(mapping).items()}
 
     @property
     def test_set(self) -> tuple[Any, ...]:
@@ -70,15 +70,8 @@ class EvaluatedRun:
         )
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in mapping.items():
-        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return pairs
-
-
 @dataclass(frozen=True)
-class Contestant:
+class SeedGroup:
     """The runs of one configuration, which differ in their seeds."""
 
     label: str
@@ -107,7 +100,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Difference:
-    """One contestant less the first, case by case."""
+    """One group of seeds less the first, case by case."""
 
     mean: float
     sd: float  # population standard deviation over the cases
@@ -129,7 +122,7 @@ def paired_difference(
     return Difference(float(differences.mean()), float(differences.std()), p, better, worse)
 
 
-def contestants(runs: Sequence[EvaluatedRun]) -> list[Contestant]:
+def seed_groups(runs: Sequence[EvaluatedRun]) -> list[SeedGroup]:
     """Group runs by configuration and data, in the order given; if all have the same, every run stands for itself.
 
     Raises ValueError where a run was tested on other cases than the first, is given twice, or has the seed of another
@@ -148,7 +141,7 @@ def contestants(runs: Sequence[EvaluatedRun]) -> list[Contestant]:
         identity = tuple((key, value) for key, value in run.settings.items() if key not in NOT_COMPARED)
         groups.setdefault(identity, []).append(run)
     if len(groups) == 1:
-        return [Contestant(str(run.path), (run,)) for run in runs]
+        return [SeedGroup(str(run.path), (run,)) for run in runs]
     for group in groups.values():
         by_seed: dict[int, EvaluatedRun] = {}
         for run in group:
@@ -159,7 +152,7 @@ def contestants(runs: Sequence[EvaluatedRun]) -> list[Contestant]:
                     "expected runs of one configuration to have seeds of their own"
                 )
     return [
-        Contestant(label, tuple(group))
+        SeedGroup(label, tuple(group))
         for label, group in zip(_labels(list(groups.values())), groups.values(), strict=True)
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 from semiseg.engine.atomic import write_text
 from semiseg.evaluation.figures import difference_figure
 from semiseg.evaluation.tables import markdown_table, mean_and_sd, metric_headings, scaled
-from semiseg.reporting.comparison import Contestant, EvaluatedRun, contestants, paired_difference
+from semiseg.reporting.comparison import EvaluatedRun, SeedGroup, paired_difference, seed_groups
 from semiseg.reporting.page import Picture, render
 
 SPREAD = (
@@ -28,15 +28,15 @@ def write_comparison(runs: Sequence[EvaluatedRun], output: Path) -> str:
 
     ValueError where they were not tested on the same cases.
     """
-    field = contestants(runs)
-    first, results = field[0].label, runs[0].results
+    groups = seed_groups(runs)
+    first, results = groups[0].label, runs[0].results
     cases, headings = list(results["cases"]), metric_headings(results["summary"]["unit"])
-    rows = _mean_rows(field, cases, headings)
-    differences = _difference_rows(field, cases, headings)
+    rows = _mean_rows(groups, cases, headings)
+    differences = _difference_rows(groups, cases, headings)
     title = f"Comparison on {results['dataset']}, {len(cases)} test cases"
     figure = difference_figure(
         cases,
-        {contestant.label: _dice(contestant, cases) - _dice(field[0], cases) for contestant in field[1:]},
+        {group.label: _dice(group, cases) - _dice(groups[0], cases) for group in groups[1:]},
     )
     page = render(
         "comparison.html",
@@ -48,8 +48,8 @@ def write_comparison(runs: Sequence[EvaluatedRun], output: Path) -> str:
         differences=differences,
         test=TEST,
         figure=Picture.of_figure(figure, f"Difference of every case's Dice from {first}; above 0 is better"),
-        cases=_dice_rows(field, cases),
-        runs=_run_rows(field),
+        cases=_dice_rows(groups, cases),
+        runs=_run_rows(groups),
     )
     write_text(output, page)
     tables = markdown_table(rows), SPREAD, f"Differences from {first}", markdown_table(differences), TEST
@@ -57,57 +57,57 @@ def write_comparison(runs: Sequence[EvaluatedRun], output: Path) -> str:
 
 
 def _mean_rows(
-    field: Sequence[Contestant], cases: Sequence[str], headings: Mapping[str, str]
+    groups: Sequence[SeedGroup], cases: Sequence[str], headings: Mapping[str, str]
 ) -> list[list[str]]:
     rows = [["configuration", "seeds", *headings.values(), "empty"]]
-    for contestant in field:
-        entries = [mean_and_sd(metric, contestant.statistics(metric, cases)) for metric in headings]
-        empty = sum(run.results["summary"]["empty_prediction"] for run in contestant.runs)
-        rows.append([contestant.label, str(len(contestant.runs)), *entries, str(empty)])
+    for group in groups:
+        entries = [mean_and_sd(metric, group.statistics(metric, cases)) for metric in headings]
+        empty = sum(run.results["summary"]["empty_prediction"] for run in group.runs)
+        rows.append([group.label, str(len(group.runs)), *entries, str(empty)])
     return rows
 
 
 def _difference_rows(
-    field: Sequence[Contestant], cases: Sequence[str], headings: Mapping[str, str]
+    groups: Sequence[SeedGroup], cases: Sequence[str], headings: Mapping[str, str]
 ) -> list[list[str]]:
     rows = [["configuration", "metric", "difference", "p", "better", "worse", "equal"]]
-    for contestant in field[1:]:
+    for group in groups[1:]:
         for metric, heading in headings.items():
-            first, other = (each.scores(metric, cases).mean(axis=0) for each in (field[0], contestant))
+            first, other = (each.scores(metric, cases).mean(axis=0) for each in (groups[0], group))
             result = paired_difference(first, other, metric)
             difference = f"{scaled(metric, result.mean):+.2f} ± {scaled(metric, result.sd):.2f}"
             equal = len(cases) - result.better - result.worse
             counts = [str(count) for count in (result.better, result.worse, equal)]
-            rows.append([contestant.label, heading, difference, f"{result.p:.2g}", *counts])
+            rows.append([group.label, heading, difference, f"{result.p:.2g}", *counts])
     return rows
 
 
-def _dice_rows(field: Sequence[Contestant], cases: Sequence[str]) -> list[list[str]]:
-    dice = [_dice(contestant, cases) for contestant in field]
-    rows = [["case", field[0].label]]
-    for contestant in field[1:]:
-        rows[0] += [contestant.label, "difference"]
+def _dice_rows(groups: Sequence[SeedGroup], cases: Sequence[str]) -> list[list[str]]:
+    dice = [_dice(group, cases) for group in groups]
+    rows = [["case", groups[0].label]]
+    for group in groups[1:]:
+        rows[0] += [group.label, "difference"]
     for case, first, *others in zip(cases, *dice, strict=True):
         entries = [entry for other in others for entry in (f"{other:.2f}", f"{other - first:+.2f}")]
         rows.append([case, f"{first:.2f}", *entries])
     return rows
 
 
-def _dice(contestant: Contestant, cases: Sequence[str]) -> np.ndarray:  # [cases], percent
-    return 100 * contestant.scores("dice", cases).mean(axis=0)
+def _dice(group: SeedGroup, cases: Sequence[str]) -> np.ndarray:  # [cases], percent
+    return 100 * group.scores("dice", cases).mean(axis=0)
 
 
-def _run_rows(field: Sequence[Contestant]) -> list[list[str]]:
+def _run_rows(groups: Sequence[SeedGroup]) -> list[list[str]]:
     return [
         ["configuration", "run", "seed", "checkpoint", "iteration", "Dice [%]"],
         *(
             [
-                contestant.label,
+                group.label,
                 str(run.path),
                 *(str(run.results[key]) for key in ("seed", "checkpoint", "iteration")),
                 mean_and_sd("dice", run.results["summary"]["mean"]["dice"]),
             ]
-            for contestant in field
-            for run in contestant.runs
+            for group in groups
+            for run in group.runs
         ),
     ]

@@ -14,6 +14,7 @@ from semiseg.evaluation.figures import learning_curves
 from semiseg.evaluation.metrics import CaseMetrics
 from semiseg.evaluation.pictures import SHOWN
 from semiseg.evaluation.tables import metric_headings, scaled, summary_rows
+from semiseg.preparation.volume import sides
 from semiseg.reporting.page import Picture, render
 from semiseg.reporting.results import load_results
 
@@ -77,7 +78,7 @@ def _facts(
     window = (
         "slice by slice"
         if evaluation["stride"] is None
-        else f"sliding window, stride {_sides(evaluation['stride'])}"
+        else f"sliding window, stride {sides(evaluation['stride'])}"
     )
     facts = {
         "method": f"{results['method']}, {results['preset']} preset",
@@ -92,7 +93,7 @@ def _facts(
     for phase, cost in results.get("cost", {}).items():
         facts[f"cost, {phase}"] = (
             f"{cost['parameters'] / 1e6:.2f} million parameters, {cost['multiply_adds'] / 1e9:.1f} billion multiply-adds "
-            f"a patch of {_sides(config.training.patch_size)}"
+            f"a patch of {sides(config.training.patch_size)}"
         )
     sessions = [environment, *environment.get("resumed", [])]
     for number, session in enumerate(filter(None, sessions), start=1):
@@ -115,10 +116,6 @@ def _machine(session: Mapping[str, Any]) -> str:
         return machine
     versions = ", ".join(f"{name} {version}" for name, version in gpu["versions"].items())
     return f"{machine}; {gpu['count']} × {gpu['name']}, {versions}"
-
-
-def _sides(sides: Sequence[int]) -> str:
-    return "×".join(map(str, sides))
 
 
 def _checkpoint(name: str, result: Mapping[str, Any], role: str) -> dict[str, Any]:

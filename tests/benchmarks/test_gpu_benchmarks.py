@@ -21,14 +21,6 @@ BENCHMARKS = ROOT / "benchmarks"
 GPU_CHECK = BENCHMARKS / "gpu_check.sh"
 
 
-@pytest.fixture
-def module(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    from importlib import import_module
-
-    return import_module
-
-
 def host_timer(function):
     start = time.perf_counter()
     result = function()

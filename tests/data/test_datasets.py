@@ -189,7 +189,8 @@ def test_training_lists(name, list_name, request):
 
 
 @pytest.mark.parametrize(("name", "list_name", "overlap", "message"), [
-    ("la", "test.list", "CASE4", "test.list: names 'CASE4', and the training list 'CASE4'; expected nobody in both"),
+    ("la", "test.list", "CASE4",
+     "test.list: names 'CASE4', and the training list 'CASE4'; a patient may be in only one of the lists"),
     ("acdc", "test.list", "patient011_frame02", "test.list: names 'patient011_frame02', and the training list 'patient011_"),
     ("acdc", "val.list", "patient030_frame01", "val.list: names 'patient030_frame01', and the training list 'patient030_"),
 ])  # fmt: skip

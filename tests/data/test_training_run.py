@@ -1,40 +1,25 @@
 """A whole training run, both stages and validation included, on made-up files: the test set stays closed."""
 
 import pytest
+from small_runs import SLICES, VOLUMES
 
 from semiseg.config import load_config
 from semiseg.engine.trainer import train
 
-TINY_VOLUMES = [
-    "dataset.labelled=2",
-    "network.filters=[2]",
-    "training.patch_size=[32, 16, 16]",
-    "training.labelled_batch=2",
-    "training.unlabelled_batch=2",
-    "evaluation.stride=[32, 16, 16]",
-]
-TINY_SLICES = [
-    "dataset.labelled=1",
-    "network.filters=[2, 2, 2, 2, 2]",
-    "training.patch_size=[32, 16]",
-    "training.labelled_batch=2",
-    "training.unlabelled_batch=2",
-    "evaluation.validation_interval=2",
-]
 TWO_AND_TWO = ["method.pretraining_iterations=2", "method.iterations=2"]
 
 
 @pytest.mark.parametrize(
     ("folder", "config", "overrides", "splits"),
     [
-        ("left_atrium", "la_mper", [*TINY_VOLUMES, *TWO_AND_TWO, "method.zero_box=[10, 10, 10]"], ["test"]),
+        ("left_atrium", "la_mper", [*VOLUMES, *TWO_AND_TWO, "method.zero_box=[10, 10, 10]"], ["test"]),
         (
             "acdc",
             "acdc_mper",
-            [*TINY_SLICES, *TWO_AND_TWO, "method.zero_box=[10, 10]"],
+            [*SLICES, *TWO_AND_TWO, "method.zero_box=[10, 10]"],
             ["validation", "test"],
         ),
-        ("left_atrium", "la_supervised", [*TINY_VOLUMES, "method.iterations=2"], ["test"]),
+        ("left_atrium", "la_supervised", [*VOLUMES, "method.iterations=2"], ["test"]),
     ],
 )
 def test_training_opens_no_test_file(folder, config, overrides, splits, request, opened, tmp_path):

@@ -7,7 +7,7 @@ from test_fast_step import METHODS_AND_SIZES, batch_of
 
 from semiseg.config import load_config
 from semiseg.engine.cuda_graph import WARM_UP, CudaGraph
-from semiseg.engine.determinism import algorithms
+from semiseg.engine.determinism import deterministic_algorithms
 from semiseg.engine.distributed import Processes
 from semiseg.engine.trainer import build_method, build_optimiser
 from semiseg.engine.training_step import TrainingStep, check_cuda_graph, is_cuda_graph
@@ -55,16 +55,16 @@ def test_replayed_steps_are_those_without_a_graph(name, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", METHODS_AND_SIZES)
 def test_steps_of_a_cuda_graph_are_those_without(name):
-    with algorithms(deterministic=True):
+    with deterministic_algorithms(True):
         expected, actual = (train(name, torch.device("cuda"), cuda_graph) for cuda_graph in (False, True))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_results_are_new_tensors_and_what_is_given_is_left(monkeypatch):
     recorded_graph.install(monkeypatch)
-    graph = CudaGraph(lambda given: {"double": given["x"] * 2}, CPU)
+    graph = CudaGraph(CPU)
     xs = [torch.full((3,), float(number)) for number in range(WARM_UP + 3)]
-    results = [graph({"x": x}, None)["double"] for x in xs]
+    results = [graph(lambda given: {"double": given["x"] * 2}, {"x": x}, None)["double"] for x in xs]
     for number, (x, result) in enumerate(zip(xs, results, strict=True)):
         assert x.tolist() == [number] * 3 and result.tolist() == [2 * number] * 3
 
@@ -77,21 +77,25 @@ def test_another_constant_is_captured_anew(monkeypatch):
         captures.append(factor)
         return {"scaled": given["x"] * factor}
 
-    graph, x = CudaGraph(scaled, CPU), torch.ones(2)
+    graph, x = CudaGraph(CPU), torch.ones(2)
     results = []
     for factor in [1.0] * (WARM_UP + 2) + [0.5] * 2 + [1.0]:
-        results.append(graph({"x": x}, factor)["scaled"].tolist())
+        results.append(graph(scaled, {"x": x}, factor)["scaled"].tolist())
     assert results == [[1, 1]] * (WARM_UP + 2) + [[0.5, 0.5]] * 2 + [[1, 1]]
     assert captures == [1.0] * (WARM_UP + 1) + [0.5, 1.0]
 
 
 def test_a_capture_that_reads_a_value_is_refused(monkeypatch):
     recorded_graph.install(monkeypatch)
-    graph, x = CudaGraph(lambda given: {"x": given["x"] * given["x"].sum().item()}, CPU), torch.ones(2)
+
+    def reading(given):
+        return {"x": given["x"] * given["x"].sum().item()}
+
+    graph, x = CudaGraph(CPU), torch.ones(2)
     for _ in range(WARM_UP):
-        graph({"x": x}, None)
+        graph(reading, {"x": x}, None)
     with pytest.raises(RuntimeError, match="aten::_local_scalar_dense in a capture"):
-        graph({"x": x}, None)
+        graph(reading, {"x": x}, None)
 
 
 def test_a_step_is_a_graph_where_one_process_trains_on_a_gpu_with_kernels(monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from semiseg.engine.determinism import algorithms
+from semiseg.engine.determinism import deterministic_algorithms
 
 
 def flags():
@@ -14,10 +14,10 @@ def flags():
 
 def test_algorithms_are_chosen_inside_and_as_before_outside():
     before = flags()
-    with algorithms(deterministic=True):
+    with deterministic_algorithms(True):
         assert flags() == (True, False, False)
     assert flags() == before
-    with pytest.raises(KeyError), algorithms(deterministic=False):
+    with pytest.raises(KeyError), deterministic_algorithms(False):
         assert flags() == (before[0], True, before[2])
         raise KeyError
     assert flags() == before
@@ -26,7 +26,7 @@ def test_algorithms_are_chosen_inside_and_as_before_outside():
 @pytest.mark.gpu
 def test_a_linear_upsampling_has_the_same_gradient_each_time():
     x = torch.randn(2, 16, 20, 20, 20, device="cuda", requires_grad=True)
-    with algorithms(deterministic=True):
+    with deterministic_algorithms(True):
         upsampled = torch.nn.functional.interpolate(x, scale_factor=2, mode="trilinear")
         gradients = [torch.autograd.grad(upsampled.square().sum(), x, retain_graph=True)[0] for _ in range(3)]
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

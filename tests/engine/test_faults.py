@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import random
@@ -53,6 +54,11 @@ def run_command(verb: str, arguments: list[str], output: str) -> None:
     COMMANDS[verb](arguments)
 
 
+def modified(folder: Path) -> int:
+    """Nanoseconds; 0 where there is no such folder yet."""
+    return folder.stat().st_mtime_ns if folder.is_dir() else 0
+
+
 class Command:
     """A command under way in a process of its own. After training it only says how it would evaluate."""
 
@@ -67,10 +73,18 @@ class Command:
         assert self.process.exitcode is not None
         return self.process.exitcode
 
-    def kill_after(self, seconds: float) -> bool:
-        """Kill it, unless it ends before."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
+    def changes_seen(self, folder: Path, most: float = math.inf) -> int:
+        """How often files come into a folder, are renamed or go, until it ends or they are `most`."""
+        seen, last = 0, modified(folder)
+        while seen < most and self.process.is_alive():
+            now = modified(folder)
+            seen, last = seen + (now != last), now
+            time.sleep(0.0005)
+        return seen
+
+    def killed_at(self, folder: Path, change: int) -> bool:
+        """Kill it at that change of a folder, counted from 1, unless it ends before."""
+        if self.changes_seen(folder, change) == change:
             self.process.kill()
         return self.wait() == -signal.SIGKILL
 
@@ -151,23 +165,21 @@ def half_written(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(times, mper, command, tmp_path):
-    seed = random.SystemRandom().randrange(2**32)
-    print("seed of the moments:", seed)
-    moments = random.Random(seed)
-    arguments = [*mper, *SHORT, "training.checkpoint_minutes=0.002"]
+def test_killed_where_files_change(times, mper, command, tmp_path):
+    """At any of the changes: a file begun, put in its place or deleted."""
+    moments = random.Random(times)
+    arguments = [*mper, *SHORT, "training.checkpoint_minutes=0"]  # a state after every iteration
     expected = RunDirectory(tmp_path / "whole")
-    command("train", *arguments, f"output={tmp_path / 'first'}").wait()  # the imports are done after it
-    start = time.monotonic()
-    assert command("train", *arguments, f"output={expected.path}").wait() == 0
-    whole = time.monotonic() - start
+    session = command("train", *arguments, f"output={expected.path}")
+    changes = session.changes_seen(expected.path)
+    assert session.wait() == 0 and changes > 14  # iterations
 
     kills, number = 0, 0
     while kills < times:
         number += 1
         run = RunDirectory(tmp_path / f"run{number}")
         session = command("train", *arguments, f"output={run.path}")
-        while kills < times and session.kill_after(moments.uniform(0, whole)):
+        while kills < times and session.killed_at(run.path, moments.randint(1, changes)):
             if not run.training_state.is_file() and not run.is_finished:
                 break  # before its first step: another one is started
             kills += 1
@@ -178,18 +190,18 @@ def test_killed_at_random_moments(times, mper, command, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal_and_gone_on_with_to_the_end(number, mper, command, tmp_path):
+def test_stopped_by_a_signal_and_resumed_to_the_end(number, mper, command, tmp_path):
     run = RunDirectory(tmp_path / "run")
     session = command("train", *mper, f"output={run.path}")
     session.send_when_there_is(run.training_state, number)
     assert session.wait() == 128 + number
     said = session.lines()[-1]
     assert said.startswith(f"stopped by {number.name} after iteration ")
-    assert said.endswith(f" of 40: go on with `python -m semiseg.train --resume {run.path}`")
+    assert said.endswith(f" of 40: resume it with `python -m semiseg.train --resume {run.path}`")
     assert not half_written(run.path)
 
     refused = command("evaluate", "--run", str(run.path)).refusal()
-    assert refused == f"{run.path} is unfinished: go on with `{run.resume_command}`"
+    assert refused == f"{run.path} is unfinished: resume it with `{run.resume_command}`"
     assert command("train", "--resume", str(run.path)).wait() == 0
     assert iterations(run) == list(range(1, 41))
 
@@ -244,7 +256,7 @@ def cut_the_metrics(run):
 )
 def test_a_state_that_does_not_belong_to_the_run_is_refused(damage, message, unfinished, command):
     if damage is cut_the_metrics:
-        go_on_until_something_is_logged(command, unfinished)
+        resume_until_something_is_logged(command, unfinished)
     damage(unfinished)
     files = {path: path.read_bytes() for path in unfinished.path.iterdir() if path.is_file()}
     refused = command("train", "--resume", str(unfinished.path)).refusal()
@@ -253,7 +265,7 @@ def test_a_state_that_does_not_belong_to_the_run_is_refused(damage, message, unf
     assert {path: path.read_bytes() for path in files} == files and not half_written(unfinished.path)
 
 
-def go_on_until_something_is_logged(command, run):
+def resume_until_something_is_logged(command, run):
     while not run.metrics.stat().st_size:
         session = command("train", "--resume", str(run.path))
         session.wait_for(run.checkpoint("validation"))
@@ -263,7 +275,23 @@ def go_on_until_something_is_logged(command, run):
 
 def test_a_run_keeps_its_configuration(unfinished, command):
     refused = command("train", "--resume", str(unfinished.path), "seed=3").refusal()
-    assert refused == "overrides seed=3: accepted with --resume are none, a run keeps its configuration"
+    assert refused == (
+        "override seed=3: accepted with --resume are dataset.root, training.device, training.checkpoint_minutes"
+    )
+
+
+def test_a_run_is_resumed_with_its_data_elsewhere(mper, acdc, command, tmp_path):
+    """As of a job that is given a folder of its own every time."""
+    scratch, run = tmp_path / "scratch", RunDirectory(tmp_path / "run")
+    scratch.symlink_to(acdc)
+    session = command("train", *mper, f"dataset.root={scratch}", f"output={run.path}")
+    session.send_when_there_is(run.training_state, signal.SIGINT)
+    assert session.wait() == 130
+    scratch.unlink()
+    session = command("train", "--resume", str(run.path), f"dataset.root={acdc}")
+    assert session.wait() == 0
+    assert session.lines()[-1] == f"-m semiseg.evaluate --run {run.path} dataset.root={acdc}"
+    assert command("evaluate", "--run", str(run.path), f"dataset.root={acdc}").wait() == 0
 
 
 def test_a_full_disk_while_training(mper, command, small_disk, tmp_path):
@@ -376,7 +404,7 @@ def test_one_labelled_case_may_be_all_background(config, left_atrium):
             lambda run: run.config.write_text(run.config.read_text().replace("  - 2\n", "  - 3\n", 1)),
             "does not fit the configuration",
         ),
-        (lambda run: run.checkpoint().unlink(), "is unfinished: go on with"),
+        (lambda run: run.checkpoint().unlink(), "is unfinished: resume it with"),
     ],
 )
 def test_evaluation_refuses_a_checkpoint_that_is_not_of_the_run(damage, message, left_atrium, command):

@@ -1,4 +1,4 @@
-"""Stopping a run and going on with it: nothing differs from a run that was never stopped."""
+"""Stopping a run and resuming it: nothing differs from a run that was never stopped."""
 
 import dataclasses
 import errno
@@ -16,12 +16,12 @@ from small_runs import MPER, SLICES, VOLUMES, assert_same_run, iterations
 from semiseg.config import load_config
 from semiseg.data import TrainingSampler
 from semiseg.data.description import DatasetDescription
-from semiseg.engine import run_directory
+from semiseg.engine import run_directory, trainer
 from semiseg.engine.checkpoint import read_tensors, write_tensors
 from semiseg.engine.interruption import Interrupted, Interruption
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import train
-from semiseg.engine.training_state import METADATA
+from semiseg.engine.training_state import METADATA, save_training_state
 from semiseg.methods.supervised import SupervisedStage
 
 SUPERVISED = ("left_atrium", "la_supervised", [*VOLUMES, "method.iterations=4"])
@@ -106,14 +106,32 @@ def test_prototypes_are_clustered_once(configured, tmp_path, monkeypatch):
     with pytest.raises(Interrupted) as stopped:
         train(config)
     assert str(stopped.value) == (
-        "stopped by SIGINT after iteration 5 of 7: go on with "
+        "stopped by SIGINT after iteration 5 of 7: resume it with "
         f"`python -m semiseg.train --resume {tmp_path / 'run'}`"
     )
     monkeypatch.setattr(mper, "cluster_embeddings", lambda *_: pytest.fail("clustered again"))
     assert train(config, RunDirectory(tmp_path / "run")).is_finished
 
 
-def test_a_state_from_before_a_key_existed_is_gone_on_with(configured, tmp_path, monkeypatch):
+def test_a_better_checkpoint_is_followed_by_a_state(configured, monkeypatch):
+    """Else a run that is killed and resumed knows of a worse best one than the file holds."""
+    saved, dice = [], {4: 0.5, 5: 0.4, 6: 0.6, 7: 0.1}
+
+    def evaluate(selection, method, run, iteration):
+        selection.best = max(selection.best, dice[iteration])
+        return dice[iteration]
+
+    def save(path, **values):
+        saved.append((values["iteration"], values["best"]))
+        save_training_state(path, **values)
+
+    monkeypatch.setattr(trainer.Selection, "evaluate", evaluate)
+    monkeypatch.setattr(trainer, "save_training_state", save)
+    trainer.train(configured(RUNS["mper in 2D"], "run", "evaluation.validation_interval=1"))
+    assert saved == [(0, -1.0), (4, 0.5), (6, 0.6)]
+
+
+def test_a_state_from_before_a_key_existed_is_resumed(configured, tmp_path, monkeypatch):
     config = configured(SUPERVISED, "run")
     interrupt_at(monkeypatch, 2)
     with pytest.raises(Interrupted):

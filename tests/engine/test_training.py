@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from semiseg.data.left_atrium import LeftAtrium
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.engine import trainer
 from semiseg.engine.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from semiseg.engine.interruption import Interruption
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import Training, build_method, choose_device, train
@@ -121,7 +123,7 @@ CT = Preprocessing(None, PREPROCESSING.spacing, "fixed", (-125.0, 275.0), 80.0, 
             CLASSES,
             PREPROCESSING,
             ["evaluation.batch=2", "dataset.labelled=5"],
-            "override dataset.labelled=5: accepted are dataset.root and keys of evaluation",
+            "override dataset.labelled=5: accepted are dataset.root, training.device and keys of evaluation",
         ),
     ],
 )
@@ -402,3 +404,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, method, iteration=2)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
+    """Also where both found it empty."""
+    config = load_config("phantom_supervised", [f"output={tmp_path / 'run'}"])
+    monkeypatch.setattr(RunDirectory, "check_new", staticmethod(lambda config: None))
+    first = RunDirectory.create(config, torch.device("cpu"))
+    before = first.config.stat().st_ino
+    with first.locked(), pytest.raises(ValueError, match="which exists already; accepted is a new or an empty folder"):
+        RunDirectory.create(config, torch.device("cpu"))
+    assert first.config.stat().st_ino == before
+
+
+def test_folders_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config("phantom_supervised", ["output=~/run"])
+    RunDirectory.check_new(config)
+    assert RunDirectory.create(config, torch.device("cpu")).path == tmp_path / "run"
+    with pytest.raises(ValueError, match="exists already"):
+        RunDirectory.check_new(config)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from semiseg.evaluation.sliding_window import predict_volume, slice_slabs, volume_slabs, window_starts
+from semiseg.evaluation.sliding_window import slice_slabs, volume_slabs, window_starts
 
 
 def probabilities_of(patches: torch.Tensor) -> torch.Tensor:
@@ -19,6 +19,12 @@ def probabilities_of(patches: torch.Tensor) -> torch.Tensor:
     )
     logits = torch.cat([patches * position, patches - position, position.expand_as(patches)], dim=1)
     return logits.softmax(dim=1)
+
+
+def predict_volume(probabilities, image, patch, stride, batch_size: int = 4) -> torch.Tensor:  # [C, *S]
+    """The slabs in one tensor, each copied, as it is valid only until the next."""
+    slabs = volume_slabs(probabilities, image, patch, stride, batch_size)
+    return torch.cat([slab.clone() for slab in slabs], dim=1)
 
 
 def brute_force(image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
@@ -170,4 +176,4 @@ def test_errors():
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2, 2), batch_size=0)
     with pytest.raises(ValueError, match="image has shape"):
-        next(slice_slabs(probabilities_of, torch.randn(8, 8), (4, 4)))
+        next(slice_slabs(probabilities_of, torch.randn(8, 8), (4, 4), batch_size=1))

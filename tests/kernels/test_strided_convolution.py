@@ -227,7 +227,7 @@ def test_odd_sides():
     ],
 )
 def test_layers_are_pytorchs(layer, plain, sides):
-    own, expected = layer(16, 32, bias=True), plain(16, 32, kernel_size=2, stride=2)
+    own, expected = layer(16, 32), plain(16, 32, kernel_size=2, stride=2)
     expected.load_state_dict(own.state_dict())
     x = torch.randn(2, 16, *sides)
     torch.testing.assert_close(own(x), expected(x))

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from semiseg.models.linear_classifier import ChannelDropout, LinearClassifier2d, LinearClassifier3d
+from semiseg.models.dropout import ChannelDropout
+from semiseg.models.linear_classifier import LinearClassifier2d, LinearClassifier3d
 
 PLAIN = {  # dropout and convolution of PyTorch, the classifier, and an embedding's shape
     "2d": (nn.Dropout2d, nn.Conv2d, LinearClassifier2d, (3, 8, 9, 7)),

@@ -20,7 +20,6 @@ def prompt(width: int, dimensions: int) -> VoxelPrompt:
 NETWORKS = {
     "vnet": lambda: VNet(filters=4),
     "vnet_on_kernels": lambda: VNet(filters=16),  # as many channels as the kernels of convolutions want
-    "vnet_without_normalization": lambda: VNet(filters=4, normalization=False),
     "unet": lambda: UNet(num_classes=2, **UNET),
     "two_decoder_vnet": lambda: TwoDecoderVNet(filters=4, prompt=prompt(64, 3)),
     "two_decoder_unet": lambda: TwoDecoderUNet(num_classes=2, prompt=prompt(16, 2), **UNET),

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from semiseg.preparation.splits import Scan, split
+from semiseg.preparation.splits import LabelledScan, split
 
 
 def test_the_split_depends_on_names_only_and_has_the_usual_numbers():
-    def scans(names: range) -> list[Scan]:
-        return [Scan(f"p{k}_{frame}", f"p{k}", Path(), Path()) for k in names for frame in "ab"]
+    def scans(names: range) -> list[LabelledScan]:
+        return [LabelledScan(f"p{k}_{frame}", f"p{k}", Path(), Path()) for k in names for frame in "ab"]
 
     sizes = {"train.list": 70, "val.list": 10, "test.list": 20}
     one = split(scans(range(100)), sizes)
