@@ -455,7 +455,6 @@ TABLES: dict[str, Callable[..., str]] = {
     "training-profile-gpu": training_profile_table,
     "phantom": training_table,
     "phantom-plain": training_table,
-    "phantom-convolutions": training_table,
     "phantom-bfloat16": training_table,
     "phantom-precision": precision_table,
     "la": training_table,
