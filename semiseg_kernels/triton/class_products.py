@@ -29,7 +29,7 @@ def _voxel_sizes(N, batch_stride, stride, weight_batch_stride, weight_stride, AL
     )
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "batch_stride", "stride", "images"])
+@triton.jit(do_not_specialize=[*_SIZES, "batch_stride", "stride", "images", "tiles_of_program"])
 def _sum(
     z,  # [B, D, N]
     weight,  # [B, C, N]
@@ -41,12 +41,12 @@ def _sum(
     stride,
     weight_batch_stride,
     weight_stride,
+    tiles_of_program,
     C: tl.constexpr,
     D: tl.constexpr,
     CLASSES: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WEIGHT_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -67,7 +67,10 @@ def _sum(
     tiles = ((N + BLOCK - 1) // BLOCK).to(tl.int32)
     before = (row - program * images) * tiles
     for tile in tl.range(
-        program * TILES, tl.minimum((program + 1) * TILES, tiles), disable_licm=True, num_stages=1
+        program * tiles_of_program,
+        tl.minimum((program + 1) * tiles_of_program, tiles),
+        disable_licm=True,
+        num_stages=1,
     ):
         image, first, inside = locate(before + tile, batch, N, BLOCK)
         w = start(weight, image, first, weight_batch_stride, weight_stride, WEIGHT_CHANNELS_LAST)
@@ -154,7 +157,7 @@ def sum_by_class(
         z=z.data, weight=weight.data, partials=partials, batch=batch, images=images, N=N,
         batch_stride=z.batch_stride, stride=z.stride,
         weight_batch_stride=weight.batch_stride, weight_stride=weight.stride,
-        **sizes, BLOCK=tiles.sum_block, TILES=tiles.tiles,
+        tiles_of_program=tiles.tiles, **sizes, BLOCK=tiles.sum_block,
         CHANNELS_LAST=z.channels_last, WEIGHT_CHANNELS_LAST=weight.channels_last,
         ALIGNED=is_aligned(N, z, weight),
     )  # fmt: skip

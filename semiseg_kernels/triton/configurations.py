@@ -141,7 +141,8 @@ def class_tiles(num_classes: int) -> ClassTiles:
 
 
 def class_product_tiles(d: int, num_classes: int) -> ClassProductTiles:
-    classes = min(max(power_of_two(num_classes), FEWEST_COLUMNS), 32)
+    # In several groups of 32 they would spill.
+    classes = FEWEST_COLUMNS if num_classes > 32 else max(power_of_two(num_classes), FEWEST_COLUMNS)
     channels = min(max(power_of_two(d), FEWEST_COLUMNS), 32)
     sum_block, mix_block = 32, 64
     sums = power_of_two(num_classes) * power_of_two(d)

@@ -146,6 +146,8 @@ def _backward(
                 e = first_channel + tl.arange(0, CHUNK)
                 at = x + offsets(voxel, e[None, :], prompt_stride, PROMPT_CHANNELS_LAST)
                 upstream = tl.load(at, mask=inside & (e[None, :] < E), other=0)
+                if upstream.dtype == tl.float16:  # a class may have less than 6e-8 of a voxel
+                    upstream = upstream.to(tl.float32)
                 exists = (e[:, None] < E) & (c < C)
                 of_class = tl.load(text + c * E + e[:, None], mask=exists, other=0)
                 by_share = multiply_exactly(upstream, of_class, by_share)

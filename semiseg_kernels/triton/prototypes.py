@@ -79,11 +79,11 @@ def columns_of(C: tl.constexpr, K: tl.constexpr, CLASSES: tl.constexpr, PER_CLAS
 
 @triton.jit
 def multiply_exactly(a, b, total):
-    """total + a @ b for float32 b, as exact as float32 arithmetic."""
-    # Parts of float16 would lose what is small, and the interpreter's product of bfloat16 is wrong.
-    if INTERPRETED or a.dtype != tl.bfloat16:
+    """total + a @ b for float32 b, as exact as float32 arithmetic; of b 6e-8 and less is lost where a is float16."""
+    if INTERPRETED or a.dtype == tl.float32:  # the interpreter's product of bfloat16 is wrong
         return tl.dot(a.to(tl.float32), b, total, input_precision=SIX_PARTS)
-    for _ in tl.static_range(3):  # a is exact, b the sum of three parts
+    # The narrow factor is exact; b is the sum of parts of its dtype.
+    for _ in tl.static_range(3 if a.dtype == tl.bfloat16 else 2):
         part = b.to(a.dtype)
         total = tl.dot(a, part, total)
         b -= part.to(tl.float32)
