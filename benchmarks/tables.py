@@ -8,6 +8,7 @@ SOURCES names.
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -416,17 +417,16 @@ def groups(rows: list[Row], key: Callable[[Row], Key]) -> Iterable[tuple[Key, li
     return grouped.items()
 
 
-def precision_table(float32: Results, bfloat16: Results) -> str:
-    """What bfloat16 changes, seed by seed."""
-    return f"{markdown_table([PRECISION_HEADING, *paired_rows(float32, bfloat16)])}\n\n{PRECISION_NOTES}"
+def paired_table(before: Results, after: Results, names: tuple[str, str]) -> str:
+    """What training in another way changes, seed by seed; `names` are those of the two ways."""
+    first, second = names
+    heading = (
+        "configuration", "seeds", first, second, "difference", "standard error", f"worst seed {first}", f"worst seed {second}",
+    )  # fmt: skip
+    return f"{markdown_table([heading, *paired_rows(before, after)])}\n\n{PAIRED_NOTES}"
 
 
-PRECISION_HEADING = (
-    "configuration", "seeds", "float32", "bfloat16", "difference", "standard error", "worst seed float32", "worst seed bfloat16",
-)  # fmt: skip
-PRECISION_NOTES = (
-    "Mean Dice [%] over the seeds trained both ways; difference: mean of the seeds' differences."
-)
+PAIRED_NOTES = "Mean Dice [%] over the seeds trained both ways; difference: mean of the seeds' differences."
 
 
 TABLES: dict[str, Callable[..., str]] = {
@@ -456,7 +456,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "phantom": training_table,
     "phantom-plain": training_table,
     "phantom-bfloat16": training_table,
-    "phantom-precision": precision_table,
+    "phantom-precision": partial(paired_table, names=("float32", "bfloat16")),
+    "phantom-paths": partial(paired_table, names=("plain", "kernels")),
     "la": training_table,
     "la-gpu": evaluations_table,
     "la-prototypes": evaluations_table,
@@ -468,6 +469,7 @@ SOURCES = {
     "cpu-kernels-steps": ("cpu-kernels",),
     "gpu-kernels-summary": ("gpu-kernels",),
     "phantom-precision": ("phantom", "phantom-bfloat16"),
+    "phantom-paths": ("phantom-plain", "phantom"),
 }
 
 

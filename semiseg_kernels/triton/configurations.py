@@ -184,6 +184,7 @@ def upsampling_tiles(num_channels: int, channels_last: bool, backward: bool) -> 
     else:
         most, cells = UPSAMPLING_PLANES, UPSAMPLING_PLANE_CELLS
     channels = min(power_of_two(num_channels), most)
+    # Backward reads an element from up to 64 places, and would spill.
     return UpsamplingTiles(channels, cells // channels // (2 if backward else 1))
 
 
