@@ -14,6 +14,7 @@ from semiseg.commands import command
 from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
 from semiseg.data import Case
 from semiseg.destinations import check_destination
+from semiseg.engine.allocator import restart_with_tight_heap
 from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.cost import method_cost
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         if key not in EVALUATED_WITH and key.split(".")[0] != "evaluation":
             raise ValueError(f"override {override}: accepted are {', '.join(EVALUATED_WITH)} and keys of evaluation")
     config = config_from_mapping(merge(config_to_mapping(config), given))
+    if arguments is None and choose_device(config.training.device).type == "cpu":
+        restart_with_tight_heap()
     print(results_table(evaluate(config, run)))
     print(f"written to {run.results} and {run.report}")
 

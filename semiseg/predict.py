@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from semiseg.commands import EXPECTED, command
 from semiseg.destinations import check_destination, check_utf8
+from semiseg.engine.allocator import restart_with_tight_heap
+from semiseg.engine.trainer import choose_device
 from semiseg.prediction import Predictor
 from semiseg.preparation.volume_files import NIFTI_ENDINGS, SCAN_ENDINGS, has_ending, read_header, stem
 
@@ -54,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     for scan in scans:
         if not scan.is_dir():
             read_header(scan)
+    if arguments is None and choose_device("auto").type == "cpu":
+        restart_with_tight_heap()
     predictor = Predictor(options.run, options.overrides)
     masks[0].parent.mkdir(parents=True, exist_ok=True)
 

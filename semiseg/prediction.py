@@ -20,7 +20,7 @@ from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
 from semiseg.errors import first_line, is_out_of_memory
-from semiseg.evaluation.evaluator import class_map, probability_slabs
+from semiseg.evaluation.evaluator import class_map, evaluation_batch, probability_slabs
 from semiseg.models.folding import fold_batch_norm
 from semiseg.preparation.volume import Volume, resampled_shape, sides
 from semiseg.preparation.volume_files import read_volume, write_nifti
@@ -105,10 +105,9 @@ class Predictor:
             if not is_out_of_memory(error):
                 raise
             path = scan.path if isinstance(scan, Volume) else scan
-            raise ValueError(
-                f"{path}: out of memory on {self.device} ({first_line(error)}); less is taken by an evaluation.batch "
-                f"below {self.config.evaluation.batch}"
-            ) from None
+            batch = evaluation_batch(self.config)
+            advice = f"; less is taken by an evaluation.batch below {batch}" if batch > 1 else ""
+            raise ValueError(f"{path}: out of memory on {self.device} ({first_line(error)}){advice}") from None
 
     def _segmentation(
         self, scan: str | Path | Volume, spacing: Sequence[float] | None, probabilities: bool, progress: bool

@@ -19,7 +19,7 @@ from semiseg.config import (
     merge,
     parse_overrides,
 )
-from semiseg.engine.allocator import restart_with_tight_heap
+from semiseg.engine.allocator import restart_with_tight_heap, tight_environment
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted
 from semiseg.engine.run_directory import EVALUATED_WITH, RESUMED_WITH, RunDirectory
@@ -65,16 +65,16 @@ def _evaluate(run: RunDirectory, overrides: list[str], may_replace: bool) -> Non
     """Evaluate in this process's place, so that it has its memory, its GPU and its signals, or else in another."""
     command = [sys.executable, "-m", "semiseg.evaluate", "--run", str(run.path), *overrides]
     if may_replace and os.name == "posix":
-        print(f"{run.path} is trained; `{run.evaluate_command}` repeats its evaluation", flush=True)
+        print(f"{run.path} is trained; `{run.evaluate_command(overrides)}` repeats its evaluation", flush=True)
         sys.stderr.flush()
-        os.execv(sys.executable, command)
+        os.execve(sys.executable, command, tight_environment())
     evaluation = subprocess.run(command, check=False)
     if evaluation.returncode:
         # Of a process that a signal ended, the status that shells give it.
         status = evaluation.returncode if evaluation.returncode > 0 else 128 - evaluation.returncode
         print(
             f"{run.path} is trained, but its evaluation ended with status {status}: "
-            f"repeat it with `{run.evaluate_command}`",
+            f"repeat it with `{run.evaluate_command(overrides)}`",
             file=sys.stderr,
         )
         sys.exit(status)

@@ -394,14 +394,17 @@ def test_the_command_ends_in_one_line_and_status_2(tmp_path, capsys):
     ],
     ids=["CUDA", "CPU", "NumPy"],
 )
-def test_too_little_memory_names_the_scan_and_the_batch(error, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("batch", "advice"), [(4, "; less is taken by an evaluation.batch below 4"), (1, "")], ids=["four", "one"]
+)
+def test_too_little_memory_names_the_scan_and_the_batch(error, batch, advice, monkeypatch, tmp_path):
     def exhausted(method, windows, head="linear"):
         raise error
 
     monkeypatch.setattr(Method, "probabilities", exhausted)
-    line = r"scan: out of memory on cpu \(.* allocate.*\); less is taken by an evaluation.batch below 4"
-    with pytest.raises(ValueError, match=line):
-        Predictor(untrained_run(tmp_path / "run")).predict(Volume(WHERE, scan(), np.eye(4)))
+    predictor = Predictor(untrained_run(tmp_path / "run"), [f"evaluation.batch={batch}"])
+    with pytest.raises(ValueError, match=rf"scan: out of memory on cpu \(.* allocate.*\){advice}$"):
+        predictor.predict(Volume(WHERE, scan(), np.eye(4)))
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,27 @@ def keep_heap() -> bool:
 def restart_with_tight_heap() -> None:
     """Restart this command with an allocator whose freed blocks can be reused.
 
-    Does nothing if that is done or not possible.
-
-    To align a block glibc cuts slivers off its ends. They stay with the thread, and the hole that the block leaves is too
-    short for another of the same size: of the heap's memory a third to a half is such holes. Without a cache of small
-    blocks for every thread the slivers join the hole again. glibc takes that setting from the environment only, when a
-    process starts. Call before anything is written.
+    Does nothing if that is done or not possible. Call before anything is written.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if _glibc() is None or "tcache_count" in tunables:
+    environment = tight_environment()
+    if environment == dict(os.environ):
         return
-    environment = os.environ | {"GLIBC_TUNABLES": f"{tunables}:{TIGHT}".lstrip(":")}
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def tight_environment() -> dict[str, str]:
+    """This process's environment, and in it what tells glibc, when a process starts, to make freed blocks reusable.
+
+    To align a block glibc cuts slivers off its ends. They stay with the thread, and the hole that the block leaves is too
+    short for another of the same size: of the heap's memory a third to a half is such holes. Without a cache of small
+    blocks for every thread the slivers join the hole again. What the user says of that cache holds.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if _glibc() is None or "tcache_count" in tunables:
+        return dict(os.environ)
+    return os.environ | {"GLIBC_TUNABLES": f"{tunables}:{TIGHT}".lstrip(":")}
 
 
 def _glibc() -> ctypes.CDLL | None:

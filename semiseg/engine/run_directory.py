@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,9 @@ class RunDirectory:
         """The command that resumes this run."""
         return f"python -m semiseg.train --resume {shlex.quote(str(self.path))}"
 
-    @property
-    def evaluate_command(self) -> str:
+    def evaluate_command(self, overrides: Sequence[str] = ()) -> str:
         """The command that evaluates this run."""
-        return f"python -m semiseg.evaluate --run {shlex.quote(str(self.path))}"
+        return shlex.join(["python", "-m", "semiseg.evaluate", "--run", str(self.path), *overrides])
 
     @property
     def is_finished(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
@@ -19,6 +20,13 @@ from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
 from semiseg.models.predicted_class import predicted_class
 from semiseg_kernels import largest_components
+
+BATCH_VOXELS = 2**21  # more keep memory busy that nothing is gained with
+
+
+def evaluation_batch(config: Config) -> int:
+    """Windows or slices of a forward pass."""
+    return config.evaluation.batch or max(1, BATCH_VOXELS // prod(config.training.patch_size))
 
 
 def probability_slabs(
@@ -42,13 +50,13 @@ def probability_slabs(
     def of_thin_windows(windows: Tensor) -> Tensor:
         return probabilities(windows.squeeze(2)).unsqueeze(2)
 
-    volume = torch.from_numpy(image).to(device)
+    volume, batch = torch.from_numpy(image).to(device), evaluation_batch(config)
     if evaluation.stride is None:
-        return slice_slabs(probabilities, volume, patch_size, evaluation.batch, progress)
+        return slice_slabs(probabilities, volume, patch_size, batch, progress)
     if len(patch_size) == 2:
         sides = (1, *patch_size), (1, *evaluation.stride)
-        return volume_slabs(of_thin_windows, volume, *sides, evaluation.batch, progress)
-    return volume_slabs(probabilities, volume, patch_size, evaluation.stride, evaluation.batch, progress)
+        return volume_slabs(of_thin_windows, volume, *sides, batch, progress)
+    return volume_slabs(probabilities, volume, patch_size, evaluation.stride, batch, progress)
 
 
 def class_map(

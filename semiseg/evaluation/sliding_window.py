@@ -35,7 +35,7 @@ def volume_slabs(
     image: Tensor,  # [*S], of any number of axes
     patch_size: Sequence[int],  # voxels
     stride: Sequence[int],  # voxels
-    batch_size: int = 4,  # windows per call of the network
+    batch_size: int,  # windows per call of the network
     progress: Progress = iter,
 ) -> Iterator[Tensor]:  # [C, n, *S[1:]] float32, on the device of the image
     """Class probabilities of an image, slab by slab along its first axis: the mean over all windows of a voxel.

@@ -15,7 +15,7 @@ def load_results(run: RunDirectory) -> dict[str, Any]:
 
     Raises FileNotFoundError where the run has not been evaluated, ValueError where the file is damaged.
     """
-    remedy = f"evaluate the run with `{run.evaluate_command}`"
+    remedy = f"evaluate the run with `{run.evaluate_command()}`"
     if not run.results.is_file():
         raise FileNotFoundError(f"{run.results} is missing: {remedy}")
     try:

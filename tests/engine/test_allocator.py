@@ -3,9 +3,12 @@ import os
 import subprocess
 import sys
 
+import nibabel
+import numpy as np
 import pytest
+from untrained_runs import untrained_run
 
-from semiseg import train
+from semiseg import evaluate, predict, train
 from semiseg.engine.allocator import TIGHT, keep_heap
 
 SCRIPT = """
@@ -67,3 +70,33 @@ def test_large_batches_restart_the_command(monkeypatch, arguments, overrides, re
     monkeypatch.setattr(sys, "argv", ["train", *(overrides or [])])
     train.main(arguments)
     assert happened == (["restart", "train"] if restarts else ["train"])
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "work"),
+    [
+        (evaluate, [], "evaluate"),
+        (predict, ["--input", "scan.nii", "--output", "mask.nii"], "Predictor"),
+    ],
+    ids=["evaluate", "predict"],
+)
+@pytest.mark.parametrize("own", [True, False], ids=["own process", "another's process"])
+def test_whole_images_restart_the_command(module, options, work, own, tmp_path, monkeypatch):
+    class Worked(Exception):
+        pass
+
+    happened = []
+
+    def end(*_):
+        happened.append(work)
+        raise Worked
+
+    monkeypatch.chdir(tmp_path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), "scan.nii")
+    arguments = ["--run", str(untrained_run(tmp_path / "run")), *options]
+    monkeypatch.setattr(module, "restart_with_tight_heap", lambda: happened.append("restart"))
+    monkeypatch.setattr(module, work, end)
+    monkeypatch.setattr(sys, "argv", [work, *arguments])
+    with pytest.raises(Worked):
+        module.main(None if own else arguments)
+    assert happened == (["restart", work] if own else [work])

@@ -165,11 +165,11 @@ def test_an_evaluation_that_fails_is_told_with_how_to_repeat_it(tmp_path, monkey
     killed = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=-9))
     monkeypatch.setattr(train_module, "subprocess", killed)
     with pytest.raises(SystemExit) as ended:
-        main(["--resume", str(run.path)])
+        main(["--resume", str(run.path), "dataset.root=moved", "training.checkpoint_minutes=1"])
     assert ended.value.code == 137
     assert capsys.readouterr().err == (
         f"{run.path} is trained, but its evaluation ended with status 137: "
-        f"repeat it with `python -m semiseg.evaluate --run '{run.path}'`\n"
+        f"repeat it with `python -m semiseg.evaluate --run '{run.path}' dataset.root=moved`\n"
     )
 
 

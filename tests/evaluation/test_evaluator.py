@@ -1,11 +1,18 @@
 """Evaluation of whole cases: which windows, which class, and a network that is trained on afterwards."""
 
+import pytest
 import torch
 
 from semiseg.config import load_config
 from semiseg.data import open_dataset
 from semiseg.engine.trainer import build_method
-from semiseg.evaluation.evaluator import class_map, evaluate_cases, predict_case, validation_config
+from semiseg.evaluation.evaluator import (
+    class_map,
+    evaluate_cases,
+    evaluation_batch,
+    predict_case,
+    validation_config,
+)
 from semiseg.evaluation.metrics import case_metrics
 from semiseg.models.convolution import Convolution3d
 from semiseg.models.folding import fold_batch_norm
@@ -29,6 +36,19 @@ def test_windows_during_training():
     assert chosen.evaluation.stride == (18, 18, 4)
     slices = load_config("acdc_mper")
     assert validation_config(slices) == slices
+
+
+@pytest.mark.parametrize(
+    ("configuration", "overrides", "batch"),
+    [
+        ("la_mper", [], 2),
+        ("acdc_mper", [], 32),
+        ("la_mper", ["training.patch_size=[160, 160, 160]"], 1),
+        ("la_mper", ["evaluation.batch=5"], 5),
+    ],
+)
+def test_windows_of_two_million_voxels_go_through_the_network_together(configuration, overrides, batch):
+    assert evaluation_batch(load_config(configuration, overrides)) == batch
 
 
 def test_weights_are_transformed_once(convolution_calls):

@@ -93,7 +93,7 @@ def probabilities(patches):
 image = torch.ones(1200, 48, 48)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 planes = 0
-for slab in volume_slabs(probabilities, image, (16, 16, 16), (12, 16, 16)):
+for slab in volume_slabs(probabilities, image, (16, 16, 16), (12, 16, 16), batch_size=4):
     assert slab.shape[0] == 64
     planes += slab.shape[1]
 assert planes == 1200
