@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from memory import device_extra_peak, host_extra_peak, page_faults
+from timed import Timed
 from torch import Tensor
 from workloads import Operation, Results
 
@@ -21,8 +22,8 @@ LOSS_ERROR = {True: 1e-3, False: 5e-2}  # the relative error of a mean over all 
 CLUSTER_ERROR = {True: 5e-3, False: 0.2}  # the relative error of sums over a cluster's voxels
 
 
-class Contestant:
-    """One way to compute an operation, and how long each call of it took."""
+class Contestant(Timed):
+    """One way to compute an operation, and the page faults of each call."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Contestant:
         mode: str | None = None,
         gemm: Callable[[Tensor], Results] | None = None,
     ) -> None:
+        super().__init__()
         self.x = operation.x.detach().requires_grad_(operation.differentiable > 0)
         self.differentiable = operation.differentiable
         self.backend = backend
@@ -48,7 +50,6 @@ class Contestant:
             torch.randn(result.shape, generator=generator, device=self.x.device).to(result.dtype)
             for result in results[: self.differentiable]
         ]
-        self.seconds: dict[str, list[float]] = {"forward": [], "backward": [], "step": []}
         self.faults: list[int] = []
 
     def forward(self) -> Results:
@@ -60,25 +61,14 @@ class Contestant:
             return None
         return torch.autograd.grad(results[: self.differentiable], self.x, self.cotangents)[0]
 
-    def forward_and_backward(self) -> Tensor | None:
-        return self.backward(self.forward())
-
     def step(self) -> None:
-        """Forward and backward once, timed."""
-        faults, start = page_faults(), time.perf_counter()
-        results = self.forward()
-        middle = time.perf_counter()
-        gradient = self.backward(results)
-        end = time.perf_counter()
+        faults = page_faults()
+        super().step()
         self.faults.append(page_faults() - faults)
-        for name, seconds in (("forward", middle - start), ("backward", end - middle), ("step", end - start)):
-            self.seconds[name].append(seconds)
-        del results, gradient
 
     def discard_times(self) -> None:
+        super().discard_times()
         self.faults.clear()
-        for seconds in self.seconds.values():
-            seconds.clear()
 
     def memory(self) -> dict[str, float]:
         """Extra peak memory of each part in bytes, results and gradient included."""

@@ -30,11 +30,8 @@ from semiseg.models.two_branches import TwoDecoders
 from semiseg_kernels import fix_weight
 
 CPU = torch.device("cpu")
-PART = (
-    slice(0, 148),
-    slice(0, 148),
-    slice(0, 88),
-)  # voxels: three windows along each axis at the paper's stride
+# Voxels: three windows along each axis at the paper's stride.
+PART = (slice(0, 148), slice(0, 148), slice(0, 88))
 SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
 
 # From the plain evaluation to the full one; half overlap belongs to evaluations during training.

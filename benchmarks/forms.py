@@ -1,13 +1,13 @@
 """Two ways to compute one operation, timed in turns in one process."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from memory import host_extra_peak
 from pytest_benchmark.fixture import BenchmarkFixture
+from timed import Timed
 from torch import Tensor
 
 from semiseg_kernels import use_backend
@@ -15,35 +15,21 @@ from semiseg_kernels import use_backend
 PARTS = ("forward", "step")
 
 
-class Form:
-    """An operation on one backend, and how long each call of it took."""
+class Form(Timed):
+    """An operation on one backend."""
 
     def __init__(self, backend: str, operation: Callable[..., Tensor], arguments: Sequence[Tensor]) -> None:
+        super().__init__()
         self.backend, self.operation, self.arguments = backend, operation, arguments
         self.cotangent = torch.ones_like(self.forward())
-        self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
 
     def forward(self) -> Tensor:
         with use_backend(self.backend):
             return self.operation(*self.arguments)
 
-    def backward(self, result: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, results: Tensor) -> tuple[Tensor, ...]:
         differentiated = [argument for argument in self.arguments if argument.requires_grad]
-        return torch.autograd.grad(result, differentiated, self.cotangent)
-
-    def forward_and_backward(self) -> tuple[Tensor, ...]:
-        return self.backward(self.forward())
-
-    def step(self) -> None:
-        """Forward and backward once, timed."""
-        start = time.perf_counter()
-        result = self.forward()
-        middle = time.perf_counter()
-        gradients = self.backward(result)
-        end = time.perf_counter()
-        self.seconds["forward"].append(middle - start)
-        self.seconds["step"].append(end - start)
-        del result, gradients
+        return torch.autograd.grad(results, differentiated, self.cotangent)
 
     def figures(self, part: str) -> dict[str, float]:
         """Milliseconds, and megabytes at the peak beyond the inputs, results and gradients included."""
@@ -68,8 +54,7 @@ def compare(
     torch.testing.assert_close(first.forward(), second.forward(), rtol=1e-4, atol=1e-4)
     for form in forms.values():
         form.step()
-        for seconds in form.seconds.values():
-            seconds.clear()
+        form.discard_times()
     benchmark.pedantic(first.step, setup=second.step, rounds=rounds)
     for part in PARTS:
         contestants = {name: form.figures(part) for name, form in forms.items()}

@@ -22,9 +22,8 @@ from semiseg.engine.precision import has_bfloat16
 from semiseg_kernels import backends
 from semiseg_kernels.native.extension import extension
 
-Measure = Callable[
-    [str, Sequence[str]], dict[str, Any]
-]  # workload, levers -> what was measured, with "seconds"
+# workload, levers -> what was measured, with "seconds"
+Measure = Callable[[str, Sequence[str]], dict[str, Any]]
 
 # The levers that are kernels, and their operations.
 KERNELS = {

@@ -1,6 +1,6 @@
 """What is timed: the sizes, and each operation on inputs of that size as a trainer calls it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,88 +84,150 @@ class Operation:
         return {"forward": forward, "backward": backward, "step": forward + backward}
 
 
-def make_operation(
-    name: str, workload: Workload, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Operation:
-    """Random embeddings as a network's, prototypes near them, and labels in two copy-paste regions."""
-    if name not in OPERATIONS:
-        raise ValueError(f"operation is {name!r}, accepted are {', '.join(OPERATIONS)}")
-    with torch.device(device):
-        return _make_operation(name, workload, dtype)
+class Inputs:
+    """Random embeddings as a network's, prototypes, and labels in two copy-paste regions."""
+
+    def __init__(self, workload: Workload, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.workload, self.dtype = workload, dtype
+        shape = (workload.batch, *workload.spatial)
+        self.prototypes = torch.randn(workload.num_classes, workload.per_class, workload.d)
+        self.labels = torch.randint(0, workload.num_classes, shape, dtype=torch.uint8)
+        self.regions = torch.randint(0, 2, shape, dtype=torch.uint8)
+        self.confident = torch.rand(shape) > 0.1
+
+    def values(self, channels: int, spatial: Sequence[int] | None = None) -> Tensor:
+        """[B, channels, *S]"""
+        return torch.randn(self.workload.batch, channels, *(spatial or self.workload.spatial)).to(self.dtype)
+
+    @property
+    def logits(self) -> Tensor:
+        return self.values(self.workload.num_classes)
+
+    @property
+    def z(self) -> Tensor:
+        return self.values(self.workload.d)
 
 
-def _make_operation(name: str, workload: Workload, dtype: torch.dtype) -> Operation:
-    torch.manual_seed(0)
-    batch, spatial, num_classes = workload.batch, workload.spatial, workload.num_classes
-    shape = (batch, *spatial)
-    prototypes = torch.randn(num_classes, workload.per_class, workload.d)
-    labels = torch.randint(0, num_classes, shape, dtype=torch.uint8)
-    regions = torch.randint(0, 2, shape, dtype=torch.uint8)
-    confident = torch.rand(shape) > 0.1
-    if name == "dice_ce":
-        logits = torch.randn(batch, num_classes, *spatial).to(dtype)
-        return Operation(
-            logits, lambda x: dice_ce(x, labels, regions=regions, num_regions=2), 2,
-            forward_maps=(labels, regions), backward_maps=(labels, regions),
-        )  # fmt: skip
-    if name == "prompt_mix":
-        logits = torch.randn(batch, num_classes, *spatial).to(dtype)
-        text = torch.randn(num_classes, workload.d)
-        return Operation(logits, lambda x: (prompt_mix(x, text),), 1)
-    z = torch.randn(batch, workload.d, *spatial).to(dtype)
-    if name == "linear_classifier":
-        weight, bias = torch.randn(num_classes, workload.d), torch.randn(num_classes)
-        kept = torch.randint(0, 2, (batch, workload.d)) * 2.0
-        return Operation(z, lambda z: (linear_classifier(z, weight, bias, kept),), 1, rounded=True)
-    if name == "linear_upsampling":
-        halves = [max(side // 2, 1) for side in spatial]
-        z = torch.randn(batch, 2 * workload.d, *halves).to(dtype)
-        return Operation(z, lambda z: (linear_upsampling(z),), 1, linear=True)
-    if name == "batch_norm_relu":
-        weight, bias, *running = (torch.rand(workload.d) for _ in range(4))
-        return Operation(z, lambda z: (batch_norm_relu(z, weight, bias, *running),), 1, passes=2)
-    if name == "prototype_similarity":
-        return Operation(
-            z, lambda z: prototype_similarity(z, prototypes), 1, gemm=lambda z: gemm_similarity(z, prototypes)
-        )
-    if name == "prototype_info_nce":
-        return Operation(
-            z, lambda z: (prototype_info_nce(z, prototypes),), 1,
-            gemm=lambda z: (gemm_info_nce(z, prototypes),),
-        )  # fmt: skip
-    if name == "cluster_mean":
-        return Operation(
-            z, lambda z: cluster_mean(z, prototypes, labels, weight=confident), 0,
-            forward_maps=(labels, confident),
-        )  # fmt: skip
-    if name == "masked_class_mean":
-        weight = torch.rand(batch, num_classes, *spatial)
-        return Operation(
-            z, lambda z: (masked_class_mean(z, weight),), 1,
-            forward_maps=(weight,), backward_maps=(weight,), linear=True,
-        )  # fmt: skip
+def _prototype_similarity(inputs: Inputs) -> Operation:
+    prototypes = inputs.prototypes
+    return Operation(
+        inputs.z,
+        lambda z: prototype_similarity(z, prototypes),
+        1,
+        gemm=lambda z: gemm_similarity(z, prototypes),
+    )
+
+
+def _prototype_info_nce(inputs: Inputs) -> Operation:
+    prototypes = inputs.prototypes
+    return Operation(
+        inputs.z,
+        lambda z: (prototype_info_nce(z, prototypes),),
+        1,
+        gemm=lambda z: (gemm_info_nce(z, prototypes),),
+    )
+
+
+def _prototype_head(inputs: Inputs) -> Operation:
+    prototypes, labels, regions, confident = inputs.prototypes, inputs.labels, inputs.regions, inputs.confident
 
     def head(z: Tensor) -> Results:
         result = prototype_head(
-            z,
-            prototypes,
-            labels=labels,
-            regions=regions,
-            num_regions=2,
-            weight=confident,
-            return_similarity=False,
+            z, prototypes, labels=labels, regions=regions, num_regions=2, weight=confident, return_similarity=False
         )
         assert result.ce is not None and result.dice is not None
         assert result.cluster_sum is not None and result.cluster_count is not None
         return result.ce, result.dice, result.info_nce, result.cluster_sum, result.cluster_count
 
     return Operation(
-        z, head, 3, forward_maps=(labels, regions, confident), backward_maps=(labels, regions),
+        inputs.z,
+        head,
+        3,
+        forward_maps=(labels, regions, confident),
+        backward_maps=(labels, regions),
         gemm=lambda z: gemm_head(z, prototypes, labels, regions, confident),
-    )  # fmt: skip
+    )
 
 
-OPERATIONS = (
-    "prototype_similarity", "prototype_info_nce", "prototype_head", "cluster_mean", "dice_ce", "prompt_mix",
-    "masked_class_mean", "batch_norm_relu", "linear_classifier", "linear_upsampling",
-)  # fmt: skip
+def _cluster_mean(inputs: Inputs) -> Operation:
+    prototypes, labels, confident = inputs.prototypes, inputs.labels, inputs.confident
+    return Operation(
+        inputs.z,
+        lambda z: cluster_mean(z, prototypes, labels, weight=confident),
+        0,
+        forward_maps=(labels, confident),
+    )
+
+
+def _dice_ce(inputs: Inputs) -> Operation:
+    labels, regions = inputs.labels, inputs.regions
+    return Operation(
+        inputs.logits,
+        lambda x: dice_ce(x, labels, regions=regions, num_regions=2),
+        2,
+        forward_maps=(labels, regions),
+        backward_maps=(labels, regions),
+    )
+
+
+def _prompt_mix(inputs: Inputs) -> Operation:
+    text = torch.randn(inputs.workload.num_classes, inputs.workload.d)
+    return Operation(inputs.logits, lambda x: (prompt_mix(x, text),), 1)
+
+
+def _masked_class_mean(inputs: Inputs) -> Operation:
+    workload = inputs.workload
+    weight = torch.rand(workload.batch, workload.num_classes, *workload.spatial)
+    return Operation(
+        inputs.z,
+        lambda z: (masked_class_mean(z, weight),),
+        1,
+        forward_maps=(weight,),
+        backward_maps=(weight,),
+        linear=True,
+    )
+
+
+def _batch_norm_relu(inputs: Inputs) -> Operation:
+    weight, bias, *running = (torch.rand(inputs.workload.d) for _ in range(4))
+    return Operation(inputs.z, lambda z: (batch_norm_relu(z, weight, bias, *running),), 1, passes=2)
+
+
+def _linear_classifier(inputs: Inputs) -> Operation:
+    workload = inputs.workload
+    weight, bias = torch.randn(workload.num_classes, workload.d), torch.randn(workload.num_classes)
+    kept = torch.randint(0, 2, (workload.batch, workload.d)) * 2.0
+    return Operation(inputs.z, lambda z: (linear_classifier(z, weight, bias, kept),), 1, rounded=True)
+
+
+def _linear_upsampling(inputs: Inputs) -> Operation:
+    workload = inputs.workload
+    halves = [max(side // 2, 1) for side in workload.spatial]
+    return Operation(
+        inputs.values(2 * workload.d, halves), lambda z: (linear_upsampling(z),), 1, linear=True
+    )
+
+
+OPERATIONS: dict[str, Callable[[Inputs], Operation]] = {
+    "prototype_similarity": _prototype_similarity,
+    "prototype_info_nce": _prototype_info_nce,
+    "prototype_head": _prototype_head,
+    "cluster_mean": _cluster_mean,
+    "dice_ce": _dice_ce,
+    "prompt_mix": _prompt_mix,
+    "masked_class_mean": _masked_class_mean,
+    "batch_norm_relu": _batch_norm_relu,
+    "linear_classifier": _linear_classifier,
+    "linear_upsampling": _linear_upsampling,
+}
+
+
+def make_operation(
+    name: str, workload: Workload, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Operation:
+    """An operation on random inputs of the size of a workload."""
+    if name not in OPERATIONS:
+        raise ValueError(f"operation is {name!r}, accepted are {', '.join(OPERATIONS)}")
+    with torch.device(device):
+        return OPERATIONS[name](Inputs(workload, dtype))

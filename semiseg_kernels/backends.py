@@ -157,7 +157,7 @@ def reason_against(
         given, least = (".".join(map(str, pair)) for pair in (_capability(x.device.index), MIN_CAPABILITY))
         return f"it needs compute capability {least}, the GPU has {given}"
     if x.is_floating_point() and x.dtype not in KERNEL_DTYPES:
-        return f"it computes in float32, the input is {x.dtype}"
+        return f"it takes {', '.join(map(str, KERNEL_DTYPES))}, the input is {x.dtype}"
     clusters = num_classes * per_class
     if clusters > MAX_CLUSTERS:
         return f"it keeps at most {MAX_CLUSTERS} prototypes or classes, the input has {clusters}"

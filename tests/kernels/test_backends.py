@@ -73,7 +73,7 @@ def test_use_backend_nests_and_restores():
 @pytest.mark.parametrize(
     ("z", "prototypes", "reason"),
     [
-        (Z.double(), PROTOTYPES, "it computes in float32, the input is torch.float64"),
+        (Z.double(), PROTOTYPES, "it takes torch.float32, torch.bfloat16, torch.float16, the input is torch.float64"),
         (Z, torch.randn(171, 3, 16), "it keeps at most 512 prototypes or classes, the input has 513"),
         (
             torch.randn(1, 4097, 2),

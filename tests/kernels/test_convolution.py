@@ -429,7 +429,7 @@ def test_wrong_arguments(backend):
 def test_what_the_kernel_cannot_run(kernel):
     x, weight, bias, _ = make_inputs("2d")
     with pytest.raises(
-        ValueError, match="cannot run convolution: it computes in float32, the input is torch.float64"
+        ValueError, match="cannot run convolution: it takes torch.float32, torch.bfloat16, torch.float16, the input is torch.float64"
     ):
         convolution(x.double(), weight, bias)
     with pytest.raises(
