@@ -12,7 +12,7 @@ from memory import keep_heap
 from tables import convolutions_table, gpu_table, kernel_table, prompt_conv_table
 from workloads import SIZES
 
-from semiseg.engine.atomic import write_json
+from semiseg.atomic import write_json
 from semiseg.engine.environment import environment
 
 RECORD = pytest.StashKey[list[dict[str, Any]]]()

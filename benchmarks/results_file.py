@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from semiseg.engine.atomic import write_json
+from semiseg.atomic import write_json
 from semiseg.engine.environment import environment
 
 

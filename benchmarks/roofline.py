@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tables import RESULTS, groups
 
-from semiseg.engine.atomic import replace_atomically
+from semiseg.atomic import replace_atomically
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from semiseg.engine.atomic import write_json
+from semiseg.atomic import write_json
 from semiseg.engine.metrics_log import INTERVAL
 from semiseg.engine.run_directory import RunDirectory
 

@@ -4,7 +4,7 @@
 // offset = sum g / N,  tilt = sum g (x - mean) / (N (variance + epsilon))
 #include "batch_norm_relu_channels.h"
 #include "kernels.h"
-#include "tile.h"
+#include "tiles.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
@@ -43,7 +43,7 @@ struct Pieces {
     period = common_multiple(channels_in_piece, BLOCK);
     length = maximum(period, LENGTH / period * period);
     row = channels_last ? x.batch * x.voxels * channels : x.voxels;
-    pieces_per_row = (row + length - 1) / length;
+    pieces_per_row = ceil_div(row, length);
     pieces = pieces_per_row * (channels_last ? 1 : x.batch * channels);
     chunks = minimum(pieces, MOST_CHUNKS);
   }

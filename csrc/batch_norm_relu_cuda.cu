@@ -28,8 +28,6 @@ Voxels joined(Voxels x) {
   return x;
 }
 
-int64_t groups_of(int64_t n, int64_t of) { return (n + of - 1) / of; }
-
 // A dense tensor in vectors of LENGTH_ adjacent elements, of CHANNELS_ channels: as many, or one. In a tile the threads of
 // a block stand in rows: along a row lie the vectors of a voxel, as many as there are threads for, or a single one; the
 // rows follow the voxels. What does not fit in a row belongs to the blocks of the next group of channels.
@@ -45,7 +43,7 @@ struct DenseVectors {
   explicit DenseVectors(const Voxels& x)
       : channels(x.channels), batch_stride(x.batch_stride), channel_stride(x.channel_stride),
         voxel_stride(x.voxel_stride), columns(has_adjacent_channels(x) ? vectors_in_row(x) : 1),
-        rows(THREADS / columns), groups(int(groups_of(x.channels, columns * CHANNELS))),
+        rows(THREADS / columns), groups(int(ceil_div(x.channels, columns * CHANNELS))),
         tiling(x, rows * VOXELS * SLOTS) {}
 
   static int vectors_in_row(const Voxels& x) {
@@ -218,11 +216,11 @@ __global__ void __launch_bounds__(THREADS) moments(
 ) {
   const int64_t C = a.x.channels;
   const double share = 1 / double(a.x.batch * a.x.voxels);  // of a voxel
-  for (int64_t c = blockIdx.x * int64_t(THREADS) + threadIdx.x; c < C; c += gridDim.x * int64_t(THREADS)) {
+  for_grid(C, [&](int64_t c) {
     const double distance = total[c] * share, variance = total[C + c] * share - distance * distance;
     a.mean[c] = load_float(a.x, 0, c, 0) + distance;
     a.variance[c] = variance < 0 ? 0 : variance;
-  }
+  });
 }
 
 // A thread for every channel.
@@ -363,7 +361,7 @@ void launch_without_sums(void (*kernel)(Operation, Vectors), const Operation& a,
 template <class Operation>
 int64_t launch_channels(const Operation& a, const Device& device) {
   if (device.workspace == nullptr) return 0;
-  launch(compute_channels<Operation>, dim3(unsigned(groups_of(a.channels, THREADS))), dim3(THREADS), 0, device.stream, a);
+  launch(compute_channels<Operation>, dim3(unsigned(ceil_div(a.channels, THREADS))), dim3(THREADS), 0, device.stream, a);
   return 0;
 }
 
@@ -378,7 +376,7 @@ int64_t batch_norm_relu_statistics(const BatchNormReLUStatistics& a, const Devic
     launch_sums(statistics<Chosen>, a, vectors, workspace, total, device);
   }, a.x);
   if (device.workspace == nullptr) return workspace.bytes;
-  launch(moments, dim3(blocks_without_sums(groups_of(C, THREADS), device)), dim3(THREADS), 0, device.stream, a, total);
+  launch(moments, dim3(blocks_without_sums(ceil_div(C, THREADS), device)), dim3(THREADS), 0, device.stream, a, total);
   return workspace.bytes;
 }
 

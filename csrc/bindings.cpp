@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
@@ -65,13 +66,15 @@ const std::vector<Level> levels = usable_levels();
 const Kernels* kernels = levels.back().kernels;
 
 void use_level(const std::string& name) {
+  std::string usable;
   for (const Level& level : levels) {
     if (level.name == name) {
       kernels = level.kernels;
       return;
     }
+    usable += (usable.empty() ? "" : ", ") + std::string(level.name);
   }
-  throw std::invalid_argument("level " + name + " is not usable here, see levels()");
+  throw std::invalid_argument("level " + name + " is not usable here, but only " + usable);
 }
 
 // The smallest operations have none to tell.
@@ -80,16 +83,23 @@ constexpr bool has_threads = false;
 template <class Operation>
 constexpr bool has_threads<Operation, std::void_t<decltype(Operation::threads)>> = true;
 
-// Binds the kernel that the level in use has in this place; result(operation) is what Python gets.
-template <class Operation, class Argument, class Result>
-void bind_kernel(py::module_& module, const char* name, Direction direction, void (*Kernels::*kernel)(Argument),
-                 const Result& result) {
-  bind<Operation, Processor>(module, name, direction,
-                             [kernel, result](Operation& operation, const Processor& processor) {
-                               if constexpr (has_threads<Operation>) operation.threads = processor.threads;
-                               (kernels->*kernel)(operation);
-                               return result(operation);
-                             });
+// What Python gets of the operations that tell something in the end.
+auto result(const PrototypeInfoNCE& a) { return std::make_tuple(a.highest_label); }
+auto result(const ClusterMean& a) { return std::make_tuple(a.highest_label); }
+auto result(const PrototypeHeadForward& a) { return std::make_tuple(a.highest_label, a.highest_region); }
+auto result(const DiceCE& a) { return std::make_tuple(a.highest_label, a.highest_region); }
+auto result(const ConvolutionMatrices& a) { return std::make_tuple(a.count, a.columns); }
+
+// Binds the kernel that the level in use has in this place.
+template <class Operation>
+void bind_kernel(py::module_& module, const char* name, Direction direction, void (*Kernels::*kernel)(Operation&)) {
+  using Given = std::remove_const_t<Operation>;
+  bind<Given, Processor>(module, name, direction, [kernel](Given& operation, const Processor& processor) {
+    if constexpr (has_threads<Given>) operation.threads = processor.threads;
+    (kernels->*kernel)(operation);
+    if constexpr (std::is_const_v<Operation>) return std::tuple<>();
+    else return result(operation);
+  });
 }
 
 }  // namespace
@@ -103,56 +113,7 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("use_level", &use_level, "Compute with this x86-64 level; the best usable one is the default.");
 
-  const auto forward = Direction::forward, backward = Direction::backward;
-  const auto nothing = [](const auto&) { return std::tuple<>(); };
-  const auto highest_label = [](const auto& a) { return std::make_tuple(a.highest_label); };
-  const auto highest = [](const auto& a) { return std::make_tuple(a.highest_label, a.highest_region); };
-  bind_kernel<BatchNormReLUStatistics>(module, "batch_norm_relu_statistics", forward,
-                                       &Kernels::batch_norm_relu_statistics, nothing);
-  bind_kernel<BatchNormReLUParameters>(module, "batch_norm_relu_parameters", forward,
-                                       &Kernels::batch_norm_relu_parameters, nothing);
-  bind_kernel<BatchNormReLUForward>(module, "batch_norm_relu_forward", forward, &Kernels::batch_norm_relu_forward,
-                                    nothing);
-  bind_kernel<BatchNormReLUSums>(module, "batch_norm_relu_sums", backward, &Kernels::batch_norm_relu_sums, nothing);
-  bind_kernel<BatchNormReLUCorrection>(module, "batch_norm_relu_correction", backward,
-                                       &Kernels::batch_norm_relu_correction, nothing);
-  bind_kernel<BatchNormReLUBackward>(module, "batch_norm_relu_backward", backward, &Kernels::batch_norm_relu_backward,
-                                     nothing);
-  bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_forward", forward,
-                                   &Kernels::prototype_similarity_forward, nothing);
-  bind_kernel<PrototypeSimilarity>(module, "prototype_similarity_backward", backward,
-                                   &Kernels::prototype_similarity_backward, nothing);
-  bind_kernel<PrototypeInfoNCE>(module, "prototype_info_nce_forward", forward, &Kernels::prototype_info_nce_forward,
-                                highest_label);
-  bind_kernel<PrototypeInfoNCE>(module, "prototype_info_nce_backward", backward, &Kernels::prototype_info_nce_backward,
-                                nothing);
-  bind_kernel<PrototypeHeadForward>(module, "prototype_head_forward", forward, &Kernels::prototype_head_forward,
-                                    highest);
-  bind_kernel<PrototypeHeadBackward>(module, "prototype_head_backward", backward, &Kernels::prototype_head_backward,
-                                     nothing);
-  bind_kernel<ClusterMean>(module, "cluster_mean", forward, &Kernels::cluster_mean, highest_label);
-  bind_kernel<MomentumUpdate>(module, "momentum_update", forward, &Kernels::momentum_update, nothing);
-  bind_kernel<DiceCE>(module, "dice_ce_forward", forward, &Kernels::dice_ce_forward, highest);
-  bind_kernel<DiceCE>(module, "dice_ce_backward", backward, &Kernels::dice_ce_backward, nothing);
-  bind_kernel<PromptMix>(module, "prompt_mix_forward", forward, &Kernels::prompt_mix_forward, nothing);
-  bind_kernel<PromptMix>(module, "prompt_mix_backward", backward, &Kernels::prompt_mix_backward, nothing);
-  bind_kernel<MaskedClassMean>(module, "masked_class_mean_forward", forward, &Kernels::masked_class_mean_forward,
-                               nothing);
-  bind_kernel<MaskedClassMean>(module, "masked_class_mean_backward", backward, &Kernels::masked_class_mean_backward,
-                               nothing);
-  const auto layout = [](const auto& a) { return std::make_tuple(a.count, a.columns); };
-  bind_kernel<ConvolutionMatrices>(module, "convolution_matrices", forward, &Kernels::convolution_matrices, layout);
-  bind_kernel<ConvolutionForward>(module, "convolution_forward", forward, &Kernels::convolution_forward, nothing);
-  bind_kernel<ConvolutionWeight>(module, "convolution_weight", backward, &Kernels::convolution_weight, nothing);
-  bind_kernel<StridedConvolutionForward>(module, "strided_convolution_forward", forward,
-                                         &Kernels::strided_convolution_forward, nothing);
-  bind_kernel<StridedConvolutionForward>(module, "strided_convolution_transposed", forward,
-                                         &Kernels::strided_convolution_transposed, nothing);
-  bind_kernel<StridedConvolutionWeight>(module, "strided_convolution_weight", backward,
-                                        &Kernels::strided_convolution_weight, nothing);
-  bind_kernel<LinearClassifier>(module, "linear_classifier_forward", forward, &Kernels::linear_classifier_forward,
-                                nothing);
-  bind_kernel<LinearClassifier>(module, "linear_classifier_backward", backward, &Kernels::linear_classifier_backward,
-                                nothing);
-  bind_kernel<LargestComponents>(module, "largest_components", forward, &Kernels::largest_components, nothing);
+#define SEMISEG_BIND(name, Operation, direction) bind_kernel(module, #name, Direction::direction, &Kernels::name);
+  SEMISEG_KERNELS(SEMISEG_BIND)
+#undef SEMISEG_BIND
 }

@@ -64,30 +64,7 @@ PYBIND11_MODULE(_CUDA, module) {
   module.def("driver_problem", &driver_problem);
 
   // Each returns the bytes of workspace it needs; given none (0), it does nothing else.
-  const auto forward = Direction::forward, backward = Direction::backward;
-  bind_kernel(module, "batch_norm_relu_statistics", forward, cuda::batch_norm_relu_statistics);
-  bind_kernel(module, "batch_norm_relu_parameters", forward, cuda::batch_norm_relu_parameters);
-  bind_kernel(module, "batch_norm_relu_forward", forward, cuda::batch_norm_relu_forward);
-  bind_kernel(module, "batch_norm_relu_sums", backward, cuda::batch_norm_relu_sums);
-  bind_kernel(module, "batch_norm_relu_correction", backward, cuda::batch_norm_relu_correction);
-  bind_kernel(module, "batch_norm_relu_backward", backward, cuda::batch_norm_relu_backward);
-  bind_kernel(module, "prototype_similarity_forward", forward, cuda::prototype_similarity_forward);
-  bind_kernel(module, "prototype_similarity_backward", backward, cuda::prototype_similarity_backward);
-  bind_kernel(module, "prototype_info_nce_forward", forward, cuda::prototype_info_nce_forward);
-  bind_kernel(module, "prototype_info_nce_backward", backward, cuda::prototype_info_nce_backward);
-  bind_kernel(module, "prototype_head_forward", forward, cuda::prototype_head_forward);
-  bind_kernel(module, "prototype_head_backward", backward, cuda::prototype_head_backward);
-  bind_kernel(module, "cluster_mean", forward, cuda::cluster_mean);
-  bind_kernel(module, "momentum_update", forward, cuda::momentum_update);
-  bind_kernel(module, "dice_ce_forward", forward, cuda::dice_ce_forward);
-  bind_kernel(module, "dice_ce_backward", backward, cuda::dice_ce_backward);
-  bind_kernel(module, "masked_class_mean_forward", forward, cuda::masked_class_mean_forward);
-  bind_kernel(module, "masked_class_mean_backward", backward, cuda::masked_class_mean_backward);
-  bind_kernel(module, "linear_classifier_forward", forward, cuda::linear_classifier_forward);
-  bind_kernel(module, "linear_classifier_backward", backward, cuda::linear_classifier_backward);
-  bind_kernel(module, "linear_upsampling_forward", forward, cuda::linear_upsampling_forward);
-  bind_kernel(module, "linear_upsampling_backward", backward, cuda::linear_upsampling_backward);
-  bind_kernel(module, "prompt_mix_forward", forward, cuda::prompt_mix_forward);
-  bind_kernel(module, "prompt_mix_backward", backward, cuda::prompt_mix_backward);
-  bind_kernel(module, "largest_components", forward, cuda::largest_components);
+#define SEMISEG_BIND(name, Operation, direction) bind_kernel(module, #name, Direction::direction, cuda::name);
+  SEMISEG_CUDA_KERNELS(SEMISEG_BIND)
+#undef SEMISEG_BIND
 }

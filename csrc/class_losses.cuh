@@ -10,13 +10,13 @@
 // cross-entropy of every region.
 #pragma once
 
+#include "class_losses_regions.h"
 #include "device_math.cuh"
 #include "device_sums.cuh"
-#include "dice_ce.h"
 
 namespace semiseg {
 
-__host__ __device__ constexpr int64_t class_sums(int64_t regions, int64_t C) {
+__host__ __device__ constexpr int64_t region_sums(int64_t regions, int64_t C) {
   return regions * (statistics_per_region(C) + 1);
 }
 
@@ -73,7 +73,7 @@ __device__ __forceinline__ float cross_entropy(const Tile& tile, const Voxel& x,
 constexpr int MOST_NARROW_REGIONS = 2;
 
 template <class Tile>
-struct NarrowClassSums {
+struct NarrowRegionStatistics {
   static constexpr int MOST_REGIONS = MOST_NARROW_REGIONS, C = Tile::C, STATISTICS = 1 + 3 * C;
 
   int regions;
@@ -82,8 +82,8 @@ struct NarrowClassSums {
   float recent[MOST_REGIONS][STATISTICS], ce[MOST_REGIONS];
   LogarithmSum<C> logarithms[MOST_REGIONS];  // which `ce` lacks
 
-  __host__ __device__ __forceinline__ NarrowClassSums(Arena& shared, const Tile&, int regions, bool squared)
-      : regions(regions), squared(squared), columns(shared, int(class_sums(regions, C))) {}
+  __host__ __device__ __forceinline__ NarrowRegionStatistics(Arena& shared, const Tile&, int regions, bool squared)
+      : regions(regions), squared(squared), columns(shared, int(region_sums(regions, C))) {}
 
   __device__ __forceinline__ void start(const Partials&, int64_t) {
     columns.start();
@@ -149,7 +149,7 @@ struct NarrowClassSums {
 // The sums of wide tiles of as many voxels as a warp has lanes: the probabilities replace the first rows of the tile,
 // and each warp then sums the voxels of every region for some of the classes.
 template <class Tile>
-struct WideClassSums {
+struct WideRegionStatistics {
   static constexpr int64_t MOST_SHARED = 1024;  // the running sums of more regions and classes stay in the partials
   static_assert(Tile::VOXELS == WARP);
 
@@ -162,8 +162,8 @@ struct WideClassSums {
   float* ce;      // shared, [VOXELS]
   int* region;    // shared, [VOXELS]
 
-  __host__ __device__ WideClassSums(Arena& shared, const Tile& tile, int regions, bool squared)
-      : regions(regions), C(tile.C), squared(squared), count(class_sums(regions, C)),
+  __host__ __device__ WideRegionStatistics(Arena& shared, const Tile& tile, int regions, bool squared)
+      : regions(regions), C(tile.C), squared(squared), count(region_sums(regions, C)),
         sums(count <= MOST_SHARED ? shared.take<double>(count) : nullptr), rows(tile.rows),
         ce(shared.take<float>(Tile::VOXELS)), region(shared.take<int>(Tile::VOXELS)) {}
 
@@ -227,24 +227,20 @@ struct WideClassSums {
 };
 
 template <class Tile>
-using ClassSums = std::conditional_t<Tile::LANES == 1, NarrowClassSums<Tile>, WideClassSums<Tile>>;
+using RegionStatistics = std::conditional_t<Tile::LANES == 1, NarrowRegionStatistics<Tile>, WideRegionStatistics<Tile>>;
 
 // One thread for every region.
 __device__ inline void class_losses(
-    const double* sums,  // [class_sums]
+    const double* sums,  // [region_sums]
     int64_t regions, int64_t C,
     int64_t first_class,  // of those in Dice
     float* ce,            // [regions]
     float* dice           // [regions]
 ) {
   for (int64_t r = threadIdx.x; r < regions; r += THREADS) {
-    const double* s = sums + r * statistics_per_region(C);
-    const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
-    ce[r] = s[0] == 0 ? 0.f : float(sums[regions * statistics_per_region(C) + r] / s[0]);
-    double sum = 0;
-    for (int64_t c = first_class; c < C; ++c)
-      sum += (2 * overlap[c] + DICE_SMOOTH) / (predicted[c] + target[c] + DICE_SMOOTH);
-    dice[r] = float(1 - sum / double(C - first_class));
+    const Statistics s = statistics_of(sums, r, C);
+    ce[r] = over_voxels(s, sums[regions * statistics_per_region(C) + r]);
+    dice[r] = dice_loss(s, first_class, C);
   }
 }
 
@@ -267,16 +263,14 @@ static __global__ void __launch_bounds__(THREADS) class_gradient_of_sums(
     const float* grad_dice     // [regions] or null
 ) {
   const int r = blockIdx.x, C = gradient.C;
-  const double* s = statistics + r * statistics_per_region(C);
-  const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
-  if (threadIdx.x == 0) gradient.ce[r] = grad_ce == nullptr || s[0] == 0 ? 0.f : float(grad_ce[r] / s[0]);
+  const Statistics s = statistics_of(statistics, r, C);
+  if (threadIdx.x == 0) gradient.ce[r] = grad_ce == nullptr ? 0.f : over_voxels(s, grad_ce[r]);
   for (int c = threadIdx.x; c < C; c += THREADS) {
-    const double denominator = predicted[c] + target[c] + DICE_SMOOTH;
-    const bool counts = grad_dice != nullptr && c >= gradient.first_class;
-    const double scale = counts ? -2 * double(grad_dice[r]) / ((C - gradient.first_class) * denominator) : 0;
-    const double by_size = -scale * (2 * overlap[c] + DICE_SMOOTH) / denominator;
-    gradient.by_overlap[int64_t(r) * C + c] = float(scale);
-    gradient.by_size[int64_t(r) * C + c] = float(gradient.squared ? by_size : by_size / 2);
+    DiceGradient of_class{0, 0};
+    if (grad_dice != nullptr && c >= gradient.first_class)
+      of_class = dice_gradient(s, c, C - gradient.first_class, gradient.squared, grad_dice[r]);
+    gradient.by_overlap[int64_t(r) * C + c] = of_class.by_overlap;
+    gradient.by_size[int64_t(r) * C + c] = of_class.by_size;
   }
 }
 

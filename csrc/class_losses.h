@@ -8,8 +8,8 @@
 // Statistics of a region: number of kept voxels, I [C], P [C], Y [C].
 #pragma once
 
-#include "dice_ce.h"
-#include "tile.h"
+#include "class_losses_regions.h"
+#include "tiles.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
@@ -86,13 +86,9 @@ INLINE void add_class_statistics(const Shape& shape, const Target& target, const
 INLINE void class_losses(const double* statistics, const double* ce_sums, int64_t regions, int64_t C,
                          int64_t first_class, float* ce, float* dice) {
   for (int64_t r = 0; r < regions; ++r) {
-    const double* s = statistics + r * statistics_per_region(C);
-    const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
-    ce[r] = s[0] == 0 ? 0 : float(ce_sums[r] / s[0]);
-    double sum = 0;
-    for (int64_t c = first_class; c < C; ++c)
-      sum += (2 * overlap[c] + DICE_SMOOTH) / (predicted[c] + target[c] + DICE_SMOOTH);
-    dice[r] = float(1 - sum / (C - first_class));
+    const Statistics s = statistics_of(statistics, r, C);
+    ce[r] = over_voxels(s, ce_sums[r]);
+    dice[r] = dice_loss(s, first_class, C);
   }
 }
 
@@ -108,14 +104,12 @@ struct ClassGradient {
                 const float* grad_ce, const float* grad_dice)
       : regions(regions), C(C), ce(regions), by_overlap(regions * C), by_size(regions * C), squared(squared) {
     for (int64_t r = 0; r < regions; ++r) {
-      const double* s = statistics + r * statistics_per_region(C);
-      const double *overlap = s + 1, *predicted = overlap + C, *target = predicted + C;
-      ce[r] = grad_ce == nullptr || s[0] == 0 ? 0 : float(grad_ce[r] / s[0]);
+      const Statistics s = statistics_of(statistics, r, C);
+      if (grad_ce != nullptr) ce[r] = over_voxels(s, grad_ce[r]);
       for (int64_t c = first_class; grad_dice != nullptr && c < C; ++c) {
-        const double denominator = predicted[c] + target[c] + DICE_SMOOTH;
-        const double scale = -2 * double(grad_dice[r]) / ((C - first_class) * denominator);
-        by_overlap[r * C + c] = float(scale);
-        by_size[r * C + c] = float(-scale * (2 * overlap[c] + DICE_SMOOTH) / denominator / (squared ? 1 : 2));
+        const DiceGradient gradient = dice_gradient(s, c, C - first_class, squared, grad_dice[r]);
+        by_overlap[r * C + c] = gradient.by_overlap;
+        by_size[r * C + c] = gradient.by_size;
       }
     }
   }

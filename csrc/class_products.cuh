@@ -16,8 +16,6 @@ constexpr int FEW_CLASSES = 4, CLASSES = 16;  // whose weights are at hand at on
 constexpr int MIX_BLOCKS = 4;
 constexpr int sum_blocks(int classes) { return SPARES_REGISTERS && classes <= FEW_CLASSES ? FORWARD_BLOCKS : 2; }
 
-__host__ __device__ constexpr int64_t groups(int64_t n, int64_t of) { return (n + of - 1) / of; }
-
 __device__ __forceinline__ float4 four_of(const float* row, int v) {
   return *reinterpret_cast<const float4*>(row + v);
 }
@@ -36,6 +34,33 @@ struct ClassSumsMemory {
       : z(shared.take<float>(CHANNELS * PITCH)), weight(shared.take<float>(CLASS_ROWS * PITCH)) {}
 };
 
+// Adds a tile's products of one channel in a slice of the voxels, and the weights of the class with the channel's number,
+// if there is one; in float32 first.
+template <int CLASS_ROWS>
+__device__ __forceinline__ void add_tile(const ClassSumsMemory<CLASS_ROWS>& memory, int channel, int slice,
+                                         double (&sum)[CLASS_ROWS], double& weights) {
+  const float* row = memory.z + channel * PITCH;
+  const float* own = memory.weight + channel * PITCH;
+  float recent[CLASS_ROWS] = {}, recent_weights = 0;
+#pragma unroll
+  for (int v = 4 * slice; v < VOXELS; v += 8 * SLICES) {
+    const int w = v + 4 * SLICES;
+    const float4 here = four_of(row, v), there = four_of(row, w);
+#pragma unroll
+    for (int c = 0; c < CLASS_ROWS; ++c) {
+      const float* of_class = memory.weight + c * PITCH;
+      recent[c] += dot(here, four_of(of_class, v)) + dot(there, four_of(of_class, w));
+    }
+    if (channel < CLASS_ROWS) {
+      const float4 ones = make_float4(1, 1, 1, 1);
+      recent_weights += dot(ones, four_of(own, v)) + dot(ones, four_of(own, w));
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < CLASS_ROWS; ++c) sum[c] += double(recent[c]);
+  weights += double(recent_weights);
+}
+
 // sum_v weight[c, v] z[v] and sum_v weight[c, v], over all images together or of each. A block for CHANNELS of the
 // channels, CLASS_ROWS of the classes and some of the tiles of some image, in this order: only a grid's first axis has room
 // for all images. Partial sums, per image: [C, d], then [C] of the weights.
@@ -46,14 +71,12 @@ static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
   Arena shared{dynamic_shared<char>()};
   const ClassSumsMemory<CLASS_ROWS> memory(shared);
   const int64_t C = weight.channels, d = z.channels;
-  const unsigned channel_groups = unsigned(groups(d, CHANNELS)), class_groups = unsigned(groups(C, CLASS_ROWS));
+  const unsigned channel_groups = unsigned(ceil_div(d, CHANNELS)), class_groups = unsigned(ceil_div(C, CLASS_ROWS));
   const unsigned part = blockIdx.x / channel_groups / class_groups;
   const int64_t first_channel = int64_t(blockIdx.x % channel_groups) * CHANNELS;
   const int64_t first_class = int64_t(blockIdx.x / channel_groups % class_groups) * CLASS_ROWS;
   const int64_t image = part / partials.blocks, block = part % partials.blocks;
   const int channel = threadIdx.x / SLICES, slice = threadIdx.x % SLICES;
-  const float* row = memory.z + channel * PITCH;
-  const float* own = memory.weight + channel * PITCH;  // of the class with the channel's number, if there is one
   double sum[CLASS_ROWS] = {}, weights = 0;
   Rows<CHANNELS, VOXELS> z_rows{z};
   Rows<CLASS_ROWS, VOXELS> weight_rows{weight};
@@ -71,24 +94,7 @@ static __global__ void __launch_bounds__(THREADS, sum_blocks(CLASS_ROWS))
     __syncthreads();
     walk.next();
     load_tile();  // on its way while this one is summed
-    float recent[CLASS_ROWS] = {}, recent_weights = 0;
-#pragma unroll
-    for (int v = 4 * slice; v < VOXELS; v += 8 * SLICES) {
-      const int w = v + 4 * SLICES;
-      const float4 here = four_of(row, v), there = four_of(row, w);
-#pragma unroll
-      for (int c = 0; c < CLASS_ROWS; ++c) {
-        const float* of_class = memory.weight + c * PITCH;
-        recent[c] += dot(here, four_of(of_class, v)) + dot(there, four_of(of_class, w));
-      }
-      if (channel < CLASS_ROWS) {
-        const float4 ones = make_float4(1, 1, 1, 1);
-        recent_weights += dot(ones, four_of(own, v)) + dot(ones, four_of(own, w));
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < CLASS_ROWS; ++c) sum[c] += double(recent[c]);
-    weights += double(recent_weights);
+    add_tile(memory, channel, slice, sum, weights);
     __syncthreads();
   }
   const SeveralLanes<SLICES> lanes{slice};
@@ -157,7 +163,7 @@ void with_class_rows(int64_t C, const Run& run) {
 }
 
 // Channels of a row of shares.
-inline int64_t share_width(int64_t channels) { return groups(channels, CHANNELS) * CHANNELS; }
+inline int64_t share_width(int64_t channels) { return round_up(channels, CHANNELS); }
 
 inline void launch_mix_by_class(const Voxels& weight, const Voxels& target, int64_t image_stride, const float* share,
                                 const Device& device) {
@@ -182,11 +188,11 @@ inline double* launch_sum_by_class(Arena& workspace, const Voxels& z, const Voxe
     constexpr int class_rows = decltype(rows)::value;
     const int64_t shared = shared_bytes<ClassSumsMemory<class_rows>>();
     const int64_t all = blocks_with_sums(sum_by_class<class_rows>, shared, images * tiling.tiles, sums, device);
-    const int blocks = int(groups(all, images));
+    const int blocks = int(ceil_div(all, images));
     const Partials partials(workspace, images * sums, blocks);
     if (device.workspace == nullptr) return;
-    launch(sum_by_class<class_rows>, dim3(groups(d, CHANNELS) * groups(C, class_rows) * images * blocks), dim3(THREADS),
-           shared, device.stream, z, weight, tiling, partials);
+    launch(sum_by_class<class_rows>, dim3(ceil_div(d, CHANNELS) * ceil_div(C, class_rows) * images * blocks),
+           dim3(THREADS), shared, device.stream, z, weight, tiling, partials);
     launch_add_partials(partials, total, device);
   });
   return total;

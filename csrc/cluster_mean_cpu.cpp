@@ -1,5 +1,5 @@
 // sum[c, k] = sum_v w z, count[c, k] = sum_v w over the voxels of label c whose nearest prototype of class c is k.
-#include "clusters.h"
+#include "cluster_sums.h"
 #include "kernels.h"
 
 namespace semiseg::SEMISEG_LEVEL {
@@ -50,7 +50,7 @@ void forward(const Shape& shape, ClusterMean& a) {
 
 }  // namespace
 
-void cluster_mean(ClusterMean& a) {
+void cluster_mean_forward(ClusterMean& a) {
   with_shape(a.C, a.K, [&](const auto& shape) { forward(shape, a); });
 }
 

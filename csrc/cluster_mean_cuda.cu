@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(THREADS) finish(
 
 }  // namespace
 
-int64_t cluster_mean(const ClusterMean& a, const Device& device) {
+int64_t cluster_mean_forward(const ClusterMean& a, const Device& device) {
   Arena workspace{static_cast<char*>(device.workspace)};
   const Prototypes prototypes(workspace, a.prototypes, a.C, a.K, a.z.channels);
   const int64_t sums = cluster_sums(prototypes.count(), prototypes.d);

@@ -256,7 +256,7 @@ struct ClusterWork {
   void add(const Prototypes& p, const Voxels& z, const Voxels& weight, double* total, const Device& device) const {
     if (!needed) return;
     const Tiling tiling(z, WideClusterSums::VOXELS);
-    const int chunks = (p.d + WideClusterSums::D - 1) / WideClusterSums::D;
+    const int chunks = ceil_div(p.d, WideClusterSums::D);
     launch(sum_clusters, dim3(partials.blocks, chunks), dim3(THREADS), shared_bytes<WideClusterSums>(p.count()),
            device.stream, z, weight, assignments, p.count(), tiling, partials);
     launch_add_partials(partials, total, device);
@@ -270,11 +270,10 @@ __device__ inline void write_clusters(
     float* cluster_sum,    // [clusters, d]
     double* cluster_count  // [clusters]
 ) {
-  for (int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x; i < cluster_sums(clusters, d);
-       i += gridDim.x * int64_t(THREADS)) {
+  for_grid(cluster_sums(clusters, d), [&](int64_t i) {
     if (i < clusters * d) cluster_sum[i] = float(total[i]);
     else cluster_count[i - clusters * d] = total[i];
-  }
+  });
 }
 
 }  // namespace semiseg

@@ -8,7 +8,8 @@
 // to do with two planes of x, and one or two of y.
 #include "kernels.h"
 #include "matrix_blocks.h"
-#include "tile.h"
+#include "narrow_convolution.h"
+#include "tiles.h"
 #include "winograd.h"
 
 namespace semiseg::SEMISEG_LEVEL {
@@ -17,7 +18,7 @@ namespace {
 
 constexpr int LINE_POINTS = 6, LINE_VOXELS = 4;  // of a tile, along the last axis
 constexpr int LINE_VECTORS = CHANNELS / WIDTH;   // of the channels that are transformed together
-constexpr int64_t SUM_CHANNELS = 64;             // whose products are added up in a row
+constexpr int64_t SUMMED_CHANNELS = 64;          // whose products are added up in a row
 constexpr int64_t SUM_TILES = 1024;              // that the weight's gradient sums in float32
 constexpr int64_t RUN = 16, RUNS = 16;           // chunks in a row that are one thread's, at most; runs of a thread, at least
 constexpr int MOST_LINES = 64;                   // of x that are fetched while a chunk is computed
@@ -55,9 +56,9 @@ struct Tiles {
   int64_t count, chunk;          // tiles; of a chunk at most
 
   Tiles(const Convolution& a, const Chunk& limits) : D(a.D), H(a.H), W(a.W) {
-    depth = VOLUME ? (D + 1) / 2 : D;
-    height = (H + LINES - 1) / LINES;
-    width = (W + LINE_VOXELS - 1) / LINE_VOXELS;
+    depth = VOLUME ? ceil_div(D, 2) : D;
+    height = ceil_div(H, LINES);
+    width = ceil_div(W, LINE_VOXELS);
     count = a.B * depth * height * width;
     const int64_t affordable = limits.bytes / (POINTS * (a.I + a.O) * int64_t(sizeof(float)));
     const int64_t fewest = a.I * a.O < WIDE ? limits.fewest : FEWEST_OF_WIDE;
@@ -67,7 +68,7 @@ struct Tiles {
   // About as large, in as many chunks for every thread.
   int64_t balanced_chunk(int threads) const {
     const int64_t chunks = maximum(1, (2 * count + chunk * threads) / (2 * chunk * threads)) * threads;
-    return maximum(ROWS, round_up((count + chunks - 1) / chunks, ROWS));
+    return maximum(ROWS, round_up(ceil_div(count, chunks), ROWS));
   }
 
   struct Row {               // tiles that follow each other along the last axis
@@ -131,7 +132,7 @@ struct PointRows {
 // Runs work(tiles) with tiles of four lines where they take fewer products than those of two, and `tall` allows them.
 template <class Work>
 void with_tiles(const Convolution& a, const Chunk& limits, bool tall, const Work& work) {
-  tall = tall && a.taps() * a.I * a.O < TALL_WEIGHTS && (a.H + 3) / 4 * 6 < (a.H + 1) / 2 * 4;
+  tall = tall && a.taps() * a.I * a.O < TALL_WEIGHTS && ceil_div(a.H, 4) * 6 < ceil_div(a.H, 2) * 4;
   if (tall)
     a.volume ? work(Tiles<true, 4>(a, limits)) : work(Tiles<false, 4>(a, limits));
   else
@@ -248,7 +249,7 @@ struct NextLines {
           ++count;
         }
     });
-    per_step = (cache_lines + steps - 1) / steps;
+    per_step = ceil_div(cache_lines, steps);
   }
 
   INLINE void step() {
@@ -434,7 +435,7 @@ void transform_block(const ConvolutionMatrices& a, Columns<VECTORS>, int64_t blo
 }
 
 template <class T, int VECTORS>
-void transform_weight(ConvolutionMatrices& a, const T&, Columns<VECTORS> columns) {
+void make_matrices(ConvolutionMatrices& a, const T&, Columns<VECTORS> columns) {
   a.count = T::SLICES * T::POINTS * matrix_pitch(a);
   a.columns = columns.COUNT;
   if (!a.matrices) return;
@@ -457,12 +458,12 @@ __attribute__((noinline)) void multiply_points(const ConvolutionForward& a, Colu
         const float* matrix = matrices + p * matrix_pitch(a) + o * a.I;
         float* products = out.at(o, t) + p * COLUMNS;
         const auto multiply_part = [&](int64_t i, const auto& put) {
-          const int blocks = int(minimum(SUM_CHANNELS, a.I - i) / CHANNELS);
+          const int blocks = int(minimum(SUMMED_CHANNELS, a.I - i) / CHANNELS);
           const PointRows<T> rows{in.at(i, t) + p * CHANNELS, in.block_stride(), blocks};
           multiply<ROWS>(rows, columns, matrix + i * COLUMNS, CHANNELS * COLUMNS, CHANNELS, nullptr, out.PITCH, put);
         };
         multiply_part(0, [&](int64_t at, vfloat sum) { store(products + at, sum); });
-        for (int64_t i = SUM_CHANNELS; i < a.I; i += SUM_CHANNELS)
+        for (int64_t i = SUMMED_CHANNELS; i < a.I; i += SUMMED_CHANNELS)
           multiply_part(i, [&](int64_t at, vfloat sum) { store(products + at, load(products + at) + sum); });
       }
 }
@@ -489,7 +490,7 @@ struct Scratch {
 template <class T, int VECTORS>
 void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
-  const int64_t I = a.I, O = a.O, chunk = tiles.balanced_chunk(a.threads), chunks = (tiles.count + chunk - 1) / chunk;
+  const int64_t I = a.I, O = a.O, chunk = tiles.balanced_chunk(a.threads), chunks = ceil_div(tiles.count, chunk);
   const int64_t run = maximum(1, minimum(RUN, chunks / (RUNS * a.threads)));
   const Finish finish(a.y, a.voxels() * O, a.negative_slope);
   Buffer<float> initial(O);
@@ -504,7 +505,7 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
     for (int64_t first = 0; first < tiles.count; first += chunk) {
       if (!scratch) continue;
       const Scratch<T, COLUMNS>& s = *scratch;
-      const int64_t last = minimum(tiles.count, first + chunk), steps = (last - first + ROWS - 1) / ROWS * (O / COLUMNS);
+      const int64_t last = minimum(tiles.count, first + chunk), steps = ceil_div(last - first, ROWS) * (O / COLUMNS);
       NextLines<T> next(a, tiles, last, minimum(tiles.count, last + chunk), T::SLICES * T::POINTS * steps);
       for (int slice = 0; slice < T::SLICES; ++slice) {
         gather_input(tiles, slice, a.x, s.zeros, I, first, last, s.in);
@@ -529,7 +530,7 @@ template <class T, int VECTORS>
 void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS> columns) {
   constexpr int64_t COLUMNS = Columns<VECTORS>::COUNT;
   const int64_t I = a.I, O = a.O, chunk = tiles.chunk;
-  const int64_t parts = (tiles.count + SUM_TILES - 1) / SUM_TILES, slice_sums = T::POINTS * I * O;
+  const int64_t parts = ceil_div(tiles.count, SUM_TILES), slice_sums = T::POINTS * I * O;
   Buffer<double> total(T::SLICES * slice_sums, parts ? Fill::nothing : Fill::zeros);  // [point, I, O]
   OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
@@ -583,7 +584,7 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
 
 void convolution_matrices(ConvolutionMatrices& a) {
   if (a.I % CHANNELS) return narrow_convolution_matrices(a);
-  with_forward_tiles(a, [&](const auto& tiles, auto columns) { transform_weight(a, tiles, columns); });
+  with_forward_tiles(a, [&](const auto& tiles, auto columns) { make_matrices(a, tiles, columns); });
 }
 
 void convolution_forward(const ConvolutionForward& a) {

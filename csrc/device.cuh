@@ -2,6 +2,7 @@
 #pragma once
 
 #include "launch.cuh"
+#include "rounding.h"
 #include "voxels.h"
 
 namespace semiseg {
@@ -21,7 +22,7 @@ struct Arena {
   __host__ __device__ T* take(int64_t n) {
     constexpr int64_t alignment = 16;
     T* array = reinterpret_cast<T*>(base + bytes);
-    bytes += (n * int64_t(sizeof(T)) + alignment - 1) / alignment * alignment;
+    bytes += round_up(n * int64_t(sizeof(T)), alignment);
     return array;
   }
 };

@@ -90,7 +90,7 @@ struct ChannelRows {
   static constexpr int AT_ONCE = 4 * THREADS / VOXELS, PITCH = Rows<AT_ONCE, VOXELS>::PITCH;
 
   static __host__ __device__ __forceinline__ int floats(int channels) {
-    return (channels + AT_ONCE - 1) / AT_ONCE * AT_ONCE * PITCH;
+    return round_up(channels, AT_ONCE) * PITCH;
   }
 
   // Waits until the block has done with what is there, and until all is there.

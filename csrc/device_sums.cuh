@@ -154,7 +154,7 @@ inline void launch_add_partials(const Partials& partials, double* total, const D
   constexpr int64_t most_blocks = 4096;
   int lanes = 1;
   while (lanes < WARP && lanes < partials.blocks) lanes *= 2;
-  const int64_t blocks = (partials.count * lanes + THREADS - 1) / THREADS;
+  const int64_t blocks = ceil_div(partials.count * lanes, THREADS);
   launch(add_partials, dim3(unsigned(blocks < most_blocks ? blocks : most_blocks)), dim3(THREADS), 0, device.stream,
          partials, lanes, total);
 }
@@ -199,7 +199,9 @@ template <class Layout, class... Arguments>
 int64_t shared_bytes(const Arguments&... arguments) {
   Arena shared{nullptr};
   Layout(shared, arguments...);
-  if (shared.bytes > MOST_SHARED_BYTES) throw std::length_error("the kernel needs too much shared memory");
+  if (shared.bytes > MOST_SHARED_BYTES)
+    throw std::length_error("the kernel needs " + std::to_string(shared.bytes) + " bytes of shared memory, there are " +
+                            std::to_string(MOST_SHARED_BYTES));
   return shared.bytes;
 }
 

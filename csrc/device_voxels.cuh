@@ -25,7 +25,7 @@ struct Tiling {
 
   __host__ __device__ Tiling(const Voxels& x, int length)
       : voxels(x.voxels), images(x.voxels > 0 ? int(x.batch) : 0),
-        tiles_per_image(x.voxels > 0 ? int((x.voxels + length - 1) / length) : 1), length(length) {
+        tiles_per_image(x.voxels > 0 ? int(ceil_div(x.voxels, length)) : 1), length(length) {
     tiles = int64_t(images) * tiles_per_image;
   }
 };
@@ -68,6 +68,12 @@ struct TileWalk {
     return {of_image, first, left < tiling.length ? int(left) : tiling.length};
   }
 };
+
+// Runs run(i) for every i below `count` in some thread of the grid, numbered in the type of `count`.
+template <class Count, class Run>
+__device__ __forceinline__ void for_grid(Count count, const Run& run) {
+  for (Count i = Count(blockIdx.x) * THREADS + Count(threadIdx.x); i < count; i += Count(gridDim.x) * THREADS) run(i);
+}
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

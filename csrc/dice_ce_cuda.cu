@@ -160,10 +160,10 @@ __device__ __forceinline__ void for_kept_voxels(const DiceCE& a, const Temperatu
 template <class Tile>
 struct ForwardMemory {
   Tile tile;
-  ClassSums<Tile> classes;
+  RegionStatistics<Tile> statistics;
 
   __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Voxels& logits, int regions, bool squared)
-      : tile(shared, logits), classes(shared, tile, regions, squared) {}
+      : tile(shared, logits), statistics(shared, tile, regions, squared) {}
 };
 
 template <class Tile>
@@ -172,27 +172,27 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS)
   Arena shared{dynamic_shared<char>()};
   ForwardMemory<Tile> memory(shared, a.logits, int(a.num_regions), a.squared);
   Tile& tile = memory.tile;
-  memory.classes.start(partials, 0);
+  memory.statistics.start(partials, 0);
   RecentTiles<Tile::SLOTS> recent;
   for (TileWalk walk(tiling, blockIdx.x, gridDim.x); walk.there(); walk.next()) {
     const Span span = walk.span();
     for_kept_voxels(a, temperature, tile, span,
                     [&](const auto& x, const ClassSoftmax& softmax, const auto& target, int region) {
-                      memory.classes.add(tile, x, softmax, x, target, region);
+                      memory.statistics.add(tile, x, softmax, x, target, region);
                     });
     const bool enough = recent.are_enough();
     if (a.soft_target.present) {
-      memory.classes.finish_tile(enough, [&](int v) { return WideLogits::SoftTarget{a.soft_target, span, v}; });
+      memory.statistics.finish_tile(enough, [&](int v) { return WideLogits::SoftTarget{a.soft_target, span, v}; });
     } else {
-      memory.classes.finish_tile(enough, [&](int v) { return hard_target(a.labels, span, v, tile.C); });
+      memory.statistics.finish_tile(enough, [&](int v) { return hard_target(a.labels, span, v, tile.C); });
     }
   }
-  memory.classes.finish(partials, 0);
+  memory.statistics.finish(partials, 0);
 }
 
 __global__ void __launch_bounds__(THREADS) finish(
     DiceCE a,
-    const double* total  // [class_sums]
+    const double* total  // [region_sums]
 ) {
   const int64_t C = a.logits.channels;
   for (int64_t i = threadIdx.x; i < a.num_regions * statistics_per_region(C); i += THREADS)
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(THREADS, Tile::BACKWARD_BLOCKS)
 
 int64_t dice_ce_forward(const DiceCE& a, const Device& device) {
   Arena workspace{static_cast<char*>(device.workspace)};
-  const int64_t sums = class_sums(a.num_regions, a.logits.channels);
+  const int64_t sums = region_sums(a.num_regions, a.logits.channels);
   with_tile(a.logits.channels, a.num_regions, [&](auto chosen) {
     using Tile = typename decltype(chosen)::type;
     const Tiling tiling(a.logits, Tile::VOXELS);

@@ -17,30 +17,36 @@
 
 namespace semiseg::cuda {
 
-int64_t batch_norm_relu_statistics(const BatchNormReLUStatistics&, const Device&);
-int64_t batch_norm_relu_parameters(const BatchNormReLUParameters&, const Device&);
-int64_t batch_norm_relu_forward(const BatchNormReLUForward&, const Device&);
-int64_t batch_norm_relu_sums(const BatchNormReLUSums&, const Device&);
-int64_t batch_norm_relu_correction(const BatchNormReLUCorrection&, const Device&);
-int64_t batch_norm_relu_backward(const BatchNormReLUBackward&, const Device&);
-int64_t prototype_similarity_forward(const PrototypeSimilarity&, const Device&);
-int64_t prototype_similarity_backward(const PrototypeSimilarity&, const Device&);
-int64_t prototype_info_nce_forward(const PrototypeInfoNCE&, const Device&);
-int64_t prototype_info_nce_backward(const PrototypeInfoNCE&, const Device&);
-int64_t prototype_head_forward(const PrototypeHeadForward&, const Device&);
-int64_t prototype_head_backward(const PrototypeHeadBackward&, const Device&);
-int64_t cluster_mean(const ClusterMean&, const Device&);
-int64_t momentum_update(const MomentumUpdate&, const Device&);
-int64_t dice_ce_forward(const DiceCE&, const Device&);
-int64_t dice_ce_backward(const DiceCE&, const Device&);
-int64_t masked_class_mean_forward(const MaskedClassMean&, const Device&);
-int64_t masked_class_mean_backward(const MaskedClassMean&, const Device&);
-int64_t linear_classifier_forward(const LinearClassifier&, const Device&);
-int64_t linear_classifier_backward(const LinearClassifier&, const Device&);
-int64_t linear_upsampling_forward(const LinearUpsampling&, const Device&);
-int64_t linear_upsampling_backward(const LinearUpsampling&, const Device&);
-int64_t prompt_mix_forward(const PromptMix&, const Device&);
-int64_t prompt_mix_backward(const PromptMix&, const Device&);
-int64_t largest_components(const LargestComponents&, const Device&);
+// X(name, its operation, direction)
+#define SEMISEG_CUDA_KERNELS(X)                                    \
+  X(batch_norm_relu_statistics, BatchNormReLUStatistics, forward)  \
+  X(batch_norm_relu_parameters, BatchNormReLUParameters, forward)  \
+  X(batch_norm_relu_forward, BatchNormReLUForward, forward)        \
+  X(batch_norm_relu_sums, BatchNormReLUSums, backward)             \
+  X(batch_norm_relu_correction, BatchNormReLUCorrection, backward) \
+  X(batch_norm_relu_backward, BatchNormReLUBackward, backward)     \
+  X(prototype_similarity_forward, PrototypeSimilarity, forward)    \
+  X(prototype_similarity_backward, PrototypeSimilarity, backward)  \
+  X(prototype_info_nce_forward, PrototypeInfoNCE, forward)         \
+  X(prototype_info_nce_backward, PrototypeInfoNCE, backward)       \
+  X(prototype_head_forward, PrototypeHeadForward, forward)         \
+  X(prototype_head_backward, PrototypeHeadBackward, backward)      \
+  X(cluster_mean_forward, ClusterMean, forward)                    \
+  X(momentum_update_forward, MomentumUpdate, forward)              \
+  X(dice_ce_forward, DiceCE, forward)                              \
+  X(dice_ce_backward, DiceCE, backward)                            \
+  X(masked_class_mean_forward, MaskedClassMean, forward)           \
+  X(masked_class_mean_backward, MaskedClassMean, backward)         \
+  X(linear_classifier_forward, LinearClassifier, forward)          \
+  X(linear_classifier_backward, LinearClassifier, backward)        \
+  X(linear_upsampling_forward, LinearUpsampling, forward)          \
+  X(linear_upsampling_backward, LinearUpsampling, backward)        \
+  X(prompt_mix_forward, PromptMix, forward)                        \
+  X(prompt_mix_backward, PromptMix, backward)                      \
+  X(largest_components_forward, LargestComponents, forward)
+
+#define SEMISEG_DECLARATION(name, Operation, direction) int64_t name(const Operation&, const Device&);
+SEMISEG_CUDA_KERNELS(SEMISEG_DECLARATION)
+#undef SEMISEG_DECLARATION
 
 }  // namespace semiseg::cuda

@@ -17,95 +17,58 @@
 
 namespace semiseg {
 
-struct Kernels {
-  void (*batch_norm_relu_statistics)(const BatchNormReLUStatistics&);
-  void (*batch_norm_relu_parameters)(const BatchNormReLUParameters&);
-  void (*batch_norm_relu_forward)(const BatchNormReLUForward&);
-  void (*batch_norm_relu_sums)(const BatchNormReLUSums&);
-  void (*batch_norm_relu_correction)(const BatchNormReLUCorrection&);
-  void (*batch_norm_relu_backward)(const BatchNormReLUBackward&);
-  void (*prototype_similarity_forward)(const PrototypeSimilarity&);
-  void (*prototype_similarity_backward)(const PrototypeSimilarity&);
-  void (*prototype_info_nce_forward)(PrototypeInfoNCE&);
-  void (*prototype_info_nce_backward)(const PrototypeInfoNCE&);
-  void (*prototype_head_forward)(PrototypeHeadForward&);
-  void (*prototype_head_backward)(const PrototypeHeadBackward&);
-  void (*cluster_mean)(ClusterMean&);
-  void (*momentum_update)(const MomentumUpdate&);
-  void (*dice_ce_forward)(DiceCE&);
-  void (*dice_ce_backward)(const DiceCE&);
-  void (*prompt_mix_forward)(const PromptMix&);
-  void (*prompt_mix_backward)(const PromptMix&);
-  void (*masked_class_mean_forward)(const MaskedClassMean&);
-  void (*masked_class_mean_backward)(const MaskedClassMean&);
-  void (*convolution_matrices)(ConvolutionMatrices&);
-  void (*convolution_forward)(const ConvolutionForward&);
-  void (*convolution_weight)(const ConvolutionWeight&);
-  void (*strided_convolution_forward)(const StridedConvolutionForward&);
-  void (*strided_convolution_transposed)(const StridedConvolutionForward&);
-  void (*strided_convolution_weight)(const StridedConvolutionWeight&);
-  void (*linear_classifier_forward)(const LinearClassifier&);
-  void (*linear_classifier_backward)(const LinearClassifier&);
-  void (*largest_components)(const LargestComponents&);
-};
+// X(name, its operation, direction), where the operation is const unless it tells something in the end.
+#define SEMISEG_KERNELS(X)                                                    \
+  X(batch_norm_relu_statistics, const BatchNormReLUStatistics, forward)       \
+  X(batch_norm_relu_parameters, const BatchNormReLUParameters, forward)       \
+  X(batch_norm_relu_forward, const BatchNormReLUForward, forward)             \
+  X(batch_norm_relu_sums, const BatchNormReLUSums, backward)                  \
+  X(batch_norm_relu_correction, const BatchNormReLUCorrection, backward)      \
+  X(batch_norm_relu_backward, const BatchNormReLUBackward, backward)          \
+  X(prototype_similarity_forward, const PrototypeSimilarity, forward)         \
+  X(prototype_similarity_backward, const PrototypeSimilarity, backward)       \
+  X(prototype_info_nce_forward, PrototypeInfoNCE, forward)                    \
+  X(prototype_info_nce_backward, const PrototypeInfoNCE, backward)            \
+  X(prototype_head_forward, PrototypeHeadForward, forward)                    \
+  X(prototype_head_backward, const PrototypeHeadBackward, backward)           \
+  X(cluster_mean_forward, ClusterMean, forward)                               \
+  X(momentum_update_forward, const MomentumUpdate, forward)                   \
+  X(dice_ce_forward, DiceCE, forward)                                         \
+  X(dice_ce_backward, const DiceCE, backward)                                 \
+  X(prompt_mix_forward, const PromptMix, forward)                             \
+  X(prompt_mix_backward, const PromptMix, backward)                           \
+  X(masked_class_mean_forward, const MaskedClassMean, forward)                \
+  X(masked_class_mean_backward, const MaskedClassMean, backward)              \
+  X(convolution_matrices, ConvolutionMatrices, forward)                       \
+  X(convolution_forward, const ConvolutionForward, forward)                   \
+  X(convolution_weight, const ConvolutionWeight, backward)                    \
+  X(strided_convolution_forward, const StridedConvolutionForward, forward)    \
+  X(strided_convolution_transposed, const StridedConvolutionForward, forward) \
+  X(strided_convolution_weight, const StridedConvolutionWeight, backward)     \
+  X(linear_classifier_forward, const LinearClassifier, forward)               \
+  X(linear_classifier_backward, const LinearClassifier, backward)             \
+  X(largest_components_forward, const LargestComponents, forward)
 
-#define SEMISEG_DECLARE_LEVEL(level)                                                   \
-  namespace level {                                                                    \
-  void batch_norm_relu_statistics(const BatchNormReLUStatistics&);                     \
-  void batch_norm_relu_parameters(const BatchNormReLUParameters&);                     \
-  void batch_norm_relu_forward(const BatchNormReLUForward&);                           \
-  void batch_norm_relu_sums(const BatchNormReLUSums&);                                 \
-  void batch_norm_relu_correction(const BatchNormReLUCorrection&);                     \
-  void batch_norm_relu_backward(const BatchNormReLUBackward&);                         \
-  void prototype_similarity_forward(const PrototypeSimilarity&);                       \
-  void prototype_similarity_backward(const PrototypeSimilarity&);                      \
-  void prototype_info_nce_forward(PrototypeInfoNCE&);                                  \
-  void prototype_info_nce_backward(const PrototypeInfoNCE&);                           \
-  void prototype_head_forward(PrototypeHeadForward&);                                  \
-  void prototype_head_backward(const PrototypeHeadBackward&);                          \
-  void cluster_mean(ClusterMean&);                                                     \
-  void momentum_update(const MomentumUpdate&);                                         \
-  void dice_ce_forward(DiceCE&);                                                       \
-  void dice_ce_backward(const DiceCE&);                                                \
-  void prompt_mix_forward(const PromptMix&);                                           \
-  void prompt_mix_backward(const PromptMix&);                                          \
-  void masked_class_mean_forward(const MaskedClassMean&);                              \
-  void masked_class_mean_backward(const MaskedClassMean&);                             \
-  void convolution_matrices(ConvolutionMatrices&);                                     \
-  void narrow_convolution_matrices(ConvolutionMatrices&);                              \
-  void convolution_forward(const ConvolutionForward&);                                 \
-  void narrow_convolution_forward(const ConvolutionForward&);                          \
-  void convolution_weight(const ConvolutionWeight&);                                   \
-  void narrow_convolution_weight(const ConvolutionWeight&);                            \
-  void strided_convolution_forward(const StridedConvolutionForward&);                  \
-  void strided_convolution_transposed(const StridedConvolutionForward&);               \
-  void strided_convolution_weight(const StridedConvolutionWeight&);                    \
-  void linear_classifier_forward(const LinearClassifier&);                             \
-  void linear_classifier_backward(const LinearClassifier&);                            \
-  void largest_components(const LargestComponents&);                                   \
-  inline constexpr Kernels kernels{                                                    \
-      batch_norm_relu_statistics,   batch_norm_relu_parameters,                        \
-      batch_norm_relu_forward,      batch_norm_relu_sums,                              \
-      batch_norm_relu_correction,   batch_norm_relu_backward,                          \
-      prototype_similarity_forward, prototype_similarity_backward,                     \
-      prototype_info_nce_forward,   prototype_info_nce_backward,                       \
-      prototype_head_forward,       prototype_head_backward,                           \
-      cluster_mean,                 momentum_update,                                   \
-      dice_ce_forward,              dice_ce_backward,                                  \
-      prompt_mix_forward,           prompt_mix_backward,                               \
-      masked_class_mean_forward,    masked_class_mean_backward,                        \
-      convolution_matrices,         convolution_forward,                               \
-      convolution_weight,           strided_convolution_forward,                       \
-      strided_convolution_transposed, strided_convolution_weight,                      \
-      linear_classifier_forward,    linear_classifier_backward,                        \
-      largest_components,                                                              \
-  };                                                                                   \
+#define SEMISEG_POINTER(name, Operation, direction) void (*name)(Operation&);
+struct Kernels {
+  SEMISEG_KERNELS(SEMISEG_POINTER)
+};
+#undef SEMISEG_POINTER
+
+#define SEMISEG_DECLARATION(name, Operation, direction) void name(Operation&);
+#define SEMISEG_ADDRESS(name, Operation, direction) name,
+#define SEMISEG_LEVEL_KERNELS(level)                                  \
+  namespace level {                                                   \
+  SEMISEG_KERNELS(SEMISEG_DECLARATION)                                \
+  inline constexpr Kernels kernels{SEMISEG_KERNELS(SEMISEG_ADDRESS)}; \
   }
 
-SEMISEG_DECLARE_LEVEL(baseline)
-SEMISEG_DECLARE_LEVEL(v3)
-SEMISEG_DECLARE_LEVEL(v4)
+SEMISEG_LEVEL_KERNELS(baseline)
+SEMISEG_LEVEL_KERNELS(v3)
+SEMISEG_LEVEL_KERNELS(v4)
 
-#undef SEMISEG_DECLARE_LEVEL
+#undef SEMISEG_LEVEL_KERNELS
+#undef SEMISEG_ADDRESS
+#undef SEMISEG_DECLARATION
 
 }  // namespace semiseg

@@ -3,7 +3,7 @@
 // Union-find on runs, the neighbouring voxels of one class along the last axis. A parent never comes after its child:
 // a component's root is its first run.
 #include "kernels.h"
-#include "tile.h"
+#include "tiles.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
@@ -125,7 +125,7 @@ struct Image {
 
 }  // namespace
 
-void largest_components(const LargestComponents& a) {
+void largest_components_forward(const LargestComponents& a) {
   const int64_t lines = a.Z * a.Y, voxels = lines * a.X;
   const int64_t slabs = maximum(int64_t(1), a.threads / maximum(a.B, int64_t(1)));  // of an image, for as many threads
   Buffer<int64_t> first_run(a.B * lines + 1);

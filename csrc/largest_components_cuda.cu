@@ -16,7 +16,7 @@ struct Components {
   unsigned long long* largest;  // [B, C], see `rank`
 
   Components(Arena& arena, const LargestComponents& a)
-      : tiles_per_image((a.Z * a.Y * a.X + THREADS - 1) / THREADS), tiles(a.B * tiles_per_image),
+      : tiles_per_image(ceil_div(a.Z * a.Y * a.X, THREADS)), tiles(a.B * tiles_per_image),
         parent(arena.take<unsigned>(a.B * a.Z * a.Y * a.X)), size(arena.take<unsigned>(a.B * a.Z * a.Y * a.X)),
         largest(arena.take<unsigned long long>(a.B * a.C)) {}
 };
@@ -78,8 +78,7 @@ __device__ __forceinline__ void for_voxels(const LargestComponents& a, const Com
 
 // A voxel's parent is the first of its run, the neighbouring voxels of its class along the last axis, in its warp.
 __global__ void __launch_bounds__(THREADS) start(LargestComponents a, Components components) {
-  for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < a.B * a.C; i += int64_t(gridDim.x) * THREADS)
-    components.largest[i] = 0;
+  for_grid(a.B * a.C, [&](int64_t i) { components.largest[i] = 0; });
   for_voxels(a, components, [&](const Image& image, unsigned v, int value) {
     const unsigned lane = threadIdx.x % WARP;
     const int left = __shfl_up_sync(ALL_LANES, value, 1);
@@ -142,7 +141,7 @@ __global__ void __launch_bounds__(THREADS) write(LargestComponents a, Components
 
 }  // namespace
 
-int64_t largest_components(const LargestComponents& a, const Device& device) {
+int64_t largest_components_forward(const LargestComponents& a, const Device& device) {
   Arena workspace{static_cast<char*>(device.workspace)};
   const Components components(workspace, a);
   if (device.workspace == nullptr) return workspace.bytes;

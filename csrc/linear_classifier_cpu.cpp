@@ -1,7 +1,7 @@
 // logits[b, c] = sum_j matrix[b, c, j] x[b, j],  x[b, d] = 1, so that the matrix's last column is the bias
 // grad_x[b, j] = sum_c matrix[b, c, j] grad_logits[b, c]
 // grad_matrix[b, c, j] = sum over the voxels of image b of grad_logits[b, c] x[b, j]
-#include "class_mixing.h"
+#include "class_products.h"
 #include "kernels.h"
 
 namespace semiseg::SEMISEG_LEVEL {

@@ -79,27 +79,27 @@ __global__ void __launch_bounds__(THREADS) weights_of_channels(
     float* weights  // [B, C, width], the matrix without its bias, and 0 from channel d on
 ) {
   const int64_t d = a.x.channels, rows = a.x.batch * a.C;
-  for (int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x; i < rows * width; i += gridDim.x * int64_t(THREADS)) {
+  for_grid(rows * width, [&](int64_t i) {
     const int64_t row = i / width, j = i - row * width;
     weights[i] = j < d ? a.matrix[row * (d + 1) + j] : 0.f;
-  }
+  });
 }
 
 __global__ void __launch_bounds__(THREADS) finish(
     LinearClassifier a,
     const double* sums  // [B, ([C, d], [C])]
 ) {
-  const int64_t d = a.x.channels, of_image = a.C * (d + 1), count = a.x.batch * of_image;
-  for (int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x; i < count; i += gridDim.x * int64_t(THREADS)) {
+  const int64_t d = a.x.channels, of_image = a.C * (d + 1);
+  for_grid(a.x.batch * of_image, [&](int64_t i) {
     const int64_t row = i / (d + 1), j = i - row * (d + 1), image = row / a.C, c = row - image * a.C;
     a.grad_matrix[i] = float(sums[image * of_image + (j < d ? c * d + j : a.C * d + c)]);
-  }
+  });
 }
 
 template <int ROWS>
 void launch_forward(const LinearClassifier& a, const Device& device) {
   const Tiling tiling(a.x, ThreadVoxels<SLOTS>::LENGTH);
-  launch(forward<ROWS>, dim3(groups(a.C, ROWS), blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
+  launch(forward<ROWS>, dim3(ceil_div(a.C, ROWS), blocks_without_sums(tiling.tiles, device)), dim3(THREADS),
          (a.x.channels + 1) * ROWS * sizeof(float), device.stream, a, tiling);
 }
 
@@ -120,7 +120,7 @@ int64_t linear_classifier_backward(const LinearClassifier& a, const Device& devi
   float* weights = workspace.take<float>(rows * width);
   const double* sums = launch_sum_by_class(workspace, a.x, a.logits, a.x.batch, device);
   if (device.workspace == nullptr) return workspace.bytes;
-  const auto blocks = [&](int64_t count) { return dim3(blocks_without_sums(groups(count, THREADS), device)); };
+  const auto blocks = [&](int64_t count) { return dim3(blocks_without_sums(ceil_div(count, THREADS), device)); };
   launch(finish, blocks(rows * (a.x.channels + 1)), dim3(THREADS), 0, device.stream, a, sums);
   launch(weights_of_channels, blocks(rows * width), dim3(THREADS), 0, device.stream, a, width, weights);
   launch_mix_by_class(a.logits, a.grad_x, a.C * width, weights, device);

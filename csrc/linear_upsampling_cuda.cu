@@ -105,7 +105,7 @@ struct Place {
   bool exists;
 
   __device__ Place(int rows, int columns, int channels) {
-    const int groups = (channels + CHANNELS - 1) / CHANNELS;
+    const int groups = ceil_div(channels, CHANNELS);
     const int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x;
     const int along = CHANNELS > 1 ? columns * groups : columns;
     row = int(i / along);
@@ -196,39 +196,40 @@ __global__ void __launch_bounds__(THREADS, UPSAMPLING_BLOCKS) backward(LinearUps
   }
 }
 
-// kernel(operation, grid, planes, vectors) on `layers` planes of an image, of `rows` rows and `columns` columns.
-template <class Kernel>
-void launch_on(const Kernel& kernels, const LinearUpsampling& a, int layers, int rows, int columns,
+// kernel(operation, grid, planes, vectors), for four adjacent channels or for one.
+struct UpsamplingKernels {
+  void (*of_four)(LinearUpsampling, Grid, int64_t, bool);
+  void (*of_one)(LinearUpsampling, Grid, int64_t, bool);
+};
+
+// On `layers` planes of an image, of `rows` rows and `columns` columns.
+void launch_on(const UpsamplingKernels& kernels, const LinearUpsampling& a, int layers, int rows, int columns,
                const Device& device) {
   constexpr int64_t most_planes = 65535;
   const int64_t planes = a.x.batch * layers;
   if (planes == 0 || a.x.voxels == 0) return;
   const bool adjacent = a.x.voxel_stride != 1 && a.x.channel_stride == 1;
   const bool vectors = a.x.aligned_points && a.y.aligned_points && a.x.channels % 4 == 0;
-  const int64_t groups = adjacent ? (a.x.channels + 3) / 4 : 1;
-  const int64_t blocks = (int64_t(rows) * columns * groups + THREADS - 1) / THREADS;
+  const int64_t groups = adjacent ? ceil_div(a.x.channels, 4) : 1;
+  const int64_t blocks = ceil_div(int64_t(rows) * columns * groups, THREADS);
   const dim3 grid(unsigned(blocks), unsigned(planes < most_planes ? planes : most_planes),
                   adjacent ? 1 : unsigned(a.x.channels));
   launch(adjacent ? kernels.of_four : kernels.of_one, grid, dim3(THREADS), 0, device.stream, a, Grid(a), planes, vectors);
 }
-
-struct Kernels {
-  void (*of_four)(LinearUpsampling, Grid, int64_t, bool);
-  void (*of_one)(LinearUpsampling, Grid, int64_t, bool);
-};
 
 }  // namespace
 
 int64_t linear_upsampling_forward(const LinearUpsampling& a, const Device& device) {
   if (device.workspace == nullptr) return 0;
   const Grid grid(a);
-  launch_on(Kernels{forward<4>, forward<1>}, a, grid.depth.cells(), grid.height.cells(), grid.width.cells(), device);
+  launch_on(UpsamplingKernels{forward<4>, forward<1>}, a, grid.depth.cells(), grid.height.cells(), grid.width.cells(),
+            device);
   return 0;
 }
 
 int64_t linear_upsampling_backward(const LinearUpsampling& a, const Device& device) {
   if (device.workspace == nullptr) return 0;
-  launch_on(Kernels{backward<4>, backward<1>}, a, int(a.depth), int(a.height), int(a.width), device);
+  launch_on(UpsamplingKernels{backward<4>, backward<1>}, a, int(a.depth), int(a.height), int(a.width), device);
   return 0;
 }
 

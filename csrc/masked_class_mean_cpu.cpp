@@ -1,6 +1,6 @@
 // mean[c] = sum_v weight[c, v] z[v] / total[c],  total[c] = sum_v weight[c, v];  0 where total[c] = 0
 // grad_z[v] = sum_c weight[c, v] grad_mean[c] / total[c]
-#include "class_mixing.h"
+#include "class_products.h"
 #include "kernels.h"
 
 namespace semiseg::SEMISEG_LEVEL {

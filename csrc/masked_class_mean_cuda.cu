@@ -16,10 +16,10 @@ __global__ void __launch_bounds__(THREADS) finish(
     const double* sums  // [C, d], [C]
 ) {
   const int C = int(a.weight.channels), d = int(a.z.channels);  // 32 bits, as division in 64 spills
-  for (int i = blockIdx.x * THREADS + threadIdx.x; i < C * (d + 1); i += gridDim.x * THREADS) {
+  for_grid(C * (d + 1), [&](int i) {
     if (i < C * d) a.mean[i] = over_total(sums[i], sums[C * d + i / d]);
     else a.total[i - C * d] = sums[i];
-  }
+  });
 }
 
 __global__ void __launch_bounds__(THREADS) share_gradient(
@@ -27,10 +27,10 @@ __global__ void __launch_bounds__(THREADS) share_gradient(
     float* share  // [C, width], grad_mean / total, and 0 from channel d on
 ) {
   const int64_t C = a.weight.channels, d = a.grad_z.channels;
-  for (int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x; i < C * width; i += gridDim.x * int64_t(THREADS)) {
+  for_grid(C * width, [&](int64_t i) {
     const int64_t c = i / width, j = i - c * width;
     share[i] = j < d ? over_total(a.mean[c * d + j], a.total[c]) : 0.f;
-  }
+  });
 }
 
 }  // namespace
@@ -40,7 +40,7 @@ int64_t masked_class_mean_forward(const MaskedClassMean& a, const Device& device
   const double* sums = launch_sum_by_class(workspace, a.z, a.weight, 1, device);
   if (device.workspace == nullptr) return workspace.bytes;
   const int64_t count = a.weight.channels * (a.z.channels + 1);
-  launch(finish, dim3(blocks_without_sums(groups(count, THREADS), device)), dim3(THREADS), 0, device.stream, a, sums);
+  launch(finish, dim3(blocks_without_sums(ceil_div(count, THREADS), device)), dim3(THREADS), 0, device.stream, a, sums);
   return workspace.bytes;
 }
 
@@ -49,7 +49,7 @@ int64_t masked_class_mean_backward(const MaskedClassMean& a, const Device& devic
   const int64_t C = a.weight.channels, width = share_width(a.grad_z.channels);
   float* share = workspace.take<float>(C * width);
   if (device.workspace == nullptr) return workspace.bytes;
-  launch(share_gradient, dim3(blocks_without_sums(groups(C * width, THREADS), device)), dim3(THREADS), 0,
+  launch(share_gradient, dim3(blocks_without_sums(ceil_div(C * width, THREADS), device)), dim3(THREADS), 0,
          device.stream, a, width, share);
   launch_mix_by_class(a.weight, a.grad_z, 0, share, device);
   return workspace.bytes;

@@ -8,7 +8,7 @@ namespace semiseg::SEMISEG_LEVEL {
 constexpr int64_t CHANNELS = 16;  // numbers of channels are multiples of it: a cache line
 constexpr int ROWS = WIDTH == 16 ? 8 : 6;
 constexpr int SUM_ROWS = WIDTH == 16 ? 8 : 4;
-constexpr int64_t SUMMED = 16;  // products that are added up in a row
+constexpr int64_t SUMMED_PRODUCTS = 16;  // that are added up in a row
 constexpr int64_t AHEAD = 512;  // values, of what is added to results
 
 // The columns of a block in vectors: two, as every number of a row is then read once for two products.
@@ -101,7 +101,7 @@ INLINE void multiply_rows(const AnyRows& rows, Columns<VECTORS> columns, const f
 template <class AnyRows, class Length, int VECTORS, class Put>
 void multiply_line(const AnyRows& rows, Columns<VECTORS> columns, const float* b, int64_t b_segment, Length K,
                    const float* initial, int64_t out_stride, int64_t n, const Put& put) {
-  const int64_t blocks = (n + ROWS - 1) / ROWS;
+  const int64_t blocks = ceil_div(n, ROWS);
   multiply_rows<ROWS>(rows, columns, b, b_segment, K, initial, out_stride, 0, n, blocks, put);
 }
 
@@ -136,9 +136,9 @@ struct Finish {
 template <int VECTORS>
 INLINE void add_products(Columns<VECTORS>, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n,
                          float* sums, int64_t sums_stride) {
-  for (int64_t first = 0; first < n; first += SUMMED) {
+  for (int64_t first = 0; first < n; first += SUMMED_PRODUCTS) {
     vfloat few[SUM_ROWS][VECTORS] = {};
-    for (int64_t t = first; t < minimum(n, first + SUMMED); ++t) {
+    for (int64_t t = first; t < minimum(n, first + SUMMED_PRODUCTS); ++t) {
       vfloat columns[VECTORS];
 #pragma GCC unroll 2
       for (int v = 0; v < VECTORS; ++v) columns[v] = load(b + t * b_stride + v * WIDTH);

@@ -3,7 +3,7 @@
 
 namespace semiseg::SEMISEG_LEVEL {
 
-void momentum_update(const MomentumUpdate& a) {
+void momentum_update_forward(const MomentumUpdate& a) {
   for (int64_t i = 0; i < a.clusters; ++i) {
     if (a.cluster_count[i] == 0) continue;
     const double scale = (1 - a.momentum) / a.cluster_count[i];

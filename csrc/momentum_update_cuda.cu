@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(THREADS) update(MomentumUpdate a) {
 
 }  // namespace
 
-int64_t momentum_update(const MomentumUpdate& a, const Device& device) {
+int64_t momentum_update_forward(const MomentumUpdate& a, const Device& device) {
   if (device.workspace != nullptr && a.clusters > 0)
     launch(update, dim3(unsigned(a.clusters)), dim3(THREADS), 0, device.stream, a);
   return 0;

@@ -3,9 +3,10 @@
 //
 // Along the last axis the three taps of all channels lie next to each other: for each tap along the other axes, a line of
 // voxels is a matrix product with rows of 3 I values, each I behind the last.
-#include "kernels.h"
+#include "narrow_convolution.h"
+
 #include "matrix_blocks.h"
-#include "tile.h"
+#include "tiles.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
@@ -94,9 +95,9 @@ void forward(const ConvolutionForward& a, Channels I, Columns<VECTORS> columns) 
 template <class Channels, int VECTORS>
 INLINE void add_taps(Columns<VECTORS>, const float* lines, int64_t length, Channels I, const float* grad_y, int64_t O,
                      int64_t W, float* sums, int64_t sums_stride) {
-  for (int64_t first = 0; first < W; first += SUMMED) {
+  for (int64_t first = 0; first < W; first += SUMMED_PRODUCTS) {
     vfloat few[SUM_LINES][3][VECTORS] = {};
-    for (int64_t t = first; t < minimum(W, first + SUMMED); ++t) {
+    for (int64_t t = first; t < minimum(W, first + SUMMED_PRODUCTS); ++t) {
 #pragma GCC unroll 2
       for (int v = 0; v < VECTORS; ++v) {
         const vfloat column = load(grad_y + t * O + v * WIDTH);

@@ -3,11 +3,11 @@
 // `a` is packed into panels of a few rows, so that one panel's sums for two vectors of voxels stay in registers.
 #pragma once
 
-#include "tile.h"
+#include "tiles.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 
-constexpr int64_t RUN = 128;  // products that are added up in a row, as the sum's error grows with them
+constexpr int64_t SUMMED_PRODUCTS = 128;  // that are added up in a row, as the sum's error grows with them
 
 struct Panels {
   static constexpr int MOST_ROWS = WIDTH == 16 ? 12 : 6;
@@ -16,8 +16,8 @@ struct Panels {
   Buffer<float> packed;  // [ceil(rows / block)][depth][block], the last block narrower
 
   Panels(int64_t rows, int64_t depth) : rows(rows), depth(depth), packed(rows * depth) {
-    const int64_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
-    block = (rows + blocks - 1) / blocks;
+    const int64_t blocks = ceil_div(rows, MOST_ROWS);
+    block = ceil_div(rows, blocks);
   }
   Panels(const float* a, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride) : Panels(rows, depth) {
     pack(a, row_stride, depth_stride);
@@ -47,9 +47,9 @@ template <int ROWS, class Finish>
 void multiply_panel(const float* panel, int64_t depth, const float* in, float* out, const Finish& finish, int64_t pitch,
                     int64_t voxels) {
   for (int64_t v = 0; v < voxels; v += STEP) {
-    vfloat total[ROWS][2];  // of the runs before, of which few products have any
-    for (int64_t first = 0; first < depth; first += RUN) {
-      const int64_t end = minimum(depth, first + RUN);
+    vfloat total[ROWS][2];  // of the products before these, where there are any
+    for (int64_t first = 0; first < depth; first += SUMMED_PRODUCTS) {
+      const int64_t end = minimum(depth, first + SUMMED_PRODUCTS);
       vfloat sum[ROWS][2] = {};
       for (int64_t k = first; k < end; ++k) {
         const vfloat low = load(in + k * pitch + v), high = load(in + k * pitch + v + WIDTH);

@@ -2,7 +2,7 @@
 // d prompt / d logits: grad_logits[c] = share[c] (g[c] - sum_i share[i] g[i]),  g[c] = sum_e text[c, e] grad_prompt[e]
 // d prompt / d text:   grad_text[c, e] = sum over the voxels of share[c] grad_prompt[e]
 #include "class_losses.h"
-#include "class_mixing.h"
+#include "class_products.h"
 #include "kernels.h"
 
 namespace semiseg::SEMISEG_LEVEL {

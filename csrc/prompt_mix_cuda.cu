@@ -263,8 +263,7 @@ __global__ void __launch_bounds__(THREADS) finish(
     const double* total  // [E, C]
 ) {
   const int64_t C = a.logits.channels;
-  for (int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x; i < a.E * C; i += gridDim.x * int64_t(THREADS))
-    a.grad_text[i % C * a.E + i / C] = float(total[i]);
+  for_grid(a.E * C, [&](int64_t i) { a.grad_text[i % C * a.E + i / C] = float(total[i]); });
 }
 
 template <int SLOTS>
@@ -305,7 +304,7 @@ int64_t prompt_mix_backward(const PromptMix& a, const Device& device) {
     if (device.workspace == nullptr) return;
     launch(backward<Memory>, dim3(blocks), dim3(THREADS), shared, device.stream, a, tiling, partials);
     launch_add_partials(partials, total, device);
-    launch(finish, dim3(blocks_without_sums((sums + THREADS - 1) / THREADS, device)), dim3(THREADS), 0, device.stream,
+    launch(finish, dim3(blocks_without_sums(ceil_div(sums, THREADS), device)), dim3(THREADS), 0, device.stream,
            a, total);
   });
   return workspace.bytes;

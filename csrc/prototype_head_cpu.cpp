@@ -5,7 +5,7 @@
 //   info_nce      = mean of logsumexp_ck(logit / temperature) - logit[positive] / temperature
 //   cluster sums  of the embeddings, each voxel in the nearest cluster of its label's class
 #include "class_losses.h"
-#include "clusters.h"
+#include "cluster_sums.h"
 #include "kernels.h"
 
 namespace semiseg::SEMISEG_LEVEL {
@@ -40,6 +40,32 @@ INLINE void class_exponentials(const Shape& shape, const Common& common, bool ha
   }
 }
 
+// Where the sums over voxels lie: the regions' statistics, InfoNCE's voxels, InfoNCE, the regions' cross-entropies, then
+// the clusters' sums and counts.
+struct SumLayout {
+  int64_t regions, info_nce_voxels, info_nce, ce, cluster_sum, cluster_count, count;
+
+  explicit SumLayout(const PrototypeHead& a) {
+    const int64_t clusters = a.labels.present ? a.C * a.K : 0;
+    regions = a.labels.present ? a.num_regions : 0;
+    info_nce_voxels = regions * statistics_per_region(a.C);
+    info_nce = info_nce_voxels + 1;
+    ce = info_nce + 1;
+    cluster_sum = ce + regions;
+    cluster_count = cluster_sum + clusters * a.z.channels;
+    count = cluster_count + clusters;
+  }
+};
+
+void write_results(const SumLayout& at, const double* total, const PrototypeHeadForward& a) {
+  const double voxels = total[at.info_nce_voxels];
+  for (int64_t i = 0; i <= at.info_nce_voxels; ++i) a.statistics[i] = total[i];
+  *a.info_nce = voxels == 0 ? 0 : float(total[at.info_nce] / voxels);
+  class_losses(total, total + at.ce, at.regions, a.C, 0, a.ce, a.dice);
+  for (int64_t i = at.cluster_sum; i < at.cluster_count; ++i) a.cluster_sum[i - at.cluster_sum] = float(total[i]);
+  for (int64_t i = at.cluster_count; i < at.count; ++i) a.cluster_count[i - at.cluster_count] = total[i];
+}
+
 struct ForwardScratch {
   PrototypeTile tile;
   ClusterSums clusters;
@@ -53,20 +79,17 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
   const Prototypes prototypes(a.prototypes, a.C, a.K, a.z.channels);
   const Panels panels = prototypes.for_cosines();
   const bool labelled = a.labels.present;
-  const int64_t regions = labelled ? a.num_regions : 0, count = a.C * a.K, d = a.z.channels;
-  // The sums over voxels: statistics, InfoNCE's voxels, InfoNCE, cross-entropy per region; then the clusters.
-  const int64_t kept = regions * statistics_per_region(a.C), info_nce = kept + 1, ce = kept + 2, losses = ce + regions;
-  const int64_t partial_sums = losses + (labelled ? count * (d + 1) : 0);
-  const Tiling tiling(a.z.batch, a.z.voxels, d + 2 * count, partial_sums);
-  Buffer<double> total(partial_sums);
+  const SumLayout at(a);
+  const Tiling tiling(a.z.batch, a.z.voxels, a.z.channels + 2 * prototypes.count, at.count);
+  Buffer<double> total(at.count);
   int64_t highest_label = -1, highest_region = -1;
 
   for_chunks<ForwardScratch>(
-      tiling, a.threads, total, partial_sums,
+      tiling, a.threads, total, at.count,
       [&] {
         return ForwardScratch{PrototypeTile(prototypes, tiling.pitch),
                               ClusterSums(prototypes, tiling.pitch, a.unit_length, a.require_agreement),
-                              RunningSums(losses), Buffer<float>(a.C * tiling.pitch)};
+                              RunningSums(at.cluster_sum), Buffer<float>(a.C * tiling.pitch)};
       },
       [&](ForwardScratch& scratch, int64_t chunk, double* partial) {
         PrototypeTile& tile = scratch.tile;
@@ -83,15 +106,15 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
             class_maxima(shape, tile, v, a.normalize ? nullptr : prototypes.length.data);
             const Winner nearest = best_of_all(shape, tile, v);
             const InfoNCEVoxels x = info_nce_voxels(shape, common.info_nce, tile, nearest, v);
-            scratch.sums.add(kept, x.kept ? broadcast(1.f) : vfloat{});
-            scratch.sums.add(info_nce, x.kept ? x.loss : vfloat{});
+            scratch.sums.add(at.info_nce_voxels, x.kept ? broadcast(1.f) : vfloat{});
+            scratch.sums.add(at.info_nce, x.kept ? x.loss : vfloat{});
             if (labelled) {
               const vint label = load(tile.label + v);
               float* exponentials = scratch.exponentials + v;
               class_exponentials(shape, common, true, tile, exponentials, v);
               add_class_statistics(shape, HardTarget{label}, tile.best + v, exponentials, tile.pitch, nearest.cosine,
                                    common.inverse_class_temperature, a.squared, label >= 0, load(tile.region + v),
-                                   regions, ce, scratch.sums);
+                                   at.regions, at.ce, scratch.sums);
               scratch.clusters.assign(shape, tile, nearest, v);
             }
             scratch.sums.next_vector();
@@ -101,8 +124,7 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
           if (a.index.present) store_integers(a.index, span, tile.winner, tile.pitch);
         }
         scratch.sums.finish(partial);
-        double* cluster_sums = partial + losses;
-        if (labelled) scratch.clusters.finish(cluster_sums, cluster_sums + count * d);
+        if (labelled) scratch.clusters.finish(partial + at.cluster_sum, partial + at.cluster_count);
 #pragma omp critical(semiseg_highest)
         {
           highest_label = maximum(highest_label, seen_label);
@@ -112,12 +134,7 @@ void forward(const Shape& shape, PrototypeHeadForward& a) {
 
   a.highest_label = highest_label;
   a.highest_region = highest_region;
-  for (int64_t i = 0; i <= kept; ++i) a.statistics[i] = total[i];
-  *a.info_nce = total[kept] == 0 ? 0 : float(total[info_nce] / total[kept]);
-  if (!labelled) return;
-  class_losses(total, total + ce, regions, a.C, 0, a.ce, a.dice);
-  for (int64_t i = 0; i < count * d; ++i) a.cluster_sum[i] = float(total[losses + i]);
-  for (int64_t i = 0; i < count; ++i) a.cluster_count[i] = total[losses + count * d + i];
+  write_results(at, total, a);
 }
 
 struct BackwardScratch {

@@ -17,7 +17,7 @@ InfoNCE parameters(const PrototypeHead& a) { return {Temperature(a.temperature),
 int64_t labelled_regions(const PrototypeHead& a) { return a.labels.present ? a.num_regions : 0; }
 
 // The sums over voxels: classes, InfoNCE, InfoNCE's voxels.
-__host__ __device__ int64_t loss_sums(int64_t regions, int64_t C) { return class_sums(regions, C) + 2; }
+__host__ __device__ int64_t loss_sums(int64_t regions, int64_t C) { return region_sums(regions, C) + 2; }
 
 // InfoNCE and its voxels, those of a few tiles in float32.
 template <class Tile>
@@ -49,13 +49,13 @@ struct ContrastSums {
 template <class Tile>
 struct ForwardMemory {
   Tile tile;
-  ClassSums<Tile> classes;
+  RegionStatistics<Tile> statistics;
   ContrastSums<Tile> info_nce;
   ClusterSums<Tile> clusters;
 
   __host__ __device__ __forceinline__ ForwardMemory(Arena& shared, const Prototypes& prototypes, const Voxels& z,
                                                     int regions, bool squared)
-      : tile(shared, prototypes, z), classes(shared, tile, regions, squared), info_nce(shared), clusters(shared) {}
+      : tile(shared, prototypes, z), statistics(shared, tile, regions, squared), info_nce(shared), clusters(shared) {}
 };
 
 template <class Tile>
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
   ForwardMemory<Tile> memory(shared, prototypes, a.z, num_regions, a.squared);
   Tile& tile = memory.tile;
   tile.start(prototypes);
-  memory.classes.start(losses, 0);
+  memory.statistics.start(losses, 0);
   memory.info_nce.columns.start();
   memory.clusters.start();
   RecentTiles<Tile::SLOTS> recent;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
         const auto similarity = [&](int c) { return best_of_class(tile, x, c).cosine; };
         const ClassSoftmax softmax =
             class_softmax(tile, x, similarity, nearest.of_all.cosine, class_temperature);
-        memory.classes.add(tile, x, softmax, similarity, HardTarget{own_label},
+        memory.statistics.add(tile, x, softmax, similarity, HardTarget{own_label},
                            own_label < 0 ? -1 : regions.label(x.slot, int(a.num_regions)));
       }
     });
@@ -103,13 +103,13 @@ __global__ void __launch_bounds__(THREADS, Tile::SUMS_BLOCKS)
     if (enough) memory.info_nce.widen();
     if (with_similarity) tile.store_best(a.similarity, a.index, span);
     if (labelled) {
-      memory.classes.finish_tile(enough, [&](int v) { return hard_target(a.labels, span, v, tile.C); });
+      memory.statistics.finish_tile(enough, [&](int v) { return hard_target(a.labels, span, v, tile.C); });
       memory.clusters.finish_tile(enough);
     }
   }
-  memory.info_nce.finish(losses, class_sums(num_regions, tile.C));
+  memory.info_nce.finish(losses, region_sums(num_regions, tile.C));
   if (!labelled) return;
-  memory.classes.finish(losses, 0);
+  memory.statistics.finish(losses, 0);
   memory.clusters.finish(clusters);
 }
 
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(THREADS) finish(
     int64_t regions) {
   if (cluster_total != nullptr) write_clusters(cluster_total, a.C * a.K, a.z.channels, a.cluster_sum, a.cluster_count);
   if (blockIdx.x != 0) return;
-  const int64_t statistics = regions * statistics_per_region(a.C), of_info_nce = class_sums(regions, a.C);
+  const int64_t statistics = regions * statistics_per_region(a.C), of_info_nce = region_sums(regions, a.C);
   for (int64_t i = threadIdx.x; i < statistics; i += THREADS) a.statistics[i] = total[i];
   class_losses(total, regions, a.C, 0, a.ce, a.dice);
   if (threadIdx.x != 0) return;

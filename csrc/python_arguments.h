@@ -1,9 +1,11 @@
 // An operation as a Python function of keyword arguments: each fills the member that arguments.h names so.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "arguments.h"
 #include "python_voxels.h"
@@ -20,16 +22,21 @@ class __attribute__((visibility("hidden"))) KeywordArguments {
     const pybind11::object value = given_[name];
     if constexpr (std::is_pointer_v<Member>) member = reinterpret_cast<Member>(value.cast<uintptr_t>());
     else member = value.cast<Member>();
-    ++taken_;
+    taken_.push_back(name);
   }
 
   void expect_no_more() const {
-    if (taken_ != given_.size()) throw pybind11::type_error("there is an argument that the operation does not have");
+    if (taken_.size() == given_.size()) return;
+    for (const auto& argument : given_) {
+      const auto name = argument.first.cast<std::string>();
+      if (std::find(taken_.begin(), taken_.end(), name) == taken_.end())
+        throw pybind11::type_error("argument unknown: " + name);
+    }
   }
 
  private:
   const pybind11::kwargs& given_;
-  mutable size_t taken_ = 0;
+  mutable std::vector<const char*> taken_;
 };
 
 // Adds the function `name`: run(operation, machine), without the interpreter's lock, where machine_arguments(machine,

@@ -5,15 +5,6 @@
 
 #include "voxels.h"
 
-namespace semiseg {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-}  // namespace semiseg
-
 template <>
 struct pybind11::detail::type_caster<semiseg::Voxels> {
   PYBIND11_TYPE_CASTER(semiseg::Voxels, const_name("tuple[int, ...] | None"));
@@ -29,8 +20,8 @@ struct pybind11::detail::type_caster<semiseg::Voxels> {
     int64_t numbers[8];
     for (int i = 0; i < 8; ++i) numbers[i] = given[i].cast<int64_t>();
     const auto [data, type, batch, channels, voxels, batch_stride, channel_stride, voxel_stride] = numbers;
-    value = {true,   semiseg::pointer<void>(data), semiseg::DataType(type), batch,       channels,
-             voxels, batch_stride,                 channel_stride,          voxel_stride};
+    value = {true,   reinterpret_cast<void*>(data), semiseg::DataType(type), batch,       channels,
+             voxels, batch_stride,                  channel_stride,          voxel_stride};
     value.describe();
     return true;
   }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "rounding.h"
 #include "voxels.h"
 
 #if defined(__AVX2__)
@@ -72,7 +73,6 @@ INLINE vfloat maximum(vfloat a, vfloat b) {
 }
 INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 INLINE vfloat square_root(vfloat x) {
 #if defined(__AVX512F__)

@@ -6,7 +6,7 @@
 // matrix product with rows of 2 I channels, in place.
 #include "kernels.h"
 #include "matrix_blocks.h"
-#include "tile.h"
+#include "tiles.h"
 
 namespace semiseg::SEMISEG_LEVEL {
 

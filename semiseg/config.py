@@ -7,11 +7,11 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -19,7 +19,8 @@ from semiseg.models.vnet import SIDE_MULTIPLE
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 UNET_STAGES = 5
-PRESETS = ("paper", "released")
+Preset = Literal["paper", "released"]
+PRESETS: tuple[str, ...] = typing.get_args(Preset)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 class DatasetConfig:
     """Which scans, and how many of them count as labelled."""
 
-    name: str  # la, acdc, pancreas, own or phantom
+    name: Literal["la", "acdc", "pancreas", "own", "phantom"]
     labelled: PositiveInt  # training volumes (ACDC: patients) whose labels may be used, the first of the list
     augmentation: str  # a name semiseg.data.Augmentation knows
     root: str | None = None  # folder of the plain h5 layout; default $SEMISEG_DATA/LA, /ACDC, ...
@@ -67,13 +68,13 @@ class DatasetConfig:
 class NetworkConfig:
     """The segmentation network."""
 
-    name: str  # vnet (3D) or unet (2D)
+    name: Literal["vnet", "unet"]  # for volumes, for slices
     # channels; vnet: one number, at full resolution; unet: one a stage, finest first
     filters: tuple[PositiveInt, ...]
     # vnet: one probability, before and after the decoder; unet: one a stage
     dropout: tuple[FractionBelowOne, ...]
     embedding_after_dropout: bool = False  # z is the classifier's input before (paper) or after its dropout
-    initialisation: str = "he"  # of convolutions: he or pytorch, whose weights have a sixth of the variance
+    initialisation: Literal["he", "pytorch"] = "he"  # of convolutions; pytorch: a sixth of the variance
 
     @property
     def dimensions(self) -> int:
@@ -87,10 +88,17 @@ class NetworkConfig:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Filters and dropout as the network's constructor takes them."""
+        """Filters and dropout as the network's constructor takes them, and that of its form with two decoders."""
         if self.name == "vnet":
             return {"filters": self.filters[0], "dropout": self.dropout[0]}
         return {"filters": self.filters, "dropout": self.dropout}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything the network's constructor takes of the configuration."""
+        if self.name == "vnet":
+            return {**self.sizes, "embedding_after_dropout": self.embedding_after_dropout}
+        return self.sizes
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,8 @@ class TrainingConfig:
     learning_rate: PositiveFloat = 0.01
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 1e-4
-    precision: str = "float32"  # bfloat16: autocast; auto: bfloat16 where that is quicker
+    # bfloat16: autocast; auto: bfloat16 where that is quicker
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     channels_last: bool = True
     # capture a step's work on the GPU once and replay it; null: where one GPU trains
     cuda_graph: bool | None = None
@@ -120,11 +129,11 @@ class EvaluationConfig:
     stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; null, in 2D alone: slice by slice
     validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; null: half the patch
     batch: PositiveInt | None = None  # windows or slices a forward pass; null: of some two million voxels
-    head: str = "linear"  # linear, prototype or mean
+    head: Literal["linear", "prototype", "mean"] = "linear"  # the classifier that predicts; mean: of both
     largest_component: bool = False
     # iterations; 0: only at the end. Used where the dataset has a validation split
     validation_interval: NonNegativeInt = 0
-    select: str = "last"  # last, validation or test: the checkpoint results.json reports
+    select: Literal["last", "validation", "test"] = "last"  # the checkpoint results.json reports
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class Config:
     training: TrainingConfig
     evaluation: EvaluationConfig
     name: str
-    preset: str = "paper"
+    preset: Preset = "paper"
     seed: Seed = 0
     output: str | None = None  # the run directory; default runs/<name>, numbered if that exists
 
@@ -157,8 +166,7 @@ def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
     given = parse_overrides(overrides)
     path = _find(name_or_path)
     preset = given.get("preset") or _merge_files(path, "paper").get("preset", "paper")
-    if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}, accepted are {', '.join(PRESETS)}")
+    preset = _convert(preset, Preset, "preset")
     values = _merge_files(path, preset)
     # Of a run's configuration, which has no sections for presets, another would be no more than a word in the results.
     if preset != values.get("preset", preset) and values == _merge_files(path, values["preset"]):
@@ -209,54 +217,39 @@ def flatten(values: Mapping[Any, Any], divider: str = ".", prefix: str = "") -> 
 def _check(config: Config) -> None:
     if config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name:
         raise ValueError(f"name is {config.name!r}, accepted is the name of a folder")
-    dimensions = len(config.training.patch_size)
-    if config.network.name not in ("vnet", "unet"):
-        raise ValueError(f"network.name is {config.network.name!r}, accepted are vnet, unet")
-    expected, stages = (3, 1) if config.network.name == "vnet" else (2, UNET_STAGES)
+    network, dimensions = config.network.name, config.network.dimensions
+    stages = 1 if network == "vnet" else UNET_STAGES
     for key in ("filters", "dropout"):
         if len(getattr(config.network, key)) != stages:
-            raise ValueError(f"network.{key} has {len(getattr(config.network, key))} values, accepted for network.name="
-                             f"{config.network.name} are {stages}")  # fmt: skip
-    if dimensions != expected:
+            raise ValueError(
+                f"network.{key} has {len(getattr(config.network, key))} values, accepted for network.name={network} "
+                f"are {stages}"
+            )
+    patch_size = config.training.patch_size
+    if len(patch_size) != dimensions:
         raise ValueError(
-            f"training.patch_size has {dimensions} sides, but network.name={config.network.name} takes {expected}"
+            f"training.patch_size has {len(patch_size)} sides, accepted for network.name={network} are {dimensions}"
         )
-    if any(side % SIDE_MULTIPLE for side in config.training.patch_size):
-        raise ValueError(
-            f"training.patch_size is {config.training.patch_size}, accepted are multiples of {SIDE_MULTIPLE}"
-        )
+    if any(side % SIDE_MULTIPLE for side in patch_size):
+        raise ValueError(f"training.patch_size is {list(patch_size)}, accepted are multiples of {SIDE_MULTIPLE}")
     evaluation = config.evaluation
     for key, stride in (("stride", evaluation.stride), ("validation_stride", evaluation.validation_stride)):
         if stride is None:
             continue
         if len(stride) != dimensions:
             raise ValueError(f"evaluation.{key} has {len(stride)} sides, accepted are {dimensions}")
-        if any(step > side for step, side in zip(stride, config.training.patch_size, strict=True)):
+        if any(step > side for step, side in zip(stride, patch_size, strict=True)):
             raise ValueError(
                 f"evaluation.{key} is {list(stride)}, accepted are on each axis 1 to the side of "
-                f"training.patch_size, {list(config.training.patch_size)}"
+                f"training.patch_size, {list(patch_size)}"
             )
     if evaluation.stride is None and evaluation.validation_stride is not None:
         raise ValueError(
-            f"evaluation.validation_stride is {evaluation.validation_stride}, accepted is null where "
+            f"evaluation.validation_stride is {list(evaluation.validation_stride)}, accepted is null where "
             "evaluation.stride is null"
         )
     if dimensions == 3 and evaluation.stride is None:
-        raise ValueError("evaluation.stride is null, but a 3D network needs one stride a side")
-    choices = {
-        "network.initialisation": ("he", "pytorch"),
-        "training.precision": ("auto", "float32", "bfloat16"),
-        "evaluation.head": ("linear", "prototype", "mean"),
-        "evaluation.select": ("last", "validation", "test"),
-    }
-    for key, accepted in choices.items():
-        if _lookup(config, key) not in accepted:
-            raise ValueError(f"{key} is {_lookup(config, key)!r}, accepted are {', '.join(accepted)}")
-
-
-def _lookup(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+        raise ValueError(f"evaluation.stride is null, accepted for network.name={network} is one stride a side")
 
 
 class _Loader(yaml.SafeLoader):
@@ -306,7 +299,27 @@ def _read_yaml(text: str | bytes, failure: str) -> Any:
         raise ValueError(f"{failure}: {reason}") from None
 
 
+def overridden(
+    config: Config,
+    overrides: Iterable[str],  # `section.key=value` with YAML values
+    accepted: Sequence[str],  # keys, and sections whose every key is accepted
+) -> Config:
+    """The configuration of a run with another value of some keys.
+
+    Raises ValueError for a key that is not accepted, and as `config_from_mapping` does.
+    """
+    overrides = list(overrides)
+    given = parse_overrides(overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in accepted):
+            keys = ", ".join(name if "." in name else f"keys of {name}" for name in accepted)
+            raise ValueError(f"override {override!r}, accepted for a run that exists are {keys}")
+    return config_from_mapping(merge(config_to_mapping(config), given))
+
+
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """The nested mapping of `section.key=value` with YAML values. Raises ValueError naming the one that is none."""
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -315,7 +328,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not text.strip():
             raise ValueError(f"override {override!r} has no value; null says none")
         if " #" in text and text[0] not in "'\"":
-            raise ValueError(f"override {override!r} holds ' #', where YAML begins a comment; accepted is a quoted text")
+            raise ValueError(
+                f"override {override!r} holds ' #', where YAML begins a comment, accepted is a quoted text"
+            )
         value = _read_yaml(text, f"override {override!r}: the value is not YAML")
         for part in reversed(key.split(".")):
             value = {part: value}
@@ -339,7 +354,8 @@ def _merge_files(path: Path, preset: str, chain: tuple[Path, ...] = ()) -> dict[
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         raise ValueError(
-            f"{path} builds on itself: base leads from {' to '.join(map(str, chain))}; accepted are bases without a cycle"
+            f"{path} builds on itself: base leads from {' to '.join(map(str, chain))}, "
+            "accepted are bases without a cycle"
         )
     content = read_mapping(path)
     bases = content.pop("base", [])
@@ -392,7 +408,7 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'configuration'} is {values!r}, expected a section of keys")
+        raise ValueError(f"{prefix.rstrip('.') or 'configuration'} is {values!r}, accepted is a section of keys")
     hints = typing.get_type_hints(schema, include_extras=True)
     known = {f.name: f for f in fields(schema)}
     for key in values:
@@ -434,19 +450,23 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if number not in accepted:
             raise ValueError(f"{key} is {number}, accepted are {accepted}")
         return number
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{key} is {value!r}, accepted are {', '.join(arguments)}")
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), key)
     if origin is tuple:
         if not isinstance(value, list | tuple) or not value:
-            raise ValueError(f"{key} is {value!r}, expected a list such as [112, 112, 80]")
+            raise ValueError(f"{key} is {value!r}, accepted is a list such as [112, 112, 80]")
         return tuple(_convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value))
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             value = float(value)  # text too: YAML 1.1 reads 1e-4 as such
     if type(value) is not hint:
-        raise ValueError(f"{key} is {value!r}, expected {hint.__name__}")
+        raise ValueError(f"{key} is {value!r}, accepted is a value of type {hint.__name__}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"{key} is {value}, accepted are finite numbers")
     return value

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from semiseg.atomic import write_json
 from semiseg.commands import command
-from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
+from semiseg.config import Config, overridden
 from semiseg.data import Case
 from semiseg.destinations import check_destination
 from semiseg.engine.allocator import restart_with_tight_heap
-from semiseg.engine.atomic import write_json
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.cost import method_cost
 from semiseg.engine.run_directory import EVALUATED_WITH, RunDirectory
@@ -25,7 +26,6 @@ from semiseg.evaluation.metrics import summarise
 from semiseg.evaluation.pictures import draw_pictures
 from semiseg.evaluation.tables import results_table
 from semiseg.reporting.run_report import write_report
-from semiseg.text import TextEmbeddings
 
 SELECTED_ON_TEST = "the checkpoint was selected on the test set: these are not figures of unseen data"
 
@@ -42,12 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     run, config = RunDirectory.open(options.run)
     run.check_finished()
     check_destination(run.results)
-    given = parse_overrides(options.overrides)
-    for override in options.overrides:
-        key = override.partition("=")[0]
-        if key not in EVALUATED_WITH and key.split(".")[0] != "evaluation":
-            raise ValueError(f"override {override}: accepted are {', '.join(EVALUATED_WITH)} and keys of evaluation")
-    config = config_from_mapping(merge(config_to_mapping(config), given))
+    config = overridden(config, options.overrides, ("evaluation", *EVALUATED_WITH))
     if arguments is None and choose_device(config.training.device).type == "cpu":
         restart_with_tight_heap()
     print(results_table(evaluate(config, run)))
@@ -61,13 +56,13 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     dataset = open_configured_dataset(config)
     run.check_dataset(dataset)
     run.check_test_cases(dataset)
-    text = TextEmbeddings.load(run.text) if run.text.is_file() else None
+    text = run.load_text()
     method = build_method(config, len(dataset.class_names), device, text)
     reported = config.evaluation.select
     # First, as what is wrong with it is to be known before the others are evaluated.
     iteration = load_checkpoint(run.checkpoint(reported), method, device)["iteration"]
     others = [name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()]
-    evaluated = {}
+    evaluated, labels = {}, hashlib.sha256()
     for name in [*others, reported]:  # the reported one last: its predictions and its network are drawn
         metadata = load_checkpoint(run.checkpoint(name), method, device)
         if name != reported and metadata["iteration"] == iteration:
@@ -75,6 +70,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         cases, maps = {}, {}
         for case, prediction, metrics in evaluate_cases(method, dataset, "test", config, device):
             cases[case.name] = metrics
+            if name == reported:
+                labels.update(case.label.tobytes())
             # Uncompressed, the maps of many large scans would fill the memory.
             maps[case.name] = zlib.compress(prediction.tobytes(), level=1), prediction.shape
         evaluated[name] = {
@@ -90,6 +87,7 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         "labelled": config.dataset.labelled,
         "seed": config.seed,
         "classes": list(dataset.class_names),
+        "labels": labels.hexdigest(),  # what tells the cases of two datasets apart that have the same names
         **({"text": text.origin} if text is not None else {}),
         "cost": method_cost(method, config.training.patch_size),
         "evaluation": dataclasses.asdict(config.evaluation),

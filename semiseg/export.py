@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from semiseg.atomic import replace_atomically
 from semiseg.commands import command
 from semiseg.destinations import check_destination
-from semiseg.engine.atomic import replace_atomically
 from semiseg.methods import Method
 from semiseg.prediction import Predictor
 from semiseg_kernels import use_backend
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output.suffix not in FORMATS:
         raise ValueError(f"{options.output}: accepted are files that end in {' or '.join(FORMATS)}")
     if options.output.exists():
-        raise ValueError(f"{options.output} exists already; accepted is a new file")
+        raise ValueError(f"{options.output} exists already, accepted is a new file")
     check_destination(options.output)
     if options.output.suffix == ".onnx":
         _require("onnx", "onnxscript")

@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="also write NAME_probabilities.nii.gz: float32, the classes along a fourth axis",
     )  # fmt: skip
     parser.add_argument(
+        "--skip-existing", action="store_true",
+        help="leave out scans whose mask exists, to go on where a folder's prediction was stopped",
+    )  # fmt: skip
+    parser.add_argument(
         "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"),
         help="mm along each axis of the files, where their headers are wrong",
     )  # fmt: skip
@@ -51,8 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
         check_utf8(scan)
     masks = mask_paths(options.input, scans, options.output)
     wanted = [*masks, *(map(probabilities_path, masks) if options.probabilities else ())]
-    check_new(wanted)
+    check_distinct(wanted, scans)
     check_destination(masks[0])
+    if options.skip_existing:
+        found = len(scans)
+        scans, masks = missing_masks(scans, masks)
+        print(f"{found - len(scans)} of {found} scans have a mask already", flush=True)
+        if not scans:
+            return
+    else:
+        check_new(wanted)
     for scan in scans:
         if not scan.is_dir():
             read_header(scan)
@@ -73,9 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed.append(scan.name)
             continue
-        segmentation.save(mask)
         if options.probabilities:
             segmentation.save_probabilities(probabilities_path(mask))
+        segmentation.save(mask)  # the last, so that where it is a scan has everything
         tqdm.write(f"written to {mask}", file=sys.stdout)
     if failed:
         raise ValueError(f"{len(failed)} of {len(scans)} scans have no mask: {', '.join(failed)}")
@@ -127,15 +139,28 @@ def probabilities_path(mask: Path) -> Path:
     return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
 
 
-def check_new(paths: list[Path]) -> None:
-    """Raise ValueError where a file exists already or would be written for two scans."""
+def missing_masks(scans: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The scans that have no mask yet, and where these go."""
+    missing = [(scan, mask) for scan, mask in zip(scans, masks, strict=True) if not mask.exists()]
+    return [scan for scan, _ in missing], [mask for _, mask in missing]
+
+
+def check_distinct(paths: list[Path], scans: list[Path]) -> None:
+    """Raise ValueError where a file would be written for two scans, or is one."""
+    for path in paths:
+        if path in scans:
+            raise ValueError(f"{path} would be written over the scan, accepted is another folder")
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
-        raise ValueError(f"{twice[0]} would be written for two scans; expected scans of different names")
+        raise ValueError(f"{twice[0]} would be written for two scans, accepted are scans of different names")
+
+
+def check_new(paths: list[Path]) -> None:
+    """Raise ValueError where a file exists already."""
     existing = [path for path in paths if path.exists()]
     if existing:
         others = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise ValueError(f"{existing[0]} exists already{others}; accepted are new files")
+        raise ValueError(f"{existing[0]} exists already{others}, accepted are new files")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from torch import Tensor
 from tqdm import tqdm
 
-from semiseg.config import Config, config_from_mapping, config_to_mapping, merge, parse_overrides
+from semiseg.config import overridden
 from semiseg.data.description import DatasetDescription
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
@@ -24,10 +24,9 @@ from semiseg.evaluation.evaluator import class_map, evaluation_batch, probabilit
 from semiseg.models.folding import fold_batch_norm
 from semiseg.preparation.volume import Volume, resampled_shape, sides
 from semiseg.preparation.volume_files import read_volume, write_nifti
-from semiseg.text import TextEmbeddings
 from semiseg_kernels import largest_components
 
-OVERRIDES = ("evaluation", "training.precision", "training.device")
+PREDICTED_WITH = ("evaluation", "training.precision", "training.device")
 FAR_SPACING = 1.5  # times the training's, beyond which a header is doubted
 
 
@@ -42,16 +41,20 @@ class Segmentation:
     label_values: tuple[int, ...] | None = None  # that stand for the classes in files; None: their numbers
 
     def save(self, path: str | Path) -> None:
-        """Write the labels as NIfTI on the grid of the scan, uint8, or uint16 where a value is above 255."""
+        """Write the labels as NIfTI on the grid of the scan, uint8, or uint16 where a value is above 255.
+
+        A file that exists is replaced. ValueError for a name that does not end in .nii or .nii.gz.
+        """
         labels = self.classes
         if self.label_values is not None:
             labels = np.array(self.label_values, np.min_scalar_type(max(self.label_values)))[labels]
         write_nifti(Path(path), labels, self.affine)
 
     def save_probabilities(self, path: str | Path) -> None:
-        """Write the probabilities as NIfTI, float32, the classes along a fourth axis. ValueError without them."""
+        """Write the probabilities as NIfTI, float32, the classes along a fourth axis. ValueError without them, and as
+        `save`."""
         if self.probabilities is None:
-            raise ValueError("probabilities were not asked for; accepted is predict(..., probabilities=True)")
+            raise ValueError("probabilities is None, accepted are those of predict(..., probabilities=True)")
         write_nifti(Path(path), self.probabilities, self.affine)
 
 
@@ -66,11 +69,11 @@ class Predictor:
     def __init__(self, run: str | Path, overrides: Iterable[str] = ()):
         directory, config = RunDirectory.open(Path(run))
         directory.check_finished()
-        self.config = _overridden(config, overrides)
+        self.config = overridden(config, overrides, PREDICTED_WITH)
         self.description = DatasetDescription.load(directory.dataset)
         self.device = choose_device(self.config.training.device)
-        text = TextEmbeddings.load(directory.text) if directory.text.is_file() else None
-        self.method = build_method(self.config, len(self.description.class_names), self.device, text)
+        num_classes = len(self.description.class_names)
+        self.method = build_method(self.config, num_classes, self.device, directory.load_text())
         checkpoint = directory.checkpoint(self.config.evaluation.select)
         self.iteration = int(load_checkpoint(checkpoint, self.method, self.device)["iteration"])
         self.method.eval()
@@ -227,21 +230,11 @@ def _interpolated(values: Tensor, axis: int, positions: np.ndarray) -> Tensor:
     return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), weight)
 
 
-def _overridden(config: Config, overrides: Iterable[str]) -> Config:
-    overrides = list(overrides)
-    for override in overrides:
-        if not override.startswith(tuple(f"{key}{end}" for key in OVERRIDES for end in ".=")):
-            raise ValueError(
-                f"override {override}: accepted are keys of evaluation, training.precision and training.device"
-            )
-    return config_from_mapping(merge(config_to_mapping(config), parse_overrides(overrides)))
-
-
 def _with_spacing(volume: Volume, spacing: Sequence[float] | None) -> Volume:
     if spacing is None:
         return volume
     if len(spacing) != 3 or not all(0 < size < float("inf") for size in spacing):
-        raise ValueError(f"spacing is {tuple(spacing)}; accepted are three positive numbers of mm")
+        raise ValueError(f"spacing is {tuple(spacing)}, accepted are three positive numbers of mm")
     affine = volume.affine.copy()
     affine[:3, :3] *= np.divide(spacing, volume.spacing)
     return replace(volume, affine=affine)

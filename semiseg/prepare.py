@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     _add_nifti(datasets.add_parser("nifti", help=OWN, description=OWN))
     options = parser.parse_args(arguments)
     if set(options.flip_labels) - set("xyz") or len(set(options.flip_labels)) < len(options.flip_labels):
-        raise ValueError(f"--flip-labels is {options.flip_labels!r}; accepted are x, y, z, each once")
+        raise ValueError(f"--flip-labels is {options.flip_labels!r}, accepted are x, y, z, each once")
     mirror = tuple("xyz".index(axis) for axis in options.flip_labels)
     if options.dataset == "nifti":
         _prepare_nifti(options, mirror)
@@ -114,9 +114,9 @@ def _prepare_nifti(options: argparse.Namespace, mirror: tuple[int, ...]) -> None
     for name in ("labelled", "test", "validation"):
         given = getattr(options, name)
         if given == 0 or (isinstance(given, Path) and not given.is_file()):
-            raise ValueError(f"--{name} is {given}; accepted are numbers from 1, or a file that exists")
+            raise ValueError(f"--{name} is {given}, accepted are numbers from 1, or a file that exists")
     if options.spacing is not None and not all(0 < size < float("inf") for size in options.spacing):
-        raise ValueError(f"--spacing is {options.spacing}; accepted are three positive numbers of mm")
+        raise ValueError(f"--spacing is {options.spacing}, accepted are three positive numbers of mm")
     choices = Choices(
         options.test,
         options.validation,

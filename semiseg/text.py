@@ -17,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from semiseg.engine.atomic import replace_atomically
+from semiseg.atomic import replace_atomically
 
-SOURCES = ("clip", "file", "random")
 CLASS_PLACEHOLDER = "[CLS]"
 CLIP_FILES = "https://huggingface.co/{model}/resolve/main/config.json"
 REACH_TIMEOUT = 10.0  # seconds
@@ -83,9 +82,8 @@ def clip_text(
     def load(local_files_only: bool) -> tuple:
         tower = CLIPTextModelWithProjection.from_pretrained(model, local_files_only=local_files_only)
         tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local_files_only)
-        if (
-            len(tokenizer) != tower.config.vocab_size
-        ):  # without its files transformers makes an empty tokenizer
+        # Without its files transformers makes an empty tokenizer.
+        if len(tokenizer) != tower.config.vocab_size:
             raise OSError(f"tokenizer of {len(tokenizer)} words for a tower of {tower.config.vocab_size}")
         return tokenizer, tower
 

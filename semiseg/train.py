@@ -10,15 +10,7 @@ from math import prod
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.config import (
-    Config,
-    config_from_mapping,
-    config_names,
-    config_to_mapping,
-    load_config,
-    merge,
-    parse_overrides,
-)
+from semiseg.config import Config, config_names, load_config, overridden
 from semiseg.engine.allocator import restart_with_tight_heap, tight_environment
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted
@@ -58,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(interrupted.status)
     if run is None or not is_main:
         return
-    _evaluate(run, [override for override in overrides if _key(override) in EVALUATED_WITH], may_restart)
+    again = [override for override in overrides if override.partition("=")[0] in EVALUATED_WITH]
+    _evaluate(run, again, may_restart)
 
 
 def _evaluate(run: RunDirectory, overrides: list[str], may_replace: bool) -> None:
@@ -80,10 +73,6 @@ def _evaluate(run: RunDirectory, overrides: list[str], may_replace: bool) -> Non
         sys.exit(status)
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0]
-
-
 def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> RunDirectory | None:
     training = config.training
     voxels = (training.labelled_batch + training.unlabelled_batch) * prod(training.patch_size)
@@ -94,10 +83,7 @@ def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> Ru
 
 def _resume(path: Path, overrides: list[str], may_restart: bool) -> RunDirectory | None:
     run, config = RunDirectory.open(path)
-    for override in overrides:
-        if _key(override) not in RESUMED_WITH:
-            raise ValueError(f"override {override}: accepted with --resume are {', '.join(RESUMED_WITH)}")
-    config = config_from_mapping(merge(config_to_mapping(config), parse_overrides(overrides)))
+    config = overridden(config, overrides, RESUMED_WITH)
     if run.is_finished:
         print(f"{run.path} is finished; evaluating it", flush=True)
         return run

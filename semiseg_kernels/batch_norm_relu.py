@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import backends, checks, process_group, reference
 from .differentiation import once_differentiable
+from .layouts import is_dense
 from .recomputation import offer_recomputation
 
 
@@ -32,7 +33,8 @@ def batch_norm_relu(
         variance.
 
     Differentiable in x, weight and bias; of the activations x alone is kept for that. Raises ValueError on wrong
-    shapes or dtypes, and where a channel has fewer than two voxels.
+    shapes or dtypes, momentum or slope outside 0..1, an epsilon that is not above 0, and where a channel has fewer than
+    two voxels.
     """
     checks.check_voxels("x", x)
     given = {
@@ -44,6 +46,9 @@ def batch_norm_relu(
         checks.check_device(name, values, x)
         if name.startswith("running"):
             checks.check_written(name, values)
+    checks.check_fraction("momentum", momentum)
+    checks.check_positive("epsilon", epsilon)
+    checks.check_fraction("negative_slope", negative_slope)
     if x.numel() < 2 * x.shape[1]:
         raise ValueError(f"x has shape {list(x.shape)}, accepted are at least two voxels")
     backend = backends.select("batch_norm_relu", x, 1, 1, x.shape[1])
@@ -156,8 +161,7 @@ def _fake_forward(x: Tensor, parameters: Tensor, negative_slope: float, backend:
 
 def _empty_as_read(x: Tensor) -> Tensor:
     """In the format of x where that is contiguous or channels-last; any other is copied first."""
-    in_place = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
-    return torch.empty_like(x) if in_place else x.new_empty(x.shape)
+    return torch.empty_like(x) if is_dense(x) else x.new_empty(x.shape)
 
 
 def _fake_sums(grad_y: Tensor, x: Tensor, parameters: Tensor, negative_slope: float, backend: str) -> Tensor:

@@ -95,14 +95,14 @@ def check_convolution(
         check_dtype("bias", bias, (*KERNEL_DTYPES, x.dtype))
         check_shape("bias", bias, (weight.shape[written],))
         check_device("bias", bias, x)
-    sizes = [padding] * axes if isinstance(padding, int) else padding
+    sizes = padding if isinstance(padding, str | Sequence) else [padding] * axes
     if sizes not in ("same", "valid") and (len(sizes) != axes or not all(_is_size(size) for size in sizes)):
         accepted = f"a number >= 0, {axes} of them, 'same' and 'valid'"
         raise ValueError(f"padding is {padding!r}, accepted are {accepted}")
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def check_regions(

@@ -9,6 +9,7 @@ from torch import Tensor
 from . import backends, checks, reference
 from .differentiation import once_differentiable
 from .fixed_weights import is_fixed
+from .layouts import is_channels_last
 
 CHANNEL_MULTIPLE = 16  # other numbers of channels are padded
 # For fewer voxels, transforming the weight, and its gradient, takes longer than what it spares.
@@ -83,7 +84,7 @@ def kernel_pays(
         return False
     padded = weight.shape[:1] if narrow else weight.shape[:2]
     # An image of one channel has no memory format of its own.
-    last = weight.stride(1) == 1 if x.shape[1] == 1 else x.movedim(1, -1).is_contiguous()
+    last = weight.stride(1) == 1 if x.shape[1] == 1 else is_channels_last(x)
     return last and all(channels % CHANNEL_MULTIPLE == 0 for channels in padded)
 
 

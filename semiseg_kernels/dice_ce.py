@@ -31,7 +31,7 @@ def dice_ce(
     target: labels of any integer dtype, negative ones are left out; or probabilities y in floating point.
     regions: uint8 in 0..R-1, or bool; one region by default.
     num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
-        synchronisation: pass it in training.
+        synchronisation, and breaks a compiled graph: pass it in training.
     squared: Dice's denominator is V-Net's, or has no squares.
     include_background: Dice's mean is over all classes, or over all but class 0.
 

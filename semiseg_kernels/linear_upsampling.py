@@ -8,6 +8,7 @@ from torch import Tensor
 from . import backends, checks, reference
 from .convolution import channels_last
 from .differentiation import once_differentiable
+from .layouts import is_channels_last
 
 
 def linear_upsampling(
@@ -39,7 +40,7 @@ def linear_upsampling(
 class _LinearUpsampling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str) -> Tensor:
-        ctx.channels_last, ctx.backend = is_channels_last(x), backend
+        ctx.channels_last, ctx.backend = only_channels_last(x), backend
         return torch.ops.semiseg_kernels.linear_upsampling_forward(x, backend)
 
     @staticmethod
@@ -49,14 +50,14 @@ class _LinearUpsampling(torch.autograd.Function):
         return raw(grad_y, ctx.channels_last, ctx.backend), None
 
 
-def is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+def only_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and is_channels_last(x)
 
 
 def doubled(
     x: Tensor,  # [B, C, *S]
 ) -> Tensor:  # [B, C, *2S], uninitialised
-    return _resized(x, [2 * side for side in x.shape[2:]], is_channels_last(x))
+    return _resized(x, [2 * side for side in x.shape[2:]], only_channels_last(x))
 
 
 def halved(

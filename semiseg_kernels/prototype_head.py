@@ -49,7 +49,7 @@ def prototype_head(
     regions: uint8 in 0..R-1, or bool; one region by default. With more than two, CUDA reads the embeddings twice
         forward, with more than four Triton reads them once for every four.
     num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
-        synchronisation: pass it in training.
+        synchronisation, and breaks a compiled graph: pass it in training.
     weight: bool, uint8 or floating point; of the cluster sums only.
     class_temperature, temperature: of ce and dice, and of info_nce.
     squared: of Dice's denominator, as in `dice_ce`.

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ from semiseg.config import (
     config_to_mapping,
     load_config,
 )
+from semiseg.data.dataset import ON_DISK
 from semiseg.engine.trainer import choose_device
 from semiseg.methods import METHODS
+from semiseg.models import NETWORKS
 
 NAMES = config_names()
 
@@ -130,18 +133,24 @@ def test_file_with_base(tmp_path):
         ("training.labeled_batch=2", "training.labelled_batch"),
         ("method.name=mpr", "accepted are supervised, mper"),
         ("preset=best", "accepted are paper, released"),
-        ("training.patch_size=[112, 112]", "takes 3"),
-        ("training.patch_size=112", "expected a list"),
-        ("training.labelled_batch=two", "expected int"),
+        ("training.patch_size=[112, 112]", "training.patch_size has 2 sides, accepted for network.name=vnet are 3"),
+        ("training.patch_size=112", "training.patch_size is 112, accepted is a list"),
+        ("training.labelled_batch=two", "training.labelled_batch is 'two', accepted is a value of type int"),
         ("training.labelled_batch=0", "training.labelled_batch is 0, accepted are values from 1"),
+        ("training=3", "training is 3, accepted is a section of keys"),
+        ("evaluation.stride=null", "evaluation.stride is null, accepted for network.name=vnet is one stride a side"),
+        ("dataset.name=heart", "dataset.name is 'heart', accepted are la, acdc, pancreas, own, phantom"),
+        ("network.name=resnet", "network.name is 'resnet', accepted are vnet, unet"),
+        ("network.name=[vnet]", "network.name is ['vnet'], accepted are vnet, unet"),
+        ("training.precision=float16", "training.precision is 'float16', accepted are auto, float32, bfloat16"),
         ("evaluation.head=cosine", "accepted are linear, prototype, mean"),
         ("network.initialisation=xavier", "accepted are he, pytorch"),
         ("evaluation.select=best", "accepted are last, validation, test"),
         ("method.confidence=1.5", "method.confidence is 1.5"),
         ("method.contrast_positive=furthest", "accepted are nearest, label"),
         ("seed", "not of the form"),
-        ("seed=010", "seed is '010', expected int"),
-        ("training.checkpoint_minutes=1:30", "training.checkpoint_minutes is '1:30', expected float"),
+        ("seed=010", "seed is '010', accepted is a value of type int"),
+        ("training.checkpoint_minutes=1:30", "checkpoint_minutes is '1:30', accepted is a value of type float"),
         ("output=", "override 'output=' has no value; null says none"),
         ("output=runs/a #2", "holds ' #', where YAML begins a comment"),
         ("name=''", "name is '', accepted is the name of a folder"),
@@ -153,6 +162,13 @@ def test_refusals(override, message):
     with pytest.raises(ValueError) as error:
         load_config("la_mper", [override])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "names"), [(DatasetConfig, (*ON_DISK, "phantom")), (NetworkConfig, tuple(NETWORKS))]
+)
+def test_whatever_can_be_built_can_be_named(section, names):
+    assert get_args(get_type_hints(section)["name"]) == names
 
 
 def test_unknown_configuration_names_the_nearest():
@@ -256,6 +272,12 @@ def test_numbers_out_of_range_in_a_list(name, key, value, accepted):
     with pytest.raises(ValueError) as error:
         load_config(name, [f"{key}=[{value}]"])
     assert str(error.value) == f"{key}[0] is {value}, accepted are {accepted}"
+
+
+@pytest.mark.parametrize(("labelled", "unlabelled"), [(3, 3), (4, 2)])
+def test_mper_pairs_images(labelled, unlabelled):
+    with pytest.raises(ValueError, match="accepted for mper are two equal even numbers"):
+        load_config("phantom_mper", [f"training.labelled_batch={labelled}", f"training.unlabelled_batch={unlabelled}"])
 
 
 @pytest.mark.parametrize(
@@ -393,7 +415,7 @@ def test_bases_that_lead_back(bases, cycle, tmp_path):
     asked = tmp_path / f"{cycle[-1]}.yaml"
     assert (
         str(error.value)
-        == f"{asked} builds on itself: base leads from {chain}; accepted are bases without a cycle"
+        == f"{asked} builds on itself: base leads from {chain}, accepted are bases without a cycle"
     )
 
 
@@ -436,5 +458,5 @@ def test_devices(monkeypatch):
     assert current == []
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert current == [torch.device("cuda:1")], "what names no device must not use the first"
-    with pytest.raises(ValueError, match="training.device is 'cuda:2', but the number of GPUs .* is 2"):
+    with pytest.raises(ValueError, match="training.device is 'cuda:2', .* are auto, cpu, cuda, cuda:0, cuda:1$"):
         choose_device("cuda:2")

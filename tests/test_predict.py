@@ -82,6 +82,7 @@ def test_the_mask_lies_on_the_grid_of_the_scan(affine, orientation, thresholding
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert mask.get_data_dtype() == np.uint8
     assert mask.header["sform_code"] > 0 and mask.header["qform_code"] > 0
+    assert mask.header.get_xyzt_units()[0] == "mm"
     np.testing.assert_allclose(mask.affine, affine, rtol=0, atol=1e-5)
     np.testing.assert_allclose(mask.header.get_zooms(), np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-6)
     assert np.array_equal(np.asarray(mask.dataobj), image > THRESHOLD)
@@ -287,6 +288,32 @@ def test_a_folder_goes_on_after_a_bad_scan_and_says_so(thresholding, tmp_path, c
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
     with pytest.raises(ValueError, match=r"a.nii.gz exists already \(and 1 more\)"):
         predict(arguments)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()}
+    write_nifti(tmp_path / "scans" / "b.nii.gz", image, LPS)
+    predict([*arguments, "--skip-existing"])
+    predict([*arguments, "--skip-existing"])
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "2 of 3 scans have a mask already", f"written to {tmp_path}/masks/b.nii.gz", "3 of 3 scans have a mask already"
+    ]  # fmt: skip
+    assert all((tmp_path / "masks" / name).read_bytes() == content for name, content in written.items())
+
+
+def test_a_scan_is_never_written_over(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", scan((32, 32, 16)), LPS)
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    arguments = ["--run", "none", "--input", str(tmp_path), "--output", str(tmp_path)]
+    for options in ([], ["--skip-existing"]):
+        with pytest.raises(ValueError, match="a.nii.gz would be written over the scan"):
+            predict([*arguments, *options])
+    assert (tmp_path / "a.nii.gz").read_bytes() == content
+
+
+def test_a_mask_is_a_nifti_file(thresholding, tmp_path):
+    segmentation = Predictor(untrained_run(tmp_path / "run")).predict(Volume(WHERE, scan(), np.eye(4)))
+    with pytest.raises(ValueError, match=r"mask.png: accepted are names that end in .nii.gz or .nii"):
+        segmentation.save(tmp_path / "mask.png")
+    assert not (tmp_path / "mask.png").exists()
 
 
 def test_headers_are_checked_before_the_first_scan_is_predicted(thresholding, tmp_path):
@@ -357,11 +384,11 @@ def test_bad_runs_and_outputs_are_named(tmp_path):
         assert message in str(raised.value) and "\n" not in str(raised.value)
 
     refused("nowhere is no run directory", run=tmp_path / "nowhere")
-    refused("accepted are keys of evaluation", overrides=["seed=1"])
-    refused("accepted are keys of evaluation", overrides=["training.learning_rate=1"])
+    refused("accepted for a run that exists are keys of evaluation, training.precision", overrides=["seed=1"])
+    refused("are keys of evaluation, training.precision, training.device", overrides=["training.learning_rate=1"])
     refused("evaluation.head is 'mean'", overrides=["evaluation.head=mean"])
     refused("validation.safetensors does not exist", overrides=["evaluation.select=validation"])
-    refused("scan.nii.gz exists already", output="scan.nii.gz")
+    refused("scan.nii.gz would be written over the scan", output="scan.nii.gz")
     refused("accepted for a folder of scans is a folder", source="scans")
     (tmp_path / "mask.png").write_text("a picture")
     refused("mask.png: accepted are files that end in .nii.gz or .nii", output="mask.png")

@@ -326,6 +326,17 @@ def test_other_case_names_and_a_run_twice_are_refused(tmp_path, capsys):
     assert "expected the same test cases" in report_of(one, two, capsys=capsys)[2]
 
 
+@pytest.mark.parametrize(("first", "second", "refused"), [("a", "b", True), ("a", "a", False), ("a", None, False)])
+def test_cases_of_the_same_names_with_other_labels_are_refused(first, second, refused, tmp_path, capsys):
+    """As of two hospitals that count their patients; results of older versions do not tell."""
+    labels = [{} if value is None else {"labels": value} for value in (first, second)]
+    paths = [
+        make_run(tmp_path, f"run {number}", 1, [f"seed={number}"], **given) for number, given in enumerate(labels)
+    ]
+    status, _, errors = report_of(*paths, "--output", tmp_path / "page.html", capsys=capsys)
+    assert status == (2 if refused else 0) and ("but other labels" in errors) == refused
+
+
 def test_output_in_a_folder_that_does_not_exist(tmp_path, capsys):
     path = make_run(tmp_path, "run", 1)
     status, _, errors = report_of(path, "--output", tmp_path / "no" / "page.html", capsys=capsys)

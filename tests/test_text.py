@@ -62,9 +62,8 @@ def test_clip_is_the_projected_feature_of_each_prompt_alone(clip_folder):
     tokens = torch.tensor([[start_of_text, *(token for word in words for token in word), end_of_text]])
     tower = CLIPTextModelWithProjection.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        expected = tower(input_ids=tokens).text_embeds[
-            0
-        ]  # no padding: the longer prompt pads the shorter one
+        # No padding: the longer prompt pads the shorter one.
+        expected = tower(input_ids=tokens).text_embeds[0]
     torch.testing.assert_close(text.embeddings[1], expected)
     torch.testing.assert_close(
         clip_text(str(clip_folder), PROMPTS[:1]).embeddings[0], text.embeddings[0], atol=1e-5, rtol=1e-4

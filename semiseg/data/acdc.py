@@ -1,10 +1,11 @@
 """ACDC (Automated Cardiac Diagnosis Challenge) in the h5 form that semi-supervised work uses."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from semiseg.data.case import Case
-from semiseg.data.files import check_disjoint, check_labelled, read_case, read_cases_lazily, read_list
+from semiseg.data.files import check_evaluation_lists, check_labelled, read_case, read_cases_lazily, read_list
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.data.volumes import TEST_LIST, VALIDATION_LIST
 
@@ -41,7 +42,8 @@ class ACDC:
         """
         source = self.root / TRAINING_SLICES_LIST
         names = read_list(source)
-        check_disjoint(names, (self.root / name for name in EVALUATION_LISTS.values()), self.patient)
+        lists = (self.root / name for name in EVALUATION_LISTS.values())
+        check_evaluation_lists(lists, partial(volume_path, self.root), names, self.patient)
         patients = list(dict.fromkeys(map(self.patient, names)))
         check_labelled(labelled, len(patients), "patients", source)
         cases = [read_case(slice_path(self.root, name), name, 2, len(self.class_names)) for name in names]

@@ -56,18 +56,16 @@ class Augmentation:
             "crop": (2, 3),
         }
         if self.name not in accepted:
-            raise ValueError(
-                f"augmentation name is {self.name!r}; accepted are {', '.join(sorted(accepted))}"
-            )
+            raise ValueError(f"dataset.augmentation is {self.name!r}, accepted are {', '.join(sorted(accepted))}")
         if len(self.patch) not in accepted[self.name] or min(self.patch) < 1:
             axes = " or ".join(str(count) for count in accepted[self.name])
-            raise ValueError(f"patch is {self.patch}; {self.name} accepts {axes} positive sizes")
+            raise ValueError(f"patch is {self.patch}, accepted with {self.name} are {axes} positive sizes")
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Transformation:
         """Draw what happens to a case of this shape. Raises ValueError where the patch has other axes."""
         if len(shape) != len(self.patch):
             raise ValueError(
-                f"image has shape {tuple(shape)}; a patch {self.patch} needs {len(self.patch)} axes"
+                f"shape is {tuple(shape)}, accepted with the patch {self.patch} are {len(self.patch)} axes"
             )
         if self.name == "crop":
             return Crop(UNTURNED, _random_corner(shape, self.patch, generator))

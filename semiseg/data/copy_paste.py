@@ -18,7 +18,7 @@ def zero_box_mask(
         not 1 <= inner <= outer for inner, outer in zip(box, patch, strict=True)
     ):
         raise ValueError(
-            f"box is {tuple(box)}; accepted are {len(patch)} sizes from 1 up to the patch {tuple(patch)}"
+            f"box is {tuple(box)}, accepted are {len(patch)} sizes from 1 up to the patch {tuple(patch)}"
         )
     mask = torch.ones(patch, dtype=torch.bool, device=device)
     corner = [
@@ -37,7 +37,7 @@ def copy_paste(
     """Return outside·M + inside·(1-M), for images and labels alike."""
     if outside.shape != inside.shape or outside.dtype != inside.dtype:
         raise ValueError(
-            f"inside is {inside.dtype} {tuple(inside.shape)}; "
+            f"inside is {inside.dtype} {tuple(inside.shape)}, "
             f"accepted is what outside is: {outside.dtype} {tuple(outside.shape)}"
         )
     return torch.where(mask, outside, inside)
@@ -50,6 +50,6 @@ def region_map(
 ) -> Tensor:  # [B, *P] uint8
     """Return 0 where a mix comes from a labelled image and 1 where it is pseudo-labelled."""
     if labelled not in ("outside", "inside"):
-        raise ValueError(f"labelled is {labelled!r}; accepted are 'outside' and 'inside'")
+        raise ValueError(f"labelled is {labelled!r}, accepted are 'outside' and 'inside'")
     pseudo_labelled = ~mask if labelled == "outside" else mask
     return pseudo_labelled.byte().expand(batch, *mask.shape).contiguous()

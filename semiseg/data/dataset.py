@@ -47,8 +47,8 @@ class Dataset(Protocol):
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Return the labelled and the unlabelled training cases, all in memory.
 
-        `labelled` counts volumes, or patients where the cases are slices. Raises ValueError, before a case is read,
-        if a training patient is in an evaluation list.
+        `labelled` counts volumes, or patients where the cases are slices. Before a case is read, raises ValueError if a
+        training patient is in an evaluation list, FileNotFoundError if one of these or a file that it names is missing.
         """
         ...
 
@@ -88,10 +88,10 @@ def open_dataset(
     """
     if name == "phantom":
         if root is not None:
-            raise ValueError(f"root is {str(root)!r}; the phantom is generated and takes no root")
+            raise ValueError(f"dataset.root is {str(root)!r}, accepted for the phantom, which is generated, is none")
         return Phantom(cohort_seed)
     if name not in ON_DISK:
-        raise ValueError(f"dataset name is {name!r}; accepted are {', '.join(ON_DISK)} and phantom")
+        raise ValueError(f"dataset.name is {name!r}, accepted are {', '.join(ON_DISK)}, phantom")
     dataset, folder = ON_DISK[name]
     return dataset(_find_root(root, folder))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semiseg.atomic import write_json
 from semiseg.data.preprocessing import Preprocessing
-from semiseg.engine.atomic import write_json
 
 if TYPE_CHECKING:
     from semiseg.data.dataset import Dataset

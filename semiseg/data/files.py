@@ -31,20 +31,26 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def check_disjoint(
+def check_evaluation_lists(
+    lists: Iterable[Path],
+    file_of: Callable[[str], Path],  # a case's name
     training: Iterable[str],  # names of cases
-    evaluation: Iterable[Path],  # lists, of which some may be missing
     patient: Callable[[str], str],  # of a case's name
 ) -> None:
-    """Raise ValueError if an evaluation list names a case of a training patient, and as `read_list`."""
+    """Raise ValueError if a list names a case of a training patient, FileNotFoundError if a case has no file.
+
+    No file of a case is opened. Raises as `read_list` too.
+    """
     trained = {patient(name): name for name in training}
-    for path in filter(Path.is_file, evaluation):
+    for path in lists:
         for name in read_list(path):
             if patient(name) in trained:
                 raise ValueError(
                     f"{path}: names {name!r}, and the training list {trained[patient(name)]!r}; "
                     "a patient may be in only one of the lists"
                 )
+            if not file_of(name).is_file():
+                raise FileNotFoundError(f"{file_of(name)}: missing; {path} names {name!r}")
 
 
 def read_case(
@@ -113,7 +119,7 @@ def check_labelled(labelled: int, available: int, unit: str, source: Path | str)
     """Raise ValueError unless 1 <= labelled <= available."""
     if not 1 <= labelled <= available:
         raise ValueError(
-            f"labelled is {labelled}; {source} holds {available} {unit}, so 1 to {available} is accepted"
+            f"dataset.labelled is {labelled}, accepted are 1 to {available}, the {unit} that {source} holds"
         )
 
 

@@ -86,12 +86,12 @@ class _Stream:
     def __init__(self, name: str, count: int, batch: int, processes: int) -> None:
         if batch % processes:
             raise ValueError(
-                f"{name}_batch is {batch}, accepted for {processes} processes are multiples of {processes}"
+                f"training.{name}_batch is {batch}, accepted for {processes} processes are multiples of {processes}"
             )
         if batch < 0 or (batch and not count):
             raise ValueError(
-                f"{name}_batch is {batch} and there are {count} {name} cases; accepted are "
-                f"{'0 or more' if count else 'only 0'}"
+                f"training.{name}_batch is {batch}, accepted with {count} {name} cases "
+                f"{'are values from 0' if count else 'is 0'}"
             )
         self._name, self._count, self._batch = name, count, batch
         self._order = torch.empty(0, dtype=torch.int64)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from semiseg.data.case import Case, UnlabelledCase
-from semiseg.data.files import check_disjoint, check_labelled, read_case, read_cases_lazily, read_list
+from semiseg.data.files import check_evaluation_lists, check_labelled, read_case, read_cases_lazily, read_list
 from semiseg.data.preprocessing import Preprocessing
 
 TRAINING_LIST, VALIDATION_LIST, TEST_LIST = "train.list", "val.list", "test.list"
@@ -42,9 +42,11 @@ class Volumes(ABC):
         return cases[:labelled], cases[labelled:]
 
     def training_names(self) -> list[str]:
-        """The names of train.list. ValueError where one is in another list too."""
+        """The names of train.list. ValueError where one is in another list too, FileNotFoundError where what is to be
+        evaluated is missing."""
         names = read_list(self.root / TRAINING_LIST)
-        check_disjoint(names, (self.root / name for name in self.evaluation_lists.values()), self.patient)
+        lists = (self.root / name for name in self.evaluation_lists.values())
+        check_evaluation_lists(lists, self.path, names, self.patient)
         return names
 
     def read(self, name: str) -> Case:

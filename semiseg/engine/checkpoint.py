@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from semiseg.engine.atomic import replace_atomically
+from semiseg.atomic import replace_atomically
 
 LONGEST_REASON = 200  # characters; PyTorch lists every tensor that does not fit
 

@@ -7,10 +7,8 @@ from collections.abc import Callable, Hashable, Mapping
 import torch
 from torch import Tensor
 
-WARM_UP = (
-    3  # calls in which cuDNN chooses its algorithms, and libraries and the optimiser allocate what they keep
-)
-
+# Calls in which cuDNN chooses its algorithms, and libraries and the optimiser allocate what they keep.
+WARM_UP = 3
 
 Function = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 

@@ -7,20 +7,22 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from semiseg.atomic import remove_leftovers, write_json, write_new_text
 from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
 from semiseg.data import Dataset
 from semiseg.data.description import DatasetDescription
 from semiseg.data.files import read_list
 from semiseg.destinations import check_destination
-from semiseg.engine.atomic import remove_leftovers, write_json, write_new_text
 from semiseg.engine.environment import environment
 from semiseg.engine.precision import precision
+from semiseg.text import TextEmbeddings
 
 try:
     import fcntl
@@ -86,6 +88,10 @@ class RunDirectory:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.environment} is damaged: {error}") from None
 
+    def load_text(self) -> TextEmbeddings | None:
+        """Text embeddings of the classes, where the method learned from them. ValueError where they are damaged."""
+        return TextEmbeddings.load(self.text) if self.text.is_file() else None
+
     def check_dataset(self, dataset: Dataset) -> None:
         """Raise ValueError where a dataset is not like the one trained on; of a run too old to know, any is accepted."""
         if not self.dataset.is_file():
@@ -93,9 +99,23 @@ class RunDirectory:
         difference = DatasetDescription.load(self.dataset).difference(DatasetDescription.of(dataset))
         if difference:
             raise ValueError(
-                f"{self.path} was trained on another dataset: {difference} in the one given; "
+                f"{self.path} was trained on another dataset: {difference} in the one given, "
                 "accepted is one prepared alike"
             )
+
+    def check_training_cases(
+        self,
+        names: Sequence[str],  # of all cases to train on, in their order
+    ) -> None:
+        """Raise ValueError where these are not the cases trained on so far; of a run too old to know, any are accepted."""
+        if not self.training_cases.is_file():
+            return
+        for number, (trained, given) in enumerate(zip_longest(read_list(self.training_cases), names), start=1):
+            if trained != given:
+                raise ValueError(
+                    f"{self.path} is trained on {trained or 'no case'} as training case {number}, and the dataset given "
+                    f"has {given or 'none'} there, accepted are the same cases in the same order"
+                )
 
     def check_test_cases(self, dataset: Dataset) -> None:
         """Raise ValueError where a test case is one trained on; of a run too old to know, all are accepted."""
@@ -106,7 +126,7 @@ class RunDirectory:
             if dataset.patient(name) in trained:
                 raise ValueError(
                     f"{self.path} was trained on {dataset.patient(name)!r}, and the dataset given has the test case "
-                    f"{name!r}; accepted are test cases of others"
+                    f"{name!r}, accepted are test cases of others"
                 )
 
     @contextmanager
@@ -189,7 +209,7 @@ def _default_path(config: Config) -> Path:
 
 
 def _taken(path: Path) -> ValueError:
-    return ValueError(f"output is {path}, which exists already; accepted is a new or an empty folder")
+    return ValueError(f"output is {path}, which exists already, accepted is a new or an empty folder")
 
 
 def _make_first_free(path: Path) -> Path:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from semiseg.atomic import write_text
 from semiseg.config import Config
 from semiseg.data import Augmentation, Case, Dataset, TrainingSampler, TrainingTensors, open_dataset
 from semiseg.data.description import DatasetDescription
-from semiseg.engine.atomic import write_text
 from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.determinism import deterministic_algorithms
 from semiseg.engine.distributed import Processes
@@ -45,8 +45,10 @@ def choose_device(name: str) -> torch.device:
     if not accepted:
         raise ValueError(f"training.device is {name!r}, accepted are auto, cpu, cuda, cuda:0, cuda:1 ...")
     if name != "cpu" and int(accepted[1] or 0) >= torch.cuda.device_count():
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        devices = ["auto", "cpu", *(["cuda", *gpus] if gpus else [])]
         raise ValueError(
-            f"training.device is {name!r}, but the number of GPUs that PyTorch finds is {torch.cuda.device_count()}"
+            f"training.device is {name!r}, accepted with the {len(gpus)} GPUs that PyTorch finds are {', '.join(devices)}"
         )
     device = torch.device(name)
     if device.index is not None:
@@ -88,7 +90,10 @@ def train(
     """
     with ExitStack() as held:
         training = Training(config, resume, held)
-        training.run()
+        try:
+            training.run()
+        except KeyboardInterrupt:  # the second one
+            raise training.stopped_at_once() from None
     return training.directory
 
 
@@ -128,6 +133,8 @@ class Training:
         self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)
         _check_classes(self.labelled, self.dataset.class_names)
         self.training_names = [case.name for case in (*self.labelled, *unlabelled)]
+        if resume is not None:
+            resume.check_training_cases(self.training_names)
         tensors = TrainingTensors(self.labelled, unlabelled, self.device)
         self.samplers = [
             _sampler(config, stage, tensors, augmentation, number, self.processes)
@@ -174,6 +181,17 @@ class Training:
         if interruption.signal is not None:
             raise self._interrupted(interruption)
 
+    def stopped_at_once(self) -> BaseException:
+        """What says so, and, where there is something to resume, how."""
+        if self.directory is None or not self.directory.training_state.is_file():
+            return KeyboardInterrupt()
+        saved = saved_iteration(self.directory.training_state)
+        return Interrupted(
+            f"stopped by SIGINT within a step: resume it after iteration {saved} of {self.total} with "
+            f"`{self.directory.resume_command}`",
+            signal.SIGINT,
+        )
+
     def _run_stage(
         self, number: int, interruption: Interruption, log: MetricsLog | None, progress: tqdm
     ) -> None:
@@ -185,6 +203,8 @@ class Training:
             first_step = self.state.step
             self.state.restore_stage(sampler, optimiser)
         else:
+            if log is not None:
+                log.flush()  # a loss that is not finite explains more than what comes of it here
             stage.prepare(self.labelled, config.training.patch_size)
         self.processes.broadcast(method)
         method.network.train()
@@ -246,9 +266,8 @@ class Training:
         self.processes.wait()
 
     def _text(self) -> TextEmbeddings | None:
-        if self.resume is not None and self.resume.text.is_file():
-            return TextEmbeddings.load(self.resume.text)
-        return METHODS[self.config.method.name].text(self.config, self.dataset.class_names)
+        saved = self.resume.load_text() if self.resume is not None else None
+        return saved or METHODS[self.config.method.name].text(self.config, self.dataset.class_names)
 
     def _open_directory(self) -> RunDirectory:
         config, resuming = self.config, ""
@@ -282,7 +301,7 @@ def _check_dimensions(config: Config, dataset: Dataset) -> None:
     if taken != given:
         raise ValueError(
             f"network.name={config.network.name} takes {taken}D images, but dataset.name={config.dataset.name} gives "
-            f"{given}D ones; accepted is {'vnet' if given == 3 else 'unet'}"
+            f"{given}D ones, accepted is {'vnet' if given == 3 else 'unet'}"
         )
 
 
@@ -292,7 +311,7 @@ def _check_classes(labelled: Sequence[Case], class_names: Sequence[str]) -> None
     for name, count in zip(class_names, np.sum(histograms, axis=0), strict=True):
         if not count:
             raise ValueError(
-                f"the {len(labelled)} labelled cases hold no voxel of the class {name!r}, so it cannot be learnt; "
+                f"the {len(labelled)} labelled cases hold no voxel of the class {name!r}, so it cannot be learnt, "
                 "accepted are labelled cases (dataset.labelled) that show every class"
             )
 

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.ndimage import gaussian_filter1d
 
+from semiseg.atomic import replace_atomically
 from semiseg.data import Case
-from semiseg.engine.atomic import replace_atomically
 from semiseg.evaluation.metrics import case_metrics
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")  # Okabe and Ito's

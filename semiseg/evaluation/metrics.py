@@ -18,9 +18,7 @@ CaseMetrics = dict[str, dict[str, Any]]  # class name -> metric -> value
 def case_metrics(
     prediction: np.ndarray,  # [*S] integer
     truth: np.ndarray,  # [*S] integer
-    class_names: Sequence[
-        str
-    ],  # the name of label c is class_names[c]; class_names[0], the background, is left out
+    class_names: Sequence[str],  # of label c: class_names[c]; class_names[0], the background, is left out
     spacing: Sequence[float] | None = None,  # mm per voxel along each axis
 ) -> CaseMetrics:
     """Metrics of each foreground class, as plain numbers ready for JSON.
@@ -124,9 +122,7 @@ def _distances(points: np.ndarray, surface: np.ndarray, spacing: Sequence[float]
 
 
 def summarise(
-    per_case: Mapping[
-        str, CaseMetrics
-    ],  # case name -> the result of `case_metrics`, the same classes in each
+    per_case: Mapping[str, CaseMetrics],  # case name -> result of `case_metrics`, the same classes in each
 ) -> dict[str, Any]:
     """Mean and population standard deviation (numpy's `std`, ddof 0) of every metric over the cases.
 

@@ -51,54 +51,88 @@ def volume_slabs(
             f"patch_size {tuple(patch_size)} and stride {tuple(stride)}: accepted is one value per "
             f"axis of the image of shape {tuple(image.shape)}"
         )
-    missing = [max(patch - side, 0) for side, patch in zip(image.shape, patch_size, strict=True)]
-    before = [pad // 2 for pad in missing]
-    if any(missing):
-        padding = [(first, pad - first) for first, pad in zip(before, missing, strict=True)]
-        padded = functional.pad(image, list(itertools.chain(*reversed(padding))))
-    else:
-        padded = image
+    padded, inside = _padded(image, patch_size)
     starts = [window_starts(*axis) for axis in zip(padded.shape, patch_size, stride, strict=True)]
-    counts = [
-        _window_count(*axis).to(image.device) for axis in zip(padded.shape, patch_size, starts, strict=True)
-    ]
-    in_plane = functools.reduce(
-        lambda a, b: a.unsqueeze(-1) * b, counts[1:], torch.ones((), device=image.device)
-    )
-    inside = tuple(slice(first, first + side) for first, side in zip(before, image.shape, strict=True))
-    depth = patch_size[0]
-    first_plane = 0  # of the padded image, where the running sums start
-    sums: Tensor | None = None  # [C, depth, *padded.shape[1:]]
-
-    def mean(planes: slice) -> Tensor:
-        assert sums is not None
-        slab = sums[:, planes]
-        count = counts[0][first_plane:][planes].reshape(-1, *[1] * in_plane.ndim)
-        slab /= count * in_plane
-        return slab[(slice(None), slice(None), *inside[1:])]
-
+    means: _WindowMeans | None = None
     for batch in progress(_batches(list(itertools.product(*starts)), batch_size)):
         windows = [
             tuple(slice(first, first + side) for first, side in zip(corner, patch_size, strict=True))
             for corner in batch
         ]
         with torch.no_grad():
-            probabilities = network_probabilities(
-                torch.stack([padded[window] for window in windows]).unsqueeze(1)
-            )
-        if sums is None:
-            shape = (probabilities.shape[1], depth, *padded.shape[1:])
-            sums = padded.new_zeros(shape, dtype=torch.float32)
+            probabilities = network_probabilities(torch.stack([padded[window] for window in windows]).unsqueeze(1))
+        if means is None:
+            means = _WindowMeans(probabilities.shape[1], padded, patch_size, starts)
         for window, window_probabilities in zip(windows, probabilities, strict=True):
-            finished = window[0].start - first_plane
+            finished = window[0].start - means.first_plane
             if finished > 0:
-                yield mean(slice(0, finished))
-                for plane in range(finished, depth):  # one by one, as the planes moved overlap where they go
-                    sums[:, plane - finished] = sums[:, plane]
-                sums[:, depth - finished :] = 0
-                first_plane = window[0].start
-            sums[(slice(None), slice(None), *window[1:])] += window_probabilities
-    yield mean(slice(inside[0].start, inside[0].start + min(image.shape[0], depth)))
+                yield means.finish(slice(0, finished))[(slice(None), slice(None), *inside[1:])]
+                means.move(finished)
+            means.add(window, window_probabilities)
+    assert means is not None  # there is a window
+    last = slice(inside[0].start, inside[0].start + min(image.shape[0], patch_size[0]))
+    yield means.finish(last)[(slice(None), slice(None), *inside[1:])]
+
+
+def _padded(
+    image: Tensor,  # [*S]
+    patch_size: Sequence[int],
+) -> tuple[Tensor, tuple[slice, ...]]:
+    """The image with zeros on both sides of an axis that is shorter than the patch, and where it then lies."""
+    missing = [max(patch - side, 0) for side, patch in zip(image.shape, patch_size, strict=True)]
+    before = [pad // 2 for pad in missing]
+    inside = tuple(slice(first, first + side) for first, side in zip(before, image.shape, strict=True))
+    if not any(missing):
+        return image, inside
+    padding = [(first, pad - first) for first, pad in zip(before, missing, strict=True)]
+    return functional.pad(image, list(itertools.chain(*reversed(padding)))), inside
+
+
+class _WindowMeans:
+    """Means over the windows of a voxel, for as many planes of the image as a patch has."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        image: Tensor,  # [*S]
+        patch_size: Sequence[int],
+        starts: Sequence[Sequence[int]],  # of the windows, along each axis
+    ) -> None:
+        self.first_plane = 0  # of the image, where the sums start
+        self._depth = patch_size[0]
+        shape = (num_classes, self._depth, *image.shape[1:])
+        self._sums = image.new_zeros(shape, dtype=torch.float32)
+        self._counts, *others = (
+            _window_count(*axis).to(image.device) for axis in zip(image.shape, patch_size, starts, strict=True)
+        )
+        self._counts_in_plane = functools.reduce(
+            lambda a, b: a.unsqueeze(-1) * b, others, torch.ones((), device=image.device)
+        )
+
+    def add(
+        self,
+        window: tuple[slice, ...],  # starts at the first plane
+        probabilities: Tensor,  # [C, *patch_size]
+    ) -> None:
+        self._sums[(slice(None), slice(None), *window[1:])] += probabilities
+
+    def finish(
+        self,
+        planes: slice,  # from the first plane on, which no window to come reaches
+    ) -> Tensor:  # [C, n, *S[1:]], valid until the next call of any method
+        slab = self._sums[:, planes]
+        counts = self._counts[self.first_plane :][planes].reshape(-1, *[1] * self._counts_in_plane.ndim)
+        slab /= counts * self._counts_in_plane
+        return slab
+
+    def move(
+        self,
+        planes: int,  # which are finished
+    ) -> None:
+        for plane in range(planes, self._depth):  # one by one, as the planes moved overlap where they go
+            self._sums[:, plane - planes] = self._sums[:, plane]
+        self._sums[:, self._depth - planes :] = 0
+        self.first_plane += planes
 
 
 def _window_count(

@@ -81,7 +81,8 @@ def mean_and_sd(metric: str, statistics: Mapping[str, float]) -> str:
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A heading and rows of cells in aligned columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]  # 2: a rule of `-:`
     lines = [
         "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
         for row in rows

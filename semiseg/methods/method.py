@@ -117,9 +117,8 @@ class Method(nn.Module):
         """The method of a configuration around a fresh network (from torch's global generator)."""
         network = build_network(
             config.network.name,
-            **config.network.sizes,
+            **config.network.options,
             num_classes=num_classes,
-            embedding_after_dropout=config.network.embedding_after_dropout,
         )
         initialise(network, config.network.initialisation)
         return cls(config.method, network, num_classes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,37 +51,26 @@ class MPERConfig:
     learning_rate_step: PositiveInt | None = None  # iterations of self-training between tenfold cuts
     teacher_decay: Fraction = 0.99  # EMA
     teacher_buffers: bool = True  # BatchNorm statistics follow the student too
-    teacher_mode: str = "train"  # train: batch statistics and dropout; eval
+    teacher_mode: Literal["train", "eval"] = "train"  # train: with batch statistics and dropout
     num_prototypes: PositiveInt = 3  # K
     class_temperature: PositiveFloat = 0.1  # τ₁
     temperature: PositiveFloat = 0.1  # τ₂
     prototype_momentum: Fraction = 0.999  # η
-    prototype_steps: str = "one"  # one from the union of both mixes; four: each mix, labelled then unlabelled
+    # one: from the union of both mixes; four: each mix, labelled then unlabelled
+    prototype_steps: Literal["one", "four"] = "one"
     confidence: FractionBelowOne = 0.9  # α
     update_unit_length: bool = False  # cluster means of z / |z|, prototypes kept at unit length
-    update_classes: str = "all"  # or foreground
+    update_classes: Literal["all", "foreground"] = "all"  # whose prototypes move
     update_requires_agreement: bool = False  # only voxels whose prototype prediction is their label
     contrast_normalize: bool = True  # eq. 5 on unit length z and p
-    contrast_positive: str = "nearest"  # nearest of all prototypes; label: nearest of the label's class
+    contrast_positive: Literal["nearest", "label"] = "nearest"  # of all prototypes; label: nearest of its class
     contrast_ignore_first: bool = False  # leave out voxels whose positive is prototype 0 of class 0
-    contrast_reduction: str = "mean"  # of both mixes' means; sum: their sum
+    contrast_reduction: Literal["mean", "sum"] = "mean"  # of both mixes' means
     dice_squared: bool = True  # Dice's denominator has squares, V-Net's
     dice_per_image: bool = False  # a Dice loss for each image of a batch, or one for all
     pseudo_label_weight: NonNegativeFloat = 0.5  # of pseudo-labelled voxels in L_cons, labelled ones have 1
     join_mixes: bool = False  # both mixes in one forward pass (joint BatchNorm statistics)
     kmeans_batch: PositiveInt = 8_192  # voxels per step of the clustering
-
-    def __post_init__(self) -> None:
-        accepted = {
-            "teacher_mode": ("train", "eval"),
-            "prototype_steps": ("one", "four"),
-            "update_classes": ("all", "foreground"),
-            "contrast_positive": ("nearest", "label"),
-            "contrast_reduction": ("mean", "sum"),
-        }
-        for key, values in accepted.items():
-            if getattr(self, key) not in values:
-                raise ValueError(f"method.{key} is {getattr(self, key)!r}, accepted are {', '.join(values)}")
 
 
 @dataclass(frozen=True)

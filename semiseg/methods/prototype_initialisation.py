@@ -30,12 +30,15 @@ def cluster_embeddings(
 
     The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and of every class a
     random sample of 64 mini-batches of `batch` voxels, or all its voxels if fewer. Warns where a class has fewer voxels
-    than prototypes and duplicates them with a little noise; raises ValueError where a class has none.
+    than prototypes and duplicates them with a little noise; raises ValueError where a class has none, FloatingPointError
+    where embeddings are NaN or infinite, as a training that diverges makes them.
     """
     clusterings = [_ClassClustering(num_prototypes, batch, seed) for _ in range(num_classes)]
     training = network.training
     network.eval()
     for embedding, label in _embeddings(network, labelled, patch_size):
+        if not np.isfinite(embedding).all():
+            raise FloatingPointError("the embeddings of the labelled images hold NaN or infinity")
         for c, clustering in enumerate(clusterings):
             clustering.add(embedding[:, label == c].T)
     network.train(training)

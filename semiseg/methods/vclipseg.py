@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +41,6 @@ from semiseg.models import (
 from semiseg.models.initialisation import initialise
 from semiseg.text import (
     CLASS_PLACEHOLDER,
-    SOURCES,
     TextEmbeddings,
     class_prompts,
     clip_text,
@@ -60,23 +59,26 @@ class VCLIPSegConfig:
     ramp_up_iterations: NonNegativeInt  # T of λ_u(t)
     ramp_up_step: PositiveInt = 1  # λ_u moves every so many iterations
     learning_rate_step: PositiveInt | None = None  # iterations between tenfold cuts
-    branches: str = "two_decoders"  # or two_networks, which can have neither prompt nor text consistency
+    # two_networks: with neither prompt nor text consistency
+    branches: Literal["two_decoders", "two_networks"] = "two_decoders"
     voxel_prompt: bool = True  # VWPM
     text_consistency: bool = True  # VTCM
-    pseudo_label: str = "dynamic"  # DLB; mutual: mutual consistency; cross: cross pseudo supervision
-    pseudo_label_form: str = "soft"  # of the dynamic one, P as it is; hard: its arg max
-    unlabelled_loss_over: str = "unlabelled"  # images that L_u sees; all: the labelled ones too
+    # dynamic: DLB; mutual: mutual consistency; cross: cross pseudo supervision
+    pseudo_label: Literal["dynamic", "mutual", "cross"] = "dynamic"
+    pseudo_label_form: Literal["soft", "hard"] = "soft"  # of the dynamic one, P as it is; hard: its arg max
+    unlabelled_loss_over: Literal["unlabelled", "all"] = "unlabelled"  # images that L_u sees
     labelled_weight: NonNegativeFloat = 1.0  # of L_l
     dice_squared: bool = True  # Dice's denominator has squares, V-Net's
     dice_background: bool = True  # Dice's mean is over all classes, or over all but the background
     consistency_weight: NonNegativeFloat = 0.5  # λ_r
     sharpening_temperature: PositiveFloat = 0.1  # of mutual consistency
-    mask_resampling: str = "area"  # of the voxels where decoders and truth agree, to the bottleneck; nearest
+    # of the voxels where decoders and truth agree, to the bottleneck
+    mask_resampling: Literal["area", "nearest"] = "area"
     projection_heads: Annotated[int, Range(1, 2)] = 1  # on the bottleneck; 2: one a decoder, with one mean of both
     prompt_width: PositiveInt = 256  # of the text embeddings when they are mixed
     controller_widths: tuple[PositiveInt, ...] = (64, 16)  # of the convolution and the hidden layer
     fusion_kernel: PositiveInt = 3  # side of the convolution that fuses features and prompt
-    text: str = "clip"  # where the embeddings come from: clip, file or random
+    text: Literal["clip", "file", "random"] = "clip"  # where the embeddings come from
     text_prompt: str = "A pixel of [CLS]"  # [CLS] is the class's name
     clip_model: str = "openai/clip-vit-base-patch32"  # a name on the Hugging Face hub, or a folder
     text_file: str | None = None  # .npz, .safetensors or .pt with one embedding a class, background first
@@ -84,17 +86,6 @@ class VCLIPSegConfig:
     text_seed: Seed = 0  # of random embeddings
 
     def __post_init__(self) -> None:
-        accepted = {
-            "branches": ("two_decoders", "two_networks"),
-            "pseudo_label": ("dynamic", "mutual", "cross"),
-            "pseudo_label_form": ("soft", "hard"),
-            "unlabelled_loss_over": ("unlabelled", "all"),
-            "mask_resampling": ("area", "nearest"),
-            "text": SOURCES,
-        }
-        for key, values in accepted.items():
-            if getattr(self, key) not in values:
-                raise ValueError(f"method.{key} is {getattr(self, key)!r}, accepted are {', '.join(values)}")
         if len(self.controller_widths) != 2:
             raise ValueError(
                 f"method.controller_widths is {list(self.controller_widths)}, accepted are two widths"

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from semiseg_kernels.differentiation import once_differentiable
 
 DRAWN_TOGETHER = 4  # values for each 64 random bits
 LEVELS = 2**16  # of a value's 16 bits, in which its probability is counted

@@ -104,7 +104,6 @@ class UNet(nn.Module):
         num_classes: int = 4,
         filters: Sequence[int] = (16, 32, 64, 128, 256),  # per stage; the first is the width of the embedding
         dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),  # of single values, per stage of the encoder
-        embedding_after_dropout: bool = False,  # no effect: no dropout precedes the classifier
     ) -> None:
         super().__init__()
         self.encoder = UNetEncoder(in_channels, filters, dropout)

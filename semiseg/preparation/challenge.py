@@ -16,9 +16,8 @@ from semiseg.preparation.volume import Volume, on_grid_of
 class Challenge(ABC):
     """Finds, reads, checks and converts the scans of one challenge."""
 
-    splits: ClassVar[
-        Mapping[str, int]
-    ]  # file name of each list and how many patients of the whole challenge it takes
+    # file name of each list and how many patients of the whole challenge it takes
+    splits: ClassVar[Mapping[str, int]]
     stored_labels: ClassVar[Mapping[int, int]]  # value in the label files -> class
 
     @abstractmethod

@@ -26,16 +26,16 @@ def check_new(dest: Path) -> None:
     """Raise ValueError unless `dest` does not exist or is an empty folder, OSError where it cannot be made."""
     check_destination(dest)
     if os.path.ismount(dest):
-        raise ValueError(f"{dest} is where a file system is mounted; accepted is a new folder within it")
+        raise ValueError(f"{dest} is where a file system is mounted, accepted is a new folder within it")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"{dest} exists already; accepted is a new or an empty folder")
+        raise ValueError(f"{dest} exists already, accepted is a new or an empty folder")
 
 
 def check_name(name: str, path: Path) -> None:
     """Raise ValueError, naming the file it comes from, for a case's name that a list does not give back."""
     if name != name.strip() or any(unicodedata.category(character) in UNLISTABLE for character in name):
         raise ValueError(
-            f"{str(path)!r}: names the case {name!r}; accepted are names in UTF-8 without line breaks and control "
+            f"{str(path)!r}: names the case {name!r}, accepted are names in UTF-8 without line breaks and control "
             "characters, and without spaces at their ends"
         )
 
@@ -67,7 +67,10 @@ def whole_folder(dest: Path) -> Iterator[Path]:
     # Containers that share a folder may have the same process numbers.
     temporary = dest.with_name(f".{dest.name}.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process with the same number that was killed
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"{dest}: cannot be made ({error.strerror})") from error
     try:
         yield temporary
         os.replace(temporary, dest)

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from semiseg.atomic import write_text
 from semiseg.data.description import DatasetDescription
 from semiseg.data.own import DESCRIPTION, OwnData
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
-from semiseg.engine.atomic import write_text
 from semiseg.preparation.checks import as_classes
 from semiseg.preparation.layout import check_new, note, progress, whole_folder, write_case, write_list
 from semiseg.preparation.nifti_folder import divide, find_scans, join_patients, with_patient
 from semiseg.preparation.plan import Plan, configurations, plan
-from semiseg.preparation.splits import LabelledScan, Scan
+from semiseg.preparation.splits import LabelledScan, Scan, Splits
 from semiseg.preparation.survey import (
     ORIENTATION,
     Facts,
@@ -33,6 +33,8 @@ from semiseg.preparation.volume_files import read_header
 FINDINGS = "findings.md"
 LIST_NAMES = {VALIDATION_LIST: "for validation", TEST_LIST: "for the test"}
 MOST_CLASSES = 255
+MANY_CLASSES = 64  # more are rather an image's intensities
+SWAPPED = "is the folder of the labels one of images?"
 HEADER = (
     "# Written by `python -m semiseg.prepare nifti`; every key may be changed, here or on the command line.\n"
 )
@@ -45,9 +47,8 @@ class Choices:
     test: int | Path | None = None  # patients, or the file of a list of cases
     validation: int | Path | None = None
     labelled: int | Path | None = None  # training cases whose labels are used
-    patient: str | None = (
-        None  # regular expression: a scan's patient is what it matches at the start of its name
-    )
+    # regular expression: a scan's patient is what it matches at the start of its name
+    patient: str | None = None
     classes: Sequence[str] | None = None  # names, in the order of the labels' values
     modality: str | None = None  # ct or mr
     spacing: tuple[float, ...] | None = None  # mm
@@ -72,9 +73,8 @@ def prepare_nifti(
         check_class_names(choices.classes)
     dest = dest.resolve()
     labelled, unlabelled = find_scans(images, labels, choices.patient)
-    divide(
-        labelled, choices.test, choices.validation, choices.labelled
-    )  # impossible choices end here, not later
+    # Impossible choices end here, not after every scan has been read.
+    divide(labelled, choices.test, choices.validation, choices.labelled)
     if choices.spacing is not None:
         try:
             check_memory([*labelled, *unlabelled], choices.spacing)
@@ -86,58 +86,94 @@ def prepare_nifti(
     found = findings(facts, classes, modality)
     print(f"{found}\n")
 
-    patients = join_patients([*labelled, *unlabelled], {one.name: one.fingerprint for one in facts})
-    splits, count = divide(
-        [with_patient(scan, patients) for scan in labelled],
-        choices.test,
-        choices.validation,
-        choices.labelled,
-    )
-    training = splits[TRAINING_LIST]
-    evaluated = {scan.patient for name, scans in splits.items() if name != TRAINING_LIST for scan in scans}
-    kept = [scan for scan in unlabelled if patients[scan.name] not in evaluated]
-    names = {scan.name for scans in splits.values() for scan in scans} | {scan.name for scan in kept}
-    note(
-        [one.name for one in facts if one.name not in names],
-        "scans are left out, since another one of their patient is for evaluation",
-    )
+    division = _division(labelled, unlabelled, facts, choices)
     by_name = {one.name: one for one in facts}
-    used = [by_name[scan.name] for scan in training[:count]]
+    used = [by_name[scan.name] for scan in division.splits[TRAINING_LIST][: division.labelled]]
     check_classes(used, classes)
-    class_names = ("background", *classes.values())
-    chosen = plan([one for one in facts if one.name in names], used, class_names, modality, choices.spacing)
-    unlabelled_count = len(training) - count + len(kept)
-    counts = {"labelled to train on": count, "unlabelled": unlabelled_count}
-    counts |= {LIST_NAMES[name]: len(scans) for name, scans in splits.items() if name != TRAINING_LIST}
-    decision = _decisions(
-        chosen,
-        f"{modality} ({'as asked for' if choices.modality else 'guessed from the lowest intensities'})",
-        [one for one in facts if one.name in names],
-        counts,
-    )
+    names = {scan.name for scan in division.scans}
+    kept = [one for one in facts if one.name in names]
+    chosen = plan(kept, used, ("background", *classes.values()), modality, choices.spacing)
+    origin = "as asked for" if choices.modality else "guessed from the lowest intensities"
+    decision = _decisions(chosen, f"{modality} ({origin})", kept, division.counts)
     print(f"{decision}\n")
 
-    scans = [*(scan for members in splits.values() for scan in members), *kept]
     spacing = chosen.preprocessing.spacing
     assert spacing is not None  # a plan has one
-    check_memory(scans, spacing)
-    numbers = {0: 0, **{value: number for number, value in enumerate(classes, start=1)}}
+    check_memory(division.scans, spacing)
     with whole_folder(dest) as folder:
-        description = DatasetDescription(class_names, 3, chosen.preprocessing, tuple(numbers))
-        description.save(folder / DESCRIPTION)
-        dataset = OwnData(folder)
-        for scan in progress(scans, "writing"):
-            write_case(dataset.path(scan.name), *convert(scan, chosen.preprocessing, numbers, choices.mirror))
-        for list_name, members in splits.items():
-            others = kept if list_name == TRAINING_LIST else []
-            write_list(folder / list_name, (scan.name for scan in (*members, *others)))
+        _write_cases(folder, division, chosen.preprocessing, classes, choices.mirror)
         write_text(folder / FINDINGS, f"{found}\n\n{decision}\n")
-        written = configurations(chosen, dest, count, unlabelled_count, VALIDATION_LIST in splits)
+        validated = VALIDATION_LIST in division.splits
+        written = configurations(chosen, dest, division.labelled, division.unlabelled, validated)
         for method, configuration in written.items():
             text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True)
             write_text(folder / f"{method}.yaml", HEADER + text)
     commands = [f"python -m semiseg.train --config {shlex.quote(str(path))}" for path in dest.glob("*.yaml")]
     print("\n".join([f"Written to {dest}. Train with one of", *sorted(commands)]))
+
+
+@dataclass(frozen=True)
+class Division:
+    """The scans that are written, and the list each goes to."""
+
+    splits: Splits  # the scans with labels, by list
+    without_label: Sequence[Scan]  # for the training list too
+    labelled: int  # scans of the training list, its first, whose labels are used
+
+    @property
+    def scans(self) -> list[Scan]:
+        """All of them, those with labels first."""
+        return [*(scan for members in self.splits.values() for scan in members), *self.without_label]
+
+    @property
+    def unlabelled(self) -> int:
+        """Scans to train on whose labels are not used or not there."""
+        return len(self.splits[TRAINING_LIST]) - self.labelled + len(self.without_label)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many scans are for what, in words."""
+        evaluated = {LIST_NAMES[name]: len(self.splits[name]) for name in self.splits if name != TRAINING_LIST}
+        return {"labelled to train on": self.labelled, "unlabelled": self.unlabelled, **evaluated}
+
+
+def _division(
+    labelled: Sequence[LabelledScan],
+    unlabelled: Sequence[Scan],
+    facts: Sequence[Facts],  # of both
+    choices: Choices,
+) -> Division:
+    """Divide so that no patient, nor an image under another name, is both trained and evaluated on."""
+    patients = join_patients([*labelled, *unlabelled], {one.name: one.fingerprint for one in facts})
+    labelled = [with_patient(scan, patients) for scan in labelled]
+    splits, count = divide(labelled, choices.test, choices.validation, choices.labelled)
+    evaluated = {scan.patient for name, scans in splits.items() if name != TRAINING_LIST for scan in scans}
+    division = Division(splits, [scan for scan in unlabelled if patients[scan.name] not in evaluated], count)
+    names = {scan.name for scan in division.scans}
+    note(
+        [one.name for one in facts if one.name not in names],
+        "scans are left out, since another one of their patient is for evaluation",
+    )
+    return division
+
+
+def _write_cases(
+    folder: Path,
+    division: Division,
+    preprocessing: Preprocessing,
+    classes: Mapping[int, str],  # name of every value of the labels, without background
+    mirror: tuple[int, ...],  # turned axes to mirror every label along
+) -> None:
+    """Write the description, the cases and their lists."""
+    numbers = {0: 0, **{value: number for number, value in enumerate(classes, start=1)}}
+    class_names = ("background", *classes.values())
+    DatasetDescription(class_names, 3, preprocessing, tuple(numbers)).save(folder / DESCRIPTION)
+    dataset = OwnData(folder)
+    for scan in progress(division.scans, "writing"):
+        write_case(dataset.path(scan.name), *convert(scan, preprocessing, numbers, mirror))
+    for list_name, members in division.splits.items():
+        others = division.without_label if list_name == TRAINING_LIST else []
+        write_list(folder / list_name, (scan.name for scan in (*members, *others)))
 
 
 def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:
@@ -147,11 +183,9 @@ def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Raise ValueError where two classes have one name, or one is called background."""
-    if len({"background", *names}) <= len(names):
-        raise ValueError(
-            f"--classes is {' '.join(names)}; accepted are distinct names, none of them background"
-        )
+    """Raise ValueError where two classes have one name, one has none, or one is called background."""
+    if len({"background", *names}) <= len(names) or not all(name.strip() for name in names):
+        raise ValueError(f"--classes is {shlex.join(names)}, accepted are distinct names, none of them background")
 
 
 def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict[int, str]:
@@ -163,8 +197,7 @@ def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict
     values = sorted({value for one in labelled for value in one.voxels} - {0})
     if len(values) > MOST_CLASSES:
         raise ValueError(
-            f"the labels hold {len(values)} values besides 0; accepted are up to {MOST_CLASSES} classes: "
-            "is the folder of the labels one of images?"
+            f"the labels hold {len(values)} values besides 0; expected up to {MOST_CLASSES} classes: {SWAPPED}"
         )
     if names is None:
         names = [f"class {number}" for number in range(1, len(values) + 1)]
@@ -186,8 +219,8 @@ def check_classes(
     for value, name in classes.items():
         if not any(value in one.voxels for one in used):
             raise ValueError(
-                f"the {len(used)} cases to learn from hold no voxel of {name} (value {value}); accepted are cases that "
-                "show every class: choose them with --labelled and --test"
+                f"the {len(used)} cases to learn from hold no voxel of {name} (value {value}), accepted are cases that "
+                f"show every class: {SWAPPED if len(classes) > MANY_CLASSES else 'choose them with --labelled and --test'}"
             )
 
 

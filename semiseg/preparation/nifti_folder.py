@@ -42,8 +42,9 @@ def find_scans(
             raise FileNotFoundError(f"{folder}: holds no {kind}; expected NIfTI files (.nii, .nii.gz)")
     for name, path in label_of.items():
         if name not in image_of:
+            swapped = "" if image_of.keys() - label_of.keys() else "; are the folders swapped?"
             raise ValueError(
-                f"{path}: there is no image {name}.nii or {name}.nii.gz in {images} for this label"
+                f"{path}: there is no image {name}.nii or {name}.nii.gz in {images} for this label{swapped}"
             )
     labelled, unlabelled = [], []
     for name, path in image_of.items():
@@ -72,9 +73,7 @@ def divide(
     scans: Sequence[LabelledScan],
     test: int | Path | None = None,  # patients, or a list of cases; None: one in five
     validation: int | Path | None = None,
-    labelled: int
-    | Path
-    | None = None,  # training cases whose labels are to be used; those of a list come first
+    labelled: int | Path | None = None,  # training cases whose labels are to be used; those of a list come first
 ) -> tuple[Splits, int]:
     """Labelled scans by the list they go to, and how many of the training list's are to count as labelled.
 
@@ -83,11 +82,8 @@ def divide(
     there is.
     """
     wanted = {TEST_LIST: test, VALIDATION_LIST: validation, TRAINING_LIST: labelled}
-    splits = dict(
-        listed(
-            scans, {name: path for name, path in wanted.items() if isinstance(path, Path)}, "labelled scans"
-        )
-    )
+    lists = {name: path for name, path in wanted.items() if isinstance(path, Path)}
+    splits = dict(listed(scans, lists, "labelled scans"))
     first = splits.pop(TRAINING_LIST, [])
     evaluated = {scan.patient for members in splits.values() for scan in members}
     trained = {scan.patient for scan in first}
@@ -99,7 +95,7 @@ def divide(
     remaining = patients - sum(counts.values())
     if remaining < (0 if first else 1):
         raise ValueError(
-            f"--test and --validation take {sum(counts.values())} of {patients} labelled patients; "
+            f"--test and --validation take {sum(counts.values())} of {patients} labelled patients, "
             f"accepted are {'up to all of them' if first else 'fewer, so that one is left to train on'}"
         )
     divided = split(open_to_all, {**({TRAINING_LIST: remaining} if remaining else {}), **counts})
@@ -108,8 +104,7 @@ def divide(
     splits |= {**divided, TRAINING_LIST: training}
     if isinstance(labelled, int) and labelled > len(training):
         raise ValueError(
-            f"--labelled is {labelled}; {len(training)} labelled cases are left to train on, "
-            f"so 1 to {len(training)} is accepted"
+            f"--labelled is {labelled}, accepted are 1 to {len(training)}, the labelled cases that are left to train on"
         )
     if isinstance(labelled, int):
         return splits, labelled

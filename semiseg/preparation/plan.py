@@ -1,5 +1,6 @@
 """Spacing, intensities, patch and configurations that follow from what is in a dataset."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -79,56 +80,50 @@ def configurations(
 
     Schedules and batches are those of the papers on the left atrium, but that learning rates that are cut are cut less often.
     """
-
-    def configuration(method: Mapping[str, Any], batch: int, base: str | None = None) -> dict[str, Any]:
-        return {
-            **({"base": base} if base else {}),
-            "name": f"{root.name}_{method['name']}",
-            "dataset": {
-                "name": "own",
-                "root": str(root),
-                "labelled": labelled,
-                "augmentation": plan.augmentation,
-            },
-            "network": {"name": "vnet", "filters": [16], "dropout": [0.5]},
-            "training": {
-                "patch_size": list(plan.patch),
-                "labelled_batch": batch,
-                "unlabelled_batch": batch,
-            },
-            "method": method,
-            "evaluation": {
-                "stride": [side // 2 for side in plan.patch],
-                **({"validation_interval": VALIDATION_INTERVAL} if validated else {}),
-            },
-        }
-
-    configs = {
-        "supervised": configuration(
-            {"name": "supervised", "iterations": 17000, "learning_rate_step": LEARNING_RATE_STEP}, 4
-        )
+    configuration = functools.partial(_configuration, plan, root, labelled, validated)
+    supervised = {"name": "supervised", "iterations": 17000, "learning_rate_step": LEARNING_RATE_STEP}
+    configs = {"supervised": configuration(supervised, batch=4)}
+    if not unlabelled:
+        return configs
+    mper = {
+        "name": "mper",
+        "pretraining_iterations": 2000,
+        "iterations": 15000,
+        "zero_box": [side * 2 // 3 for side in plan.patch],
+        "contrast_weight": 0.02,
+        "ramp_up_iterations": 6000,
+        "learning_rate_step": LEARNING_RATE_STEP,
     }
-    if unlabelled:
-        configs["mper"] = configuration(
-            {
-                "name": "mper",
-                "pretraining_iterations": 2000,
-                "iterations": 15000,
-                "zero_box": [side * 2 // 3 for side in plan.patch],
-                "contrast_weight": 0.02,
-                "ramp_up_iterations": 6000,
-                "learning_rate_step": LEARNING_RATE_STEP,
-            },
-            4,
-            "base/mper",
-        )
-        # Random embeddings of the class names need no download; text: clip learns from CLIP's.
-        configs["vclipseg"] = configuration(
-            {"name": "vclipseg", "text": "random", "iterations": 15000, "ramp_up_iterations": 6000},
-            2,
-            "base/vclipseg",
-        )
-    return configs
+    # Random embeddings of the class names need no download; text: clip learns from CLIP's.
+    vclipseg = {"name": "vclipseg", "text": "random", "iterations": 15000, "ramp_up_iterations": 6000}
+    return {
+        **configs,
+        "mper": configuration(mper, batch=4, base="base/mper"),
+        "vclipseg": configuration(vclipseg, batch=2, base="base/vclipseg"),
+    }
+
+
+def _configuration(
+    plan: Plan,
+    root: Path,
+    labelled: int,
+    validated: bool,
+    method: Mapping[str, Any],
+    batch: int,  # of labelled and of unlabelled images
+    base: str | None = None,
+) -> dict[str, Any]:
+    return {
+        **({"base": base} if base else {}),
+        "name": f"{root.name}_{method['name']}",
+        "dataset": {"name": "own", "root": str(root), "labelled": labelled, "augmentation": plan.augmentation},
+        "network": {"name": "vnet", "filters": [16], "dropout": [0.5]},
+        "training": {"patch_size": list(plan.patch), "labelled_batch": batch, "unlabelled_batch": batch},
+        "method": method,
+        "evaluation": {
+            "stride": [side // 2 for side in plan.patch],
+            **({"validation_interval": VALIDATION_INTERVAL} if validated else {}),
+        },
+    }
 
 
 def _preprocessing(labelled: Sequence[Facts], modality: str, spacing: tuple[float, ...]) -> Preprocessing:
@@ -138,7 +133,7 @@ def _preprocessing(labelled: Sequence[Facts], modality: str, spacing: tuple[floa
     low, high = (float(f"{value:.6g}") for value in np.percentile(foreground, PERCENTILES))
     if not low < high:
         raise ValueError(
-            f"--modality is ct, but the labelled voxels have the intensity {low} everywhere; accepted here is mr"
+            f"--modality is ct, but the labelled voxels have the intensity {low} everywhere, accepted here is mr"
         )
     clipped = foreground.clip(low, high)
     mean, deviation = (float(f"{value:.6g}") for value in (clipped.mean(), clipped.std()))

@@ -98,8 +98,8 @@ class Volume:
         if needed > there:
             raise ValueError(
                 f"{self.path}: {sides(self.values.shape)} voxels of {sides(self.spacing)} mm are {sides(shape)} of "
-                f"{sides(spacing)} mm, which take {needed / 2**30:.3g} GB; accepted are up to the {there / 2**30:.3g} GB "
-                "of this machine"
+                f"{sides(spacing)} mm, which take {needed / 2**30:.3g} GB, "
+                f"accepted are up to the {there / 2**30:.3g} GB of this machine"
             )
 
     def has_spacing(self, spacing: tuple[float, ...]) -> bool:

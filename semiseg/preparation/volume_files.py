@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 from nibabel.openers import Opener
 
-from semiseg.engine.atomic import replace_atomically
+from semiseg.atomic import replace_atomically
 from semiseg.errors import first_line
 from semiseg.preparation.volume import SAME_DIRECTION, Volume
 
@@ -90,7 +90,9 @@ def write_nifti(
     values: np.ndarray,  # [x, y, z], or [x, y, z, C]
     affine: np.ndarray,  # [4, 4]
 ) -> None:
-    """Write a NIfTI file; it appears whole or not at all."""
+    """Write a NIfTI file; it appears whole or not at all. ValueError for another ending."""
+    if not has_ending(path, NIFTI_ENDINGS):
+        raise ValueError(f"{path}: accepted are names that end in {' or '.join(NIFTI_ENDINGS)}")
     image = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
@@ -162,7 +164,7 @@ def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
         affine[:3, :3] = np.diag(header["spacings"])
     space = header.get("space", "left-posterior-superior")
     if space.lower() not in NRRD_SPACES:
-        raise ValueError(f"its space is {space!r}; accepted are {', '.join(NRRD_SPACES)}")
+        raise ValueError(f"its space is {space!r}; expected one of {', '.join(NRRD_SPACES)}")
     return np.diag([*NRRD_SPACES[space.lower()], 1]) @ affine
 
 
@@ -190,7 +192,7 @@ def _read_slice(path: Path) -> _Slice:
                 raise ValueError(f"it has no {name}; expected an image with its position")
         for name, accepted in ONE_GREY_IMAGE.items():
             if dataset.get(name, accepted) != accepted:
-                raise ValueError(f"its {name} is {dataset[name].value}; accepted is {accepted}")
+                raise ValueError(f"its {name} is {dataset[name].value}; expected {accepted}")
         # pydicom reads an element when it is asked for: what is wrong with it is to be known here. A blank one is NaN.
         numbers = {
             name: np.array(dataset.get(name, RESCALING.get(name)), np.float64).ravel()

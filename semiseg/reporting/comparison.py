@@ -69,6 +69,13 @@ class EvaluatedRun:
             frozenset(self.results["cases"]),
         )
 
+    def has_labels_of(self, other: EvaluatedRun) -> bool:
+        """Whether both were measured by the same labels, as far as can be told: results of older versions do not say,
+        and data prepared otherwise have others."""
+        if "labels" not in self.results or "labels" not in other.results or self.description != other.description:
+            return True
+        return self.results["labels"] == other.results["labels"]
+
 
 @dataclass(frozen=True)
 class SeedGroup:
@@ -125,15 +132,20 @@ def paired_difference(
 def seed_groups(runs: Sequence[EvaluatedRun]) -> list[SeedGroup]:
     """Group runs by configuration and data, in the order given; if all have the same, every run stands for itself.
 
-    Raises ValueError where a run was tested on other cases than the first, is given twice, or has the seed of another
+    Raises ValueError where a run was tested on other cases or labels than the first, is given twice, or has the seed of another
     in its group: two such runs say nothing of the spread between seeds.
     """
     for number, run in enumerate(runs):
         if run.path.resolve() in [other.path.resolve() for other in runs[:number]]:
-            raise ValueError(f"{run.path} is given twice; expected different runs")
+            raise ValueError(f"{run.path} is given twice, accepted are different runs")
         if run.test_set != runs[0].test_set:
             raise ValueError(
                 f"{run.path} was tested on {_test_set(run)}, {runs[0].path} on {_test_set(runs[0])}; "
+                "expected the same test cases"
+            )
+        if not run.has_labels_of(runs[0]):
+            raise ValueError(
+                f"the test cases of {run.path} have the names of those of {runs[0].path}, but other labels; "
                 "expected the same test cases"
             )
     groups: dict[tuple[Any, ...], list[EvaluatedRun]] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semiseg.engine.atomic import write_text
+from semiseg.atomic import write_text
 from semiseg.evaluation.figures import difference_figure
 from semiseg.evaluation.tables import markdown_table, mean_and_sd, metric_headings, scaled
 from semiseg.reporting.comparison import EvaluatedRun, SeedGroup, paired_difference, seed_groups

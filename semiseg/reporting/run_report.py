@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semiseg.atomic import write_text
 from semiseg.config import Config
-from semiseg.engine.atomic import write_text
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.evaluation.figures import learning_curves
 from semiseg.evaluation.metrics import CaseMetrics
@@ -28,7 +28,7 @@ class Section:
     missing: str
 
 
-def write_report(run: RunDirectory, config: Config, output: Path, reason: str = "") -> Path:
+def write_report(run: RunDirectory, config: Config, output: Path, reason: str = "") -> None:
     """Write a run's report from its results and the pictures there are.
 
     `reason` says why some are missing or old. FileNotFoundError or ValueError as `load_results`.
@@ -53,7 +53,6 @@ def write_report(run: RunDirectory, config: Config, output: Path, reason: str = 
             configuration=run.config.read_text(),
         ),
     )
-    return output
 
 
 def _warnings(results: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import Voxels, address, dense, laid_out_as, launch, voxels
+from semiseg_kernels.layouts import dense, laid_out_as
+from semiseg_kernels.native.extension import Voxels, address, launch, voxels
 
 
 def statistics(

@@ -3,14 +3,8 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import (
-    check_highest,
-    float_prototypes,
-    launch,
-    readable,
-    voxel_map,
-    voxels,
-)
+from semiseg_kernels.layouts import float_prototypes, readable
+from semiseg_kernels.native.extension import check_highest, launch, voxel_map, voxels
 
 
 def forward(
@@ -29,7 +23,7 @@ def forward(
     label_map, weight_map = voxel_map(labels), voxel_map(weight)
     highest = launch(
         backend,
-        "cluster_mean",
+        "cluster_mean_forward",
         z.device,
         z=voxels(read),
         prototypes=points.data_ptr(),

@@ -4,15 +4,8 @@ import torch
 from torch import Tensor
 
 from semiseg_kernels.dice_ce import statistics_size
-from semiseg_kernels.native.extension import (
-    check_highest,
-    empty_gradient,
-    finish_gradient,
-    launch,
-    readable,
-    voxel_map,
-    voxels,
-)
+from semiseg_kernels.layouts import empty_gradient, finish_gradient, readable
+from semiseg_kernels.native.extension import check_highest, launch, voxel_map, voxels
 
 
 def _labels_or_soft(target: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import launch, volume_sides
+from semiseg_kernels.layouts import volume_sides
+from semiseg_kernels.native.extension import launch
 
 
 def forward(
@@ -15,7 +16,7 @@ def forward(
     kept = torch.empty_like(label)
     launch(
         backend,
-        "largest_components",
+        "largest_components_forward",
         label.device,
         label=label.data_ptr(),
         B=label.shape[0],

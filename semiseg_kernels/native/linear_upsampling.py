@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from semiseg_kernels.layouts import dense
 from semiseg_kernels.linear_upsampling import doubled, halved
-from semiseg_kernels.native.extension import dense, launch, voxels
+from semiseg_kernels.native.extension import launch, voxels
 
 
 def _sides(x: Tensor) -> dict[str, Any]:

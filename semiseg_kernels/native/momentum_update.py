@@ -18,7 +18,7 @@ def forward(
     counts = cluster_count.to(torch.float64).contiguous()
     launch(
         backend,
-        "momentum_update",
+        "momentum_update_forward",
         prototypes.device,
         prototypes=updated.data_ptr(),
         cluster_sum=sums.data_ptr(),

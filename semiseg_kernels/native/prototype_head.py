@@ -4,17 +4,8 @@ import torch
 from torch import Tensor
 
 from semiseg_kernels.dice_ce import statistics_size
-from semiseg_kernels.native.extension import (
-    address,
-    check_highest,
-    empty_gradient,
-    finish_gradient,
-    float_prototypes,
-    launch,
-    readable,
-    voxel_map,
-    voxels,
-)
+from semiseg_kernels.layouts import empty_gradient, finish_gradient, float_prototypes, readable
+from semiseg_kernels.native.extension import address, check_highest, launch, voxel_map, voxels
 from semiseg_kernels.reference.prototype_similarity import index_dtype
 
 

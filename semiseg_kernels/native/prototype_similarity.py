@@ -3,14 +3,8 @@
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import (
-    empty_gradient,
-    finish_gradient,
-    float_prototypes,
-    launch,
-    readable,
-    voxels,
-)
+from semiseg_kernels.layouts import empty_gradient, finish_gradient, float_prototypes, readable
+from semiseg_kernels.native.extension import launch, voxels
 from semiseg_kernels.reference.prototype_similarity import index_dtype
 
 

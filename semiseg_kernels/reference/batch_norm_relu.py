@@ -19,9 +19,15 @@ def batch_norm_relu(
     negative_slope: float = 0.0,
 ) -> Tensor:  # [B, C, *S]
     if current_group() is None:
+        dtype = accumulation_dtype(x)  # PyTorch takes parameters of one dtype only
+        moved_mean, moved_variance = running_mean.to(dtype), running_variance.to(dtype)
         normalised = functional.batch_norm(
-            x, running_mean, running_variance, weight, bias, training=True, momentum=momentum, eps=epsilon
+            x, moved_mean, moved_variance, weight.to(dtype), bias.to(dtype), training=True, momentum=momentum, eps=epsilon
         )
+        with torch.no_grad():
+            for values, moved in ((running_mean, moved_mean), (running_variance, moved_variance)):
+                if moved is not values:
+                    values.copy_(moved)
     else:
         normalised = _of_all_processes(x, weight, bias, running_mean, running_variance, momentum, epsilon)
     return activate(normalised, negative_slope)

@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import dense, laid_out_as
+from semiseg_kernels.layouts import dense, is_channels_last, laid_out_as
 from semiseg_kernels.triton.configurations import norm_tiles, norm_tiles_per_program
-from semiseg_kernels.triton.launching import in_two, launch
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, offsets, stride_of
+from semiseg_kernels.triton.launch import in_two, launch
+from semiseg_kernels.triton.sums import add_partials
+from semiseg_kernels.triton.tiles import count_tiles, locate, offsets, stride_of
 
 CHANNELS = 128  # of a program that passes over no voxels
 _SIZES = ["batch", "C", "N"]
@@ -31,7 +31,7 @@ def _share(program, C, CHANNELS: tl.constexpr):
 
     Programs of the same voxels are neighbours: their elements lie in the same pages of memory.
     """
-    groups = (C + CHANNELS - 1) // CHANNELS
+    groups = tl.cdiv(C, CHANNELS)
     return program // groups, program % groups * CHANNELS + tl.arange(0, CHANNELS)[None, :]
 
 
@@ -109,7 +109,7 @@ def _statistics(
 ):
     program, c = _share(tl.program_id(0), C, CHANNELS)
     C, N = _sizes(C, N, CHANNELS_LAST, ALIGNED)
-    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    tiles = count_tiles(batch, N, BLOCK)
     begin = program * tiles_per_program
     # Distances are small from the mean of the first tile; from zero, or from an outlier that is the channel's first
     # voxel, their squares would lose digits in float32.
@@ -246,7 +246,7 @@ def _sums(
 ):
     program, c = _share(tl.program_id(0), C, CHANNELS)
     C, N = _sizes(C, N, CHANNELS_LAST, ALIGNED)
-    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    tiles = count_tiles(batch, N, BLOCK)
     begin = program * tiles_per_program
     mean, scale, bias = _read_parameters(parameters, c, C)
     gradients = tl.zeros([BLOCK, CHANNELS], tl.float32)
@@ -345,10 +345,10 @@ class _Batch(NamedTuple):
         """The two sums over all voxels that a kernel takes of its tiles."""
         C = self.data.shape[1]
         per_program = norm_tiles_per_program(self.tiles * self.groups)
-        programs = -(-self.tiles // per_program)
+        programs = triton.cdiv(self.tiles, per_program)
         partials = torch.empty(programs, 2 * C, dtype=torch.float64, device=self.data.device)
         self.launch(kernel, programs, **arguments, partials=partials, tiles_per_program=per_program)
-        return add_rows(partials).view(2, C)
+        return add_partials(partials).view(2, C)
 
 
 def _as_batch(
@@ -357,7 +357,7 @@ def _as_batch(
     data = dense(x)
     (batch, C), N = x.shape[:2], x.shape[2:].numel()
     voxels = batch * N
-    channels_last = C > 1 and data.movedim(1, -1).is_contiguous()
+    channels_last = C > 1 and is_channels_last(data)
     if channels_last:
         batch, N = 1, voxels
     tiles = norm_tiles(C, channels_last)
@@ -369,8 +369,8 @@ def _as_batch(
         data,
         voxels,
         1 if channels_last else N,
-        batch * -(-N // tiles.block),
-        -(-C // tiles.channels),
+        batch * triton.cdiv(N, tiles.block),
+        triton.cdiv(C, tiles.channels),
         arguments,
     )
 
@@ -383,7 +383,7 @@ def statistics(
     mean = torch.empty(C, dtype=torch.float64, device=x.device)
     variance = torch.empty_like(mean)
     launch(
-        _moments, (-(-C // CHANNELS),), x, num_warps=4, sums=sums, x=read.data, mean=mean, variance=variance,
+        _moments, (triton.cdiv(C, CHANNELS),), x, num_warps=4, sums=sums, x=read.data, mean=mean, variance=variance,
         C=C, stride=read.channel_stride, count=read.voxels, CHANNELS=CHANNELS,
     )  # fmt: skip
     return mean, variance
@@ -409,7 +409,7 @@ def parameters(
     momentum, momentum_rest = in_two(momentum)
     epsilon, epsilon_rest = in_two(epsilon)
     launch(
-        _parameters, (-(-C // CHANNELS),), mean, num_warps=4, mean=mean, variance=variance,
+        _parameters, (triton.cdiv(C, CHANNELS),), mean, num_warps=4, mean=mean, variance=variance,
         weight=weight.contiguous(), bias=bias.contiguous(), running_mean=updated[0], running_variance=updated[1],
         count=count, parameters=result, exact=exact, C=C, voxels=voxels, momentum=momentum,
         momentum_rest=momentum_rest, epsilon=epsilon, epsilon_rest=epsilon_rest, CHANNELS=CHANNELS,
@@ -455,7 +455,7 @@ def correction(
     result = torch.empty(2, C, dtype=torch.float32, device=sums.device)
     grad_weight, grad_bias = (torch.empty(C, dtype=torch.float32, device=sums.device) for _ in range(2))
     launch(
-        _correction, (-(-C // CHANNELS),), sums, num_warps=4, sums=sums, joined=joined, exact=exact, count=count,
+        _correction, (triton.cdiv(C, CHANNELS),), sums, num_warps=4, sums=sums, joined=joined, exact=exact, count=count,
         correction=result, grad_weight=grad_weight, grad_bias=grad_bias, C=C, voxels=voxels, CHANNELS=CHANNELS,
     )  # fmt: skip
     return result, grad_weight, grad_bias

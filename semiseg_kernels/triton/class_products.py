@@ -10,23 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from semiseg_kernels.triton.configurations import ClassProductTiles, class_product_tiles
-from semiseg_kernels.triton.launching import Voxels, is_aligned, launch
+from semiseg_kernels.triton.launch import Voxels, is_aligned, launch
 from semiseg_kernels.triton.prototypes import SIX_PARTS, THREE_PARTS
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, offsets, start, stride_of
+from semiseg_kernels.triton.sums import add_partials
+from semiseg_kernels.triton.tiles import locate, offsets, start, strides_of
 
 _SIZES = ["batch", "N", "weight_batch_stride", "weight_stride"]
-
-
-@triton.jit
-def _voxel_sizes(N, batch_stride, stride, weight_batch_stride, weight_stride, ALIGNED: tl.constexpr):
-    return (
-        stride_of(N, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(weight_batch_stride, ALIGNED),
-        stride_of(weight_stride, ALIGNED),
-    )
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "batch_stride", "stride", "images", "tiles_of_program"])
@@ -51,12 +40,11 @@ def _sum(
     WEIGHT_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, batch_stride, stride, weight_batch_stride, weight_stride = _voxel_sizes(
-        N, batch_stride, stride, weight_batch_stride, weight_stride, ALIGNED
-    )
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    weight_batch_stride, weight_stride = strides_of((weight_batch_stride, weight_stride), ALIGNED)
     # Programs of the same voxels are neighbours: what one of them reads, the others find in the cache.
-    class_groups: tl.constexpr = (C + CLASSES - 1) // CLASSES
-    groups: tl.constexpr = class_groups * ((D + CHANNELS - 1) // CHANNELS)
+    class_groups: tl.constexpr = tl.cdiv(C, CLASSES)
+    groups: tl.constexpr = class_groups * tl.cdiv(D, CHANNELS)
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     program = row // images
     c = group % class_groups * CLASSES + tl.arange(0, CLASSES)[None, :]
@@ -64,7 +52,7 @@ def _sum(
     voxel = tl.arange(0, BLOCK)[:, None]
     summed = tl.zeros([CHANNELS, CLASSES], tl.float64)
     total = tl.zeros([1, CLASSES], tl.float64)
-    tiles = ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    tiles = tl.cdiv(N, BLOCK).to(tl.int32)
     before = (row - program * images) * tiles
     for tile in tl.range(
         program * tiles_of_program,
@@ -111,12 +99,11 @@ def _mix(
     WEIGHT_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, mixture_batch_stride, mixture_stride, weight_batch_stride, weight_stride = _voxel_sizes(
-        N, mixture_batch_stride, mixture_stride, weight_batch_stride, weight_stride, ALIGNED
-    )
+    N, mixture_batch_stride, mixture_stride = strides_of((N, mixture_batch_stride, mixture_stride), ALIGNED)
+    weight_batch_stride, weight_stride = strides_of((weight_batch_stride, weight_stride), ALIGNED)
     # A mixture of 16 bits needs no more than three parts of the product.
     parts: tl.constexpr = SIX_PARTS if mixture.dtype.element_ty == tl.float32 else THREE_PARTS
-    groups: tl.constexpr = (D + CHANNELS - 1) // CHANNELS
+    groups: tl.constexpr = tl.cdiv(D, CHANNELS)
     image, first, inside = locate(tl.program_id(0) // groups, batch, N, BLOCK)
     j = tl.program_id(0) % groups * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     voxel = tl.arange(0, BLOCK)[:, None]
@@ -146,11 +133,11 @@ def sum_by_class(
     z: Voxels,  # [B, d, N]
     weight: Voxels,  # [B, C, N]
 ) -> Tensor:  # [programs, B, C * d + C] float32
-    """Partial sums of every image: the products [C, d], and the weights [C]; see `add_rows`."""
+    """Partial sums of every image: the products [C, d], and the weights [C]; see `add_partials`."""
     (batch, d, N), C = z.data.shape, weight.data.shape[1]
     tiles, sizes = _tiles(d, C)
-    images, programs = max(batch, 1), max(-(-N // (tiles.sum_block * tiles.tiles)), 1)
-    groups = -(-C // tiles.classes) * -(-d // tiles.channels)
+    images, programs = max(batch, 1), max(triton.cdiv(N, tiles.sum_block * tiles.tiles), 1)
+    groups = triton.cdiv(C, tiles.classes) * triton.cdiv(d, tiles.channels)
     partials = torch.empty(programs, images, C * d + C, dtype=torch.float32, device=z.data.device)
     launch(
         _sum, (programs * images * groups,), z.data, num_warps=4,
@@ -172,9 +159,9 @@ def mix_by_class(
 ) -> None:
     (batch, d, N), C = mixture.data.shape, weight.data.shape[1]
     tiles, sizes = _tiles(d, C)
-    groups = -(-d // tiles.channels)
+    groups = triton.cdiv(d, tiles.channels)
     launch(
-        _mix, (batch * -(-N // tiles.mix_block) * groups,), share, num_warps=4,
+        _mix, (mixture.count_tiles(tiles.mix_block) * groups,), share, num_warps=4,
         share=share, bias=bias, weight=weight.data, mixture=mixture.data, batch=batch, N=N,
         share_batch_stride=share.stride(0), SHARE_CLASS_STRIDE=share.stride(1), SHARE_STRIDE=share.stride(2),
         weight_batch_stride=weight.batch_stride, weight_stride=weight.stride,
@@ -188,10 +175,10 @@ def mix_by_class(
 def sums_of_images(
     partials: Tensor,  # [programs, B, columns], see `sum_by_class`
 ) -> Tensor:  # [B, columns] float64
-    return add_rows(partials.flatten(1)).view(partials.shape[1:])
+    return add_partials(partials.flatten(1)).view(partials.shape[1:])
 
 
 def sums_of_all(
     partials: Tensor,  # [programs, B, columns]
 ) -> Tensor:  # [columns] float64
-    return add_rows(partials.flatten(0, 1))
+    return add_partials(partials.flatten(0, 1))

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.triton.clusters import add_embeddings, assign, multiply
+from semiseg_kernels.triton.cluster_sums import add_or_leave, assign, multiply
 from semiseg_kernels.triton.configurations import prototype_tiles
-from semiseg_kernels.triton.launching import as_voxels, is_aligned, launch
+from semiseg_kernels.triton.launch import as_voxels, is_aligned, launch
 from semiseg_kernels.triton.prototypes import (
     class_maxima,
     columns_of,
@@ -19,8 +19,8 @@ from semiseg_kernels.triton.prototypes import (
     read_dots,
     unit_prototypes,
 )
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, read_labels, read_weights, start, stride_of
+from semiseg_kernels.triton.sums import add_partials
+from semiseg_kernels.triton.tiles import locate, read_labels, read_weights, start, strides_of
 
 
 @triton.jit(do_not_specialize=["batch", "N", "batch_stride", "stride"])
@@ -29,9 +29,9 @@ def _forward(
     unit,  # [D padded, CLASSES * PER_CLASS]
     labels,  # [B, N]
     weight,  # [B, N] or None
-    cluster_map,  # [B, N] int16, or None where FUSED
-    factor_map,  # [B, N] float32, or None where FUSED
-    partials,  # [programs, C * K (1 + D)] where FUSED, else [programs, C * K]
+    cluster_map,  # [B, N] int16, or None where the sums are taken at once
+    factor_map,  # [B, N] float32, as the cluster map
+    partials,  # [programs, C * K (1 + D)], with the cluster map [programs, C * K]
     batch,
     N,
     batch_stride,
@@ -44,20 +44,15 @@ def _forward(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     TILES: tl.constexpr,
-    FUSED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
     UNIT_LENGTH: tl.constexpr,
     REQUIRE_AGREEMENT: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
     program = tl.program_id(0)
     flat = columns_of(C, K, CLASSES, PER_CLASS)
-    row = partials + tl.cast(program, tl.int64) * (C * K * (1 + D) if FUSED else C * K)
+    row = partials + tl.cast(program, tl.int64) * (C * K * (1 + D) if cluster_map is None else C * K)
     counts = tl.zeros([1, CLASSES * PER_CLASS], tl.float32)
     for tile in tl.range(program * TILES, (program + 1) * TILES, disable_licm=True, num_stages=1):
         image, first, inside = locate(tile, batch, N, BLOCK)
@@ -71,11 +66,9 @@ def _forward(
         cluster = assign(label, w, nearest, winner, K, CLASSES, REQUIRE_AGREEMENT)
         counts += tl.sum(tl.where(cluster == flat, w, 0.0), axis=0, keep_dims=True)
         factor = w / length if UNIT_LENGTH else w
-        if FUSED:
-            add_embeddings(row + C * K, x, cluster, factor, flat, stride, D, CHANNELS_LAST)
-        else:
-            tl.store(cluster_map + voxel, cluster.to(tl.int16), mask=inside)
-            tl.store(factor_map + voxel, factor, mask=inside)
+        add_or_leave(
+            row + C * K, cluster_map, factor_map, x, voxel, inside, cluster, factor, flat, stride, D, CHANNELS_LAST
+        )  # fmt: skip
     tl.store(row + flat, counts, mask=flat >= 0)
 
 
@@ -92,7 +85,7 @@ def forward(
     batch, _, N = read.data.shape
     tiles = prototype_tiles(d, C, K, read.channels_last)
     unit, _ = unit_prototypes(prototypes, tiles)
-    programs = max(-(-batch * -(-N // tiles.block) // tiles.tiles), 1)
+    programs = read.count_programs(tiles.block, tiles.tiles)
     partials = torch.empty(
         programs, C * K * (1 + d) if tiles.fused else C * K, dtype=torch.float32, device=z.device
     )
@@ -105,10 +98,10 @@ def forward(
         z=read.data, unit=unit, labels=labels, weight=weight, cluster_map=cluster_map, factor_map=factor_map,
         partials=partials, batch=batch, N=N, batch_stride=read.batch_stride, stride=read.stride,
         C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
-        TILES=tiles.tiles, FUSED=tiles.fused, CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read),
+        TILES=tiles.tiles, CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read),
         UNIT_LENGTH=unit_length, REQUIRE_AGREEMENT=require_agreement,
     )  # fmt: skip
-    total = add_rows(partials)
+    total = add_partials(partials)
     if cluster_map is None or factor_map is None:
         sums = total[C * K :]
     else:

@@ -33,9 +33,8 @@ class PrototypeTiles(NamedTuple):
     gradient_chunk: int  # the same of backward
     tiles: int  # tiles of a program
     fused: bool  # cluster sums are taken in the same read
-    programs: (
-        int | None
-    )  # of backward, each with scratch memory of its own; None: a program per tile, no scratch
+    # of backward, each with scratch memory of its own; None: a program per tile, no scratch
+    programs: int | None
     num_warps: int
     similarity_warps: int  # of the similarity's backward, which keeps less at a time
     cluster_warps: int  # of the cluster mean, which does too
@@ -178,6 +177,11 @@ def norm_tiles(num_channels: int, channels_last: bool) -> NormTiles:
     return NormTiles(channels, NORM_ELEMENTS // channels)
 
 
+def norm_tiles_per_program(tiles: int) -> int:
+    """Tiles of a program of batch normalisation that sums over its voxels."""
+    return min(max(tiles // NORM_PROGRAMS, 1), NORM_TILES)
+
+
 def upsampling_tiles(num_channels: int, channels_last: bool, backward: bool) -> UpsamplingTiles:
     if channels_last:
         most, cells = UPSAMPLING_CHANNELS, UPSAMPLING_CELLS
@@ -186,11 +190,6 @@ def upsampling_tiles(num_channels: int, channels_last: bool, backward: bool) -> 
     channels = min(power_of_two(num_channels), most)
     # Backward reads an element from up to 64 places, and would spill.
     return UpsamplingTiles(channels, cells // channels // (2 if backward else 1))
-
-
-def norm_tiles_per_program(tiles: int) -> int:
-    """The same of batch normalisation, whose tiles are larger."""
-    return min(max(tiles // NORM_PROGRAMS, 1), NORM_TILES)
 
 
 def regions_at_once(num_regions: int) -> int:

@@ -1,12 +1,13 @@
-"""Dice and cross-entropy in Triton; classes.py has the formulas."""
+"""Dice and cross-entropy in Triton; class_losses.py has the formulas."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import finish_gradient
-from semiseg_kernels.triton.classes import (
+from semiseg_kernels.dice_ce import statistics_size
+from semiseg_kernels.layouts import finish_gradient
+from semiseg_kernels.triton.class_losses import (
     add_statistics,
     class_gradient,
     derivatives,
@@ -19,9 +20,9 @@ from semiseg_kernels.triton.classes import (
     store_statistics,
 )
 from semiseg_kernels.triton.configurations import class_tiles, regions_at_once
-from semiseg_kernels.triton.launching import Voxels, as_voxels, is_aligned, launch, with_gradient
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, offsets, read_labels, start, stride_of
+from semiseg_kernels.triton.launch import Voxels, as_voxels, is_aligned, launch, with_gradient
+from semiseg_kernels.triton.sums import add_partials
+from semiseg_kernels.triton.tiles import locate, offsets, read_labels, start, strides_of
 
 _STRIDES = ["batch_stride", "stride", "target_batch_stride", "target_stride"]
 
@@ -40,7 +41,7 @@ def _read_target(
         return (tl.arange(0, CLASSES)[None, :] == label).to(tl.float32), label >= 0
 
 
-@triton.jit(do_not_specialize=["batch", "N", "num_regions", *_STRIDES])
+@triton.jit(do_not_specialize=["batch", "N", "num_regions", "ce_at", *_STRIDES])
 def _forward(
     logits,  # [B, C, N]
     target,  # [B, N] labels or [B, C, N] probabilities
@@ -49,6 +50,7 @@ def _forward(
     batch,
     N,
     num_regions,
+    ce_at,  # of the cross-entropies in a row of the partials
     batch_stride,
     stride,
     target_batch_stride,
@@ -64,15 +66,8 @@ def _forward(
     ALIGNED: tl.constexpr,
     SQUARED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
-    target_stride, target_batch_stride = (
-        stride_of(target_stride, ALIGNED),
-        stride_of(target_batch_stride, ALIGNED),
-    )
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    target_batch_stride, target_stride = strides_of((target_batch_stride, target_stride), ALIGNED)
     program = tl.program_id(0)
     first_region = tl.program_id(1) * REGIONS
     statistics = no_statistics(REGIONS, CLASSES)
@@ -89,9 +84,8 @@ def _forward(
         probability, surprise = softmax(x, inverse_temperature)
         region = read_regions(regions, voxel, kept)
         statistics = add_statistics(statistics, probability, surprise, y, region, kept, first_region, SQUARED)
-    size = tl.cast(num_regions, tl.int64) * (2 + 3 * C)
-    row = partials + program * size
-    store_statistics(statistics, row, row + num_regions * (1 + 3 * C), first_region, num_regions, C)
+    row = partials + tl.cast(program, tl.int64) * (ce_at + num_regions)
+    store_statistics(statistics, row, row + ce_at, first_region, num_regions, C)
 
 
 @triton.jit(
@@ -121,17 +115,9 @@ def _backward(
     ALIGNED: tl.constexpr,
     SQUARED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
-    target_stride, target_batch_stride = (
-        stride_of(target_stride, ALIGNED),
-        stride_of(target_batch_stride, ALIGNED),
-    )
-    gradient_stride = stride_of(gradient_stride, ALIGNED)
-    gradient_batch_stride = stride_of(gradient_batch_stride, ALIGNED)
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    target_batch_stride, target_stride = strides_of((target_batch_stride, target_stride), ALIGNED)
+    gradient_batch_stride, gradient_stride = strides_of((gradient_batch_stride, gradient_stride), ALIGNED)
     image, first, inside = locate(tl.program_id(0), batch, N, BLOCK)
     voxel = image * N + first + tl.arange(0, BLOCK)[:, None]
     x = start(logits, image, first, batch_stride, stride, CHANNELS_LAST)
@@ -169,20 +155,21 @@ def forward(
     read, wanted = as_voxels(logits), _read_as(target)
     batch, C, N = read.data.shape
     tiles, at_once = class_tiles(C), regions_at_once(num_regions)
-    programs = max(-(-batch * -(-N // tiles.block) // tiles.tiles), 1)
-    size = num_regions * (1 + 3 * C)
+    programs = read.count_programs(tiles.block, tiles.tiles)
+    size = statistics_size(num_regions, C)
     partials = torch.empty(programs, size + num_regions, dtype=torch.float32, device=logits.device)
     launch(
-        _forward, (programs, -(-num_regions // at_once)), logits, tiles.num_warps,
+        _forward, (programs, triton.cdiv(num_regions, at_once)), logits, tiles.num_warps,
         logits=read.data, target=wanted.data, regions=regions, partials=partials,
-        batch=batch, N=N, num_regions=num_regions, batch_stride=read.batch_stride, stride=read.stride,
+        batch=batch, N=N, num_regions=num_regions, ce_at=size,
+        batch_stride=read.batch_stride, stride=read.stride,
         target_batch_stride=wanted.batch_stride, target_stride=wanted.stride,
         inverse_temperature=1 / temperature,
         C=C, CLASSES=tiles.classes, REGIONS=at_once, BLOCK=tiles.block, TILES=tiles.tiles,
         CHANNELS_LAST=read.channels_last, TARGET_CHANNELS_LAST=wanted.channels_last,
         ALIGNED=is_aligned(N, read, wanted), SQUARED=squared,
     )  # fmt: skip
-    total = add_rows(partials)
+    total = add_partials(partials)
     ce, dice = losses(total[:size], total[size:], C, first_class)
     return ce, dice, total[:size]
 
@@ -204,7 +191,7 @@ def backward(
     batch, C, N = read.data.shape
     tiles = class_tiles(C)
     launch(
-        _backward, (batch * -(-N // tiles.block),), logits, tiles.num_warps,
+        _backward, (read.count_tiles(tiles.block),), logits, tiles.num_warps,
         table=derivatives(statistics, grad_ce, grad_dice, num_regions, C, squared, first_class),
         logits=read.data, target=wanted.data, regions=regions, gradient=written.data,
         batch=batch, N=N, num_regions=num_regions, batch_stride=read.batch_stride, stride=read.stride,

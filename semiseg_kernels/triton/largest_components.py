@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import volume_sides
-from semiseg_kernels.triton.launching import launch
+from semiseg_kernels.layouts import volume_sides
+from semiseg_kernels.triton.launch import launch
 
 BLOCK = 128  # voxels of a program, which is a single warp: its lanes wait for no others
 VOXEL_BITS = tl.constexpr(0x7FFFFFFF)  # of a rank, in which the earlier of two voxels is the larger
@@ -185,7 +185,7 @@ def forward(
 ) -> Tensor:  # [B, *S] uint8
     label = label.contiguous()
     kept = torch.empty_like(label)
-    batch, tiles_per_image = label.shape[0], -(-label.shape[1:].numel() // BLOCK)
+    batch, tiles_per_image = label.shape[0], triton.cdiv(label.shape[1:].numel(), BLOCK)
     parent = torch.empty(label.shape, dtype=torch.int32, device=label.device)
     size = torch.zeros_like(parent)
     largest = torch.zeros(batch, num_classes, dtype=torch.int64, device=label.device)

@@ -8,9 +8,9 @@ grad_matrix[b, c, j] = sum over the voxels of image b of grad_logits[b, c] x[b, 
 import torch
 from torch import Tensor
 
-from semiseg_kernels.native.extension import empty_gradient, finish_gradient
+from semiseg_kernels.layouts import empty_gradient, finish_gradient
 from semiseg_kernels.triton.class_products import mix_by_class, sum_by_class, sums_of_images
-from semiseg_kernels.triton.launching import as_voxels
+from semiseg_kernels.triton.launch import as_voxels
 
 
 def forward(

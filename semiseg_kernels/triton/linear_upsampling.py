@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.linear_upsampling import doubled, halved, is_channels_last
-from semiseg_kernels.native.extension import dense
+from semiseg_kernels.layouts import dense
+from semiseg_kernels.linear_upsampling import doubled, halved, only_channels_last
 from semiseg_kernels.triton.configurations import upsampling_tiles
-from semiseg_kernels.triton.launching import launch
+from semiseg_kernels.triton.launch import launch
 from semiseg_kernels.triton.tiles import stride_of
 
 NEAR, FAR = tl.constexpr(0.75), tl.constexpr(0.25)
@@ -26,7 +26,7 @@ _SIZES = ["depth", "height", "width", "C", "tiles_per_plane"]
 @triton.jit
 def _place(planes, rows, columns, C, tiles_per_plane, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """Image, plane, rows and columns [BLOCK, 1], channels [1, CHANNELS], and which of a plane's places exist."""
-    groups = (C + CHANNELS - 1) // CHANNELS
+    groups = tl.cdiv(C, CHANNELS)
     program, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     plane, tile = program // tiles_per_plane, program % tiles_per_plane
     place = tile * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -204,16 +204,16 @@ def _sizes(
 ) -> tuple[int, dict[str, Any]]:  # number of programs, arguments
     C, (*depth, height, width) = x.shape[1], x.shape[2:]
     more = int(not backward)
-    channels_last = is_channels_last(x)
+    channels_last = only_channels_last(x)
     tiles = upsampling_tiles(C, channels_last, backward)
-    tiles_per_plane = -(-(height + more) * (width + more) // tiles.block)
+    tiles_per_plane = triton.cdiv((height + more) * (width + more), tiles.block)
     planes = x.shape[0] * (depth[0] + more if depth else 1)
     arguments = {
         "depth": depth[0] if depth else 1, "height": height, "width": width, "C": C,
         "tiles_per_plane": tiles_per_plane, "VOLUMES": bool(depth), "CHANNELS": tiles.channels,
         "BLOCK": tiles.block, "CHANNELS_LAST": channels_last, "ALIGNED": C % 16 == 0,
     }  # fmt: skip
-    return planes * tiles_per_plane * -(-C // tiles.channels), arguments
+    return planes * tiles_per_plane * triton.cdiv(C, tiles.channels), arguments
 
 
 def forward(
@@ -234,6 +234,6 @@ def backward(
     programs, sizes = _sizes(grad_x, backward=True)
     launch(
         _backward, (programs,), grad_y, num_warps=4, grad_y=upstream, grad_x=grad_x,
-        UPSTREAM_CHANNELS_LAST=is_channels_last(upstream), **sizes,
+        UPSTREAM_CHANNELS_LAST=only_channels_last(upstream), **sizes,
     )  # fmt: skip
     return grad_x

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import empty_gradient, finish_gradient
+from semiseg_kernels.layouts import empty_gradient, finish_gradient
 from semiseg_kernels.triton.class_products import mix_by_class, sum_by_class, sums_of_all
-from semiseg_kernels.triton.launching import Voxels, as_voxels, launch
+from semiseg_kernels.triton.launch import Voxels, as_voxels, launch
 
 QUOTIENTS = 256  # of a program of _divide
 
@@ -39,7 +39,7 @@ def _over_total(
     quotient = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     size = rows.numel()
     launch(
-        _divide, (-(-size // QUOTIENTS),), rows, num_warps=4,
+        _divide, (triton.cdiv(size, QUOTIENTS),), rows, num_warps=4,
         rows=rows, total=total, quotient=quotient, size=size, D=rows.shape[1], QUOTIENTS=QUOTIENTS,
     )  # fmt: skip
     return quotient

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.triton.launching import in_two, launch
+from semiseg_kernels.triton.launch import in_two, launch
 
 BLOCK = 1024
 
@@ -43,7 +43,7 @@ def forward(
     size = updated.numel()
     momentum, momentum_rest = in_two(momentum)
     launch(
-        _forward, (-(-size // BLOCK),), prototypes, num_warps=4,
+        _forward, (triton.cdiv(size, BLOCK),), prototypes, num_warps=4,
         prototypes=updated, cluster_sum=cluster_sum.contiguous(), cluster_count=cluster_count.contiguous(),
         momentum=momentum, momentum_rest=momentum_rest, size=size, D=prototypes.shape[2], BLOCK=BLOCK,
     )  # fmt: skip

@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import finish_gradient, float_prototypes
-from semiseg_kernels.triton.classes import read_classes, softmax
+from semiseg_kernels.layouts import finish_gradient, float_prototypes
+from semiseg_kernels.triton.class_losses import read_classes, softmax
 from semiseg_kernels.triton.configurations import mix_programs, mix_tiles
-from semiseg_kernels.triton.launching import as_voxels, is_aligned, launch, with_gradient
+from semiseg_kernels.triton.launch import as_voxels, is_aligned, launch, with_gradient
 from semiseg_kernels.triton.prototypes import SIX_PARTS, THREE_PARTS, multiply_exactly
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, offsets, start, stride_of
+from semiseg_kernels.triton.sums import add_partials
+from semiseg_kernels.triton.tiles import count_tiles, locate, offsets, start, strides_of
 
 _STRIDES = ["batch_stride", "stride", "prompt_batch_stride", "prompt_stride"]
 
@@ -55,13 +55,8 @@ def _forward(
     PROMPT_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
-    prompt_stride = stride_of(prompt_stride, ALIGNED)
-    prompt_batch_stride = stride_of(prompt_batch_stride, ALIGNED)
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    prompt_batch_stride, prompt_stride = strides_of((prompt_batch_stride, prompt_stride), ALIGNED)
     image, first, inside = locate(tl.program_id(0), batch, N, BLOCK)
     share = _shares(logits, image, first, inside, batch_stride, stride, C, CLASSES, CHANNELS_LAST)
     target = start(prompt, image, first, prompt_batch_stride, prompt_stride, PROMPT_CHANNELS_LAST)
@@ -91,6 +86,46 @@ def _add(sums, values, exists):
     tl.store(sums, tl.load(sums, mask=exists) + values.to(tl.float64), mask=exists)
 
 
+@triton.jit
+def _multiply(
+    grad_prompt,  # at the tile's first voxel
+    text,  # [C, E] float32
+    share,  # [BLOCK, CLASSES]
+    sums,  # [E, C] float64, of grad_text
+    inside,  # [BLOCK, 1]
+    stride,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """d loss / d share [BLOCK, CLASSES]; adds the tile's part to the sums."""
+    BLOCK: tl.constexpr = share.shape[0]
+    CLASSES: tl.constexpr = share.shape[1]
+    voxel = tl.arange(0, BLOCK)[:, None]
+    c = tl.arange(0, CLASSES)[None, :]
+    by_share = tl.zeros([BLOCK, CLASSES], tl.float32)
+    if CHUNK == 1:
+        for e in tl.range(0, E, loop_unroll_factor=4, disable_licm=True):
+            at = grad_prompt + offsets(voxel, e, stride, CHANNELS_LAST)
+            upstream = tl.load(at, mask=inside, other=0).to(tl.float32)
+            by_share += upstream * tl.load(text + c * E + e, mask=c < C, other=0)
+            _add(sums + e * C + c, tl.sum(share * upstream, axis=0, keep_dims=True), c < C)
+    else:
+        for first_channel in tl.range(0, E, CHUNK, disable_licm=True, num_stages=1):
+            e = first_channel + tl.arange(0, CHUNK)
+            at = grad_prompt + offsets(voxel, e[None, :], stride, CHANNELS_LAST)
+            upstream = tl.load(at, mask=inside & (e[None, :] < E), other=0)
+            if upstream.dtype == tl.float16:  # a class may have less than 6e-8 of a voxel
+                upstream = upstream.to(tl.float32)
+            exists = (e[:, None] < E) & (c < C)
+            of_class = tl.load(text + c * E + e[:, None], mask=exists, other=0)
+            by_share = multiply_exactly(upstream, of_class, by_share)
+            by_text = multiply_exactly(tl.trans(upstream), share, tl.zeros([CHUNK, CLASSES], tl.float32))
+            _add(sums + e[:, None] * C + c, by_text, exists)
+    return by_share
+
+
 @triton.jit(do_not_specialize=["batch", "N", *_STRIDES, "gradient_batch_stride", "gradient_stride"])
 def _backward(
     grad_prompt,  # [B, E, N]
@@ -115,17 +150,11 @@ def _backward(
     PROMPT_CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
-    prompt_stride = stride_of(prompt_stride, ALIGNED)
-    prompt_batch_stride = stride_of(prompt_batch_stride, ALIGNED)
-    gradient_stride = stride_of(gradient_stride, ALIGNED)
-    gradient_batch_stride = stride_of(gradient_batch_stride, ALIGNED)
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    prompt_batch_stride, prompt_stride = strides_of((prompt_batch_stride, prompt_stride), ALIGNED)
+    gradient_batch_stride, gradient_stride = strides_of((gradient_batch_stride, gradient_stride), ALIGNED)
     program = tl.program_id(0)
-    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    tiles = count_tiles(batch, N, BLOCK)
     sums = partials + tl.cast(program, tl.int64) * (E * C)
     voxel = tl.arange(0, BLOCK)[:, None]
     c = tl.arange(0, CLASSES)[None, :]
@@ -134,25 +163,7 @@ def _backward(
         image, first, inside = locate(tile, batch, N, BLOCK)
         share = _shares(logits, image, first, inside, batch_stride, stride, C, CLASSES, CHANNELS_LAST)
         x = start(grad_prompt, image, first, prompt_batch_stride, prompt_stride, PROMPT_CHANNELS_LAST)
-        by_share = tl.zeros([BLOCK, CLASSES], tl.float32)
-        if CHUNK == 1:
-            for e in tl.range(0, E, loop_unroll_factor=4, disable_licm=True):
-                at = x + offsets(voxel, e, prompt_stride, PROMPT_CHANNELS_LAST)
-                upstream = tl.load(at, mask=inside, other=0).to(tl.float32)
-                by_share += upstream * tl.load(text + c * E + e, mask=c < C, other=0)
-                _add(sums + e * C + c, tl.sum(share * upstream, axis=0, keep_dims=True), c < C)
-        else:
-            for first_channel in tl.range(0, E, CHUNK, disable_licm=True, num_stages=1):
-                e = first_channel + tl.arange(0, CHUNK)
-                at = x + offsets(voxel, e[None, :], prompt_stride, PROMPT_CHANNELS_LAST)
-                upstream = tl.load(at, mask=inside & (e[None, :] < E), other=0)
-                if upstream.dtype == tl.float16:  # a class may have less than 6e-8 of a voxel
-                    upstream = upstream.to(tl.float32)
-                exists = (e[:, None] < E) & (c < C)
-                of_class = tl.load(text + c * E + e[:, None], mask=exists, other=0)
-                by_share = multiply_exactly(upstream, of_class, by_share)
-                by_text = multiply_exactly(tl.trans(upstream), share, tl.zeros([CHUNK, CLASSES], tl.float32))
-                _add(sums + e[:, None] * C + c, by_text, exists)
+        by_share = _multiply(x, text, share, sums, inside, prompt_stride, C, E, CHUNK, PROMPT_CHANNELS_LAST)
         mean = tl.sum(share * by_share, axis=1, keep_dims=True)
         target = start(gradient, image, first, gradient_batch_stride, gradient_stride, CHANNELS_LAST)
         target += offsets(voxel, c, gradient_stride, CHANNELS_LAST)
@@ -170,7 +181,7 @@ def forward(
     batch, _, N = read.data.shape
     tiles = mix_tiles(C, written.channels_last, backward=False)
     launch(
-        _forward, (batch * -(-N // tiles.block),), logits, tiles.num_warps,
+        _forward, (read.count_tiles(tiles.block),), logits, tiles.num_warps,
         logits=read.data, text=float_prototypes(text), prompt=written.data, batch=batch, N=N,
         batch_stride=read.batch_stride, stride=read.stride,
         prompt_batch_stride=written.batch_stride, prompt_stride=written.stride,
@@ -191,7 +202,7 @@ def backward(
     upstream = as_voxels(grad_prompt)
     batch, _, N = read.data.shape
     tiles = mix_tiles(C, upstream.channels_last, backward=True)
-    programs = mix_programs(batch * -(-N // tiles.block), C * E)
+    programs = mix_programs(read.count_tiles(tiles.block), C * E)
     partials = torch.zeros(programs, E * C, dtype=torch.float64, device=logits.device)
     launch(
         _backward, (programs,), logits, tiles.num_warps,
@@ -203,5 +214,5 @@ def backward(
         CHANNELS_LAST=read.channels_last, PROMPT_CHANNELS_LAST=upstream.channels_last,
         ALIGNED=is_aligned(N, read, upstream, written),
     )  # fmt: skip
-    grad_text = add_rows(partials).view(E, C).T.float().contiguous()
+    grad_text = add_partials(partials).view(E, C).T.float().contiguous()
     return finish_gradient(gradient, written.data), grad_text

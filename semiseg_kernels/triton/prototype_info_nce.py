@@ -12,23 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import finish_gradient
+from semiseg_kernels.layouts import finish_gradient
 from semiseg_kernels.triton.configurations import prototype_tiles
-from semiseg_kernels.triton.launching import as_voxels, is_aligned, launch, with_gradient
+from semiseg_kernels.triton.launch import as_voxels, is_aligned, launch, with_gradient
 from semiseg_kernels.triton.prototypes import (
     class_maxima,
     columns_of,
     contrast,
+    contrast_gradient,
+    contrast_logits,
     gradient_coefficients,
-    nearest_prototype,
-    prototype_of,
+    positive_prototype,
     read_dots,
     scratch_memory,
     unit_prototypes,
     write_gradient,
 )
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, read_labels, read_weights, start, stride_of
+from semiseg_kernels.triton.sums import add_partials, weighted_mean
+from semiseg_kernels.triton.tiles import count_tiles, locate, read_labels, read_weights, start, strides_of
 
 _SIZES = ["batch", "N", "ignore_prototype", "batch_stride", "stride"]
 
@@ -38,15 +39,9 @@ def _read_voxels(
     labels, weight, best, winner, voxel, inside, ignore_prototype, C, K: tl.constexpr, CLASSES: tl.constexpr
 ):
     """The positive and the weight of every voxel [BLOCK, 1], 0 where it is left out."""
-    if labels is None:
-        kept = inside
-        positive = nearest_prototype(best, winner, K, CLASSES)
-    else:
-        label = read_labels(labels, voxel, inside, C)
-        kept = label >= 0
-        positive = prototype_of(winner, tl.maximum(label, 0), K, CLASSES)
-    kept &= positive != ignore_prototype
-    return positive, read_weights(weight, voxel, kept)
+    label = read_labels(labels, voxel, inside, C)
+    positive = positive_prototype(best, winner, label, K, CLASSES, labels is not None)
+    return positive, read_weights(weight, voxel, (label >= 0) & (positive != ignore_prototype))
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -56,7 +51,7 @@ def _forward(
     norm,  # [CLASSES * PER_CLASS]
     labels,  # [B, N] or None
     weight,  # [B, N] or None
-    partials,  # [programs, 2] weighted losses and weights
+    partials,  # [programs, 2] weights and weighted losses
     batch,
     N,
     ignore_prototype,
@@ -74,39 +69,21 @@ def _forward(
     ALIGNED: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
     image, first, inside = locate(tl.program_id(0), batch, N, BLOCK)
     z = start(z, image, first, batch_stride, stride, CHANNELS_LAST)
-    logits, length = read_dots(z, unit, inside, stride, D, CHUNK, CLASSES * PER_CLASS, BLOCK, CHANNELS_LAST)
-    cosine = logits / length
+    dots, length = read_dots(z, unit, inside, stride, D, CHUNK, CLASSES * PER_CLASS, BLOCK, CHANNELS_LAST)
+    cosine = dots / length
     flat = columns_of(C, K, CLASSES, PER_CLASS)
     best, winner = class_maxima(cosine, flat, CLASSES, PER_CLASS)
     voxel = image * N + first + tl.arange(0, BLOCK)[:, None]
     positive, w = _read_voxels(labels, weight, best, winner, voxel, inside, ignore_prototype, C, K, CLASSES)
-    if NORMALIZE:
-        logits = cosine
-    else:
-        logits *= tl.load(norm + tl.arange(0, CLASSES * PER_CLASS)[None, :])
+    norms = tl.load(norm + tl.arange(0, CLASSES * PER_CLASS)[None, :])
+    logits = contrast_logits(dots, cosine, norms, NORMALIZE)
     loss, _ = contrast(logits, flat, positive, inverse_temperature)
     row = partials + tl.program_id(0) * 2
-    tl.store(row, tl.sum(tl.where(w != 0, w * loss, 0.0)))
-    tl.store(row + 1, tl.sum(w))
-
-
-@triton.jit
-def _finish(
-    total,  # [2] float64: weighted losses and weights
-    loss,  # [] float32
-    denominator,  # [] float64
-):
-    weights = tl.load(total + 1)
-    mean = tl.load(total) / tl.where(weights == 0, 1.0, weights)
-    tl.store(loss, tl.where(weights == 0, 0.0, mean).to(tl.float32))
-    tl.store(denominator, weights)
+    tl.store(row, tl.sum(w))
+    tl.store(row + 1, tl.sum(tl.where(w != 0, w * loss, 0.0)))
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "gradient_batch_stride", "gradient_stride"])
@@ -139,22 +116,15 @@ def _backward(
     ALIGNED: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
-    gradient_stride = stride_of(gradient_stride, ALIGNED)
-    gradient_batch_stride = stride_of(gradient_batch_stride, ALIGNED)
-    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    gradient_batch_stride, gradient_stride = strides_of((gradient_batch_stride, gradient_stride), ALIGNED)
+    tiles = count_tiles(batch, N, BLOCK)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True, num_stages=1):
         image, first, inside = locate(tile, batch, N, BLOCK)
         x = start(z, image, first, batch_stride, stride, CHANNELS_LAST)
         target = start(gradient, image, first, gradient_batch_stride, gradient_stride, CHANNELS_LAST)
-        logits, length = read_dots(
-            x, unit, inside, stride, D, CHUNK, CLASSES * PER_CLASS, BLOCK, CHANNELS_LAST
-        )
-        cosine = logits / length
+        dots, length = read_dots(x, unit, inside, stride, D, CHUNK, CLASSES * PER_CLASS, BLOCK, CHANNELS_LAST)
+        cosine = dots / length
         flat = columns_of(C, K, CLASSES, PER_CLASS)
         best, winner = class_maxima(cosine, flat, CLASSES, PER_CLASS)
         voxel = image * N + first + tl.arange(0, BLOCK)[:, None]
@@ -162,36 +132,17 @@ def _backward(
             labels, weight, best, winner, voxel, inside, ignore_prototype, C, K, CLASSES
         )
         norms = tl.load(norm + tl.arange(0, CLASSES * PER_CLASS)[None, :])
-        if NORMALIZE:
-            logits = cosine
-        else:
-            logits *= norms
-        _, probability = contrast(logits, flat, positive, inverse_temperature)
-        weights = tl.load(denominator)
-        by_loss = (tl.load(grad_loss) / tl.where(weights == 0, 1.0, weights)).to(
-            tl.float32
-        ) * inverse_temperature
-        by_logit = (probability - (flat == positive).to(tl.float32)) * (w * by_loss)
-        by_logit = tl.where(w != 0, by_logit, 0.0)
+        logits = contrast_logits(dots, cosine, norms, NORMALIZE)
+        by_logit = contrast_gradient(
+            logits, flat, positive, w != 0, w, grad_loss, denominator, inverse_temperature
+        )
         by_class = tl.zeros([BLOCK, CLASSES], tl.float32)
         by_unit, by_z = gradient_coefficients(
             by_class, by_logit, cosine, winner, length, norms, NORMALIZE, CLASSES, PER_CLASS
         )
         write_gradient(
-            target,
-            x,
-            unit,
-            by_unit,
-            by_z,
-            length,
-            inside,
-            scratch,
-            gradient_stride,
-            stride,
-            D,
-            CHUNK,
-            CHANNELS_LAST,
-        )
+            target, x, unit, by_unit, by_z, length, inside, scratch, gradient_stride, stride, D, CHUNK, CHANNELS_LAST
+        )  # fmt: skip
 
 
 def forward(
@@ -208,7 +159,7 @@ def forward(
     batch, _, N = read.data.shape
     tiles = prototype_tiles(d, C, K, read.channels_last)
     unit, norm = unit_prototypes(prototypes, tiles)
-    programs = max(batch * -(-N // tiles.block), 1)
+    programs = max(read.count_tiles(tiles.block), 1)
     partials = torch.empty(programs, 2, dtype=torch.float32, device=z.device)
     launch(
         _forward, (programs,), z, tiles.num_warps,
@@ -219,10 +170,8 @@ def forward(
         C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read), NORMALIZE=normalize,
     )  # fmt: skip
-    loss = torch.empty((), dtype=torch.float32, device=z.device)
-    denominator = torch.empty((), dtype=torch.float64, device=z.device)
-    launch(_finish, (1,), z, num_warps=1, total=add_rows(partials), loss=loss, denominator=denominator)
-    return loss, denominator
+    sums = add_partials(partials)
+    return weighted_mean(sums), sums[0]
 
 
 def backward(
@@ -241,7 +190,7 @@ def backward(
     batch, _, N = read.data.shape
     tiles = prototype_tiles(d, C, K, read.channels_last)
     unit, norm = unit_prototypes(prototypes, tiles)
-    programs, scratch = scratch_memory(tiles, batch * -(-N // tiles.block), z)
+    programs, scratch = scratch_memory(tiles, read.count_tiles(tiles.block), z)
     launch(
         _backward, (programs,), z, tiles.num_warps,
         grad_loss=grad_loss, denominator=denominator,

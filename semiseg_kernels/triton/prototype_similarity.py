@@ -9,21 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semiseg_kernels.native.extension import finish_gradient
+from semiseg_kernels.layouts import finish_gradient
 from semiseg_kernels.reference.prototype_similarity import index_dtype
 from semiseg_kernels.triton.configurations import prototype_tiles
-from semiseg_kernels.triton.launching import as_voxels, is_aligned, launch, with_gradient
+from semiseg_kernels.triton.launch import as_voxels, is_aligned, launch, with_gradient
 from semiseg_kernels.triton.prototypes import (
     class_maxima,
     columns_of,
     gradient_coefficients,
     read_dots,
-    restore_nan,
     scratch_memory,
+    store_best,
     unit_prototypes,
     write_gradient,
 )
-from semiseg_kernels.triton.tiles import locate, start, stride_of
+from semiseg_kernels.triton.tiles import class_offsets, count_tiles, locate, start, strides_of
 
 _SIZES = ["batch", "N", "batch_stride", "stride", "gradient_batch_stride", "gradient_stride"]
 
@@ -48,20 +48,14 @@ def _forward(
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
     image, first, inside = locate(tl.program_id(0), batch, N, BLOCK)
     z = start(z, image, first, batch_stride, stride, CHANNELS_LAST)
     dots, length = read_dots(z, unit, inside, stride, D, CHUNK, CLASSES * PER_CLASS, BLOCK, CHANNELS_LAST)
     flat = columns_of(C, K, CLASSES, PER_CLASS)
     best, winner = class_maxima(dots / length, flat, CLASSES, PER_CLASS)
-    c = tl.arange(0, CLASSES)[None, :]
-    at = (image * C + c) * N + first + tl.arange(0, BLOCK)[:, None]
-    tl.store(similarity + at, restore_nan(best).to(similarity.dtype.element_ty), mask=inside & (c < C))
-    tl.store(index + at, winner.to(index.dtype.element_ty), mask=inside & (c < C))
+    exists = inside & (tl.arange(0, CLASSES)[None, :] < C)
+    store_best(similarity, index, best, winner, class_offsets(image, first, N, C, CLASSES, BLOCK), exists)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -87,41 +81,24 @@ def _backward(
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
-    gradient_stride = stride_of(gradient_stride, ALIGNED)
-    gradient_batch_stride = stride_of(gradient_batch_stride, ALIGNED)
-    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
+    gradient_batch_stride, gradient_stride = strides_of((gradient_batch_stride, gradient_stride), ALIGNED)
+    tiles = count_tiles(batch, N, BLOCK)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True, num_stages=1):
         image, first, inside = locate(tile, batch, N, BLOCK)
         x = start(z, image, first, batch_stride, stride, CHANNELS_LAST)
         target = start(gradient, image, first, gradient_batch_stride, gradient_stride, CHANNELS_LAST)
         dots, length = read_dots(x, unit, inside, stride, D, CHUNK, CLASSES * PER_CLASS, BLOCK, CHANNELS_LAST)
-        c = tl.arange(0, CLASSES)[None, :]
-        at = (image * C + c) * N + first + tl.arange(0, BLOCK)[:, None]
-        by_class = tl.load(grad_similarity + at, mask=inside & (c < C), other=0).to(tl.float32)
-        winner = tl.load(index + at, mask=inside & (c < C), other=0).to(tl.int32)
+        at = class_offsets(image, first, N, C, CLASSES, BLOCK)
+        exists = inside & (tl.arange(0, CLASSES)[None, :] < C)
+        by_class = tl.load(grad_similarity + at, mask=exists, other=0).to(tl.float32)
+        winner = tl.load(index + at, mask=exists, other=0).to(tl.int32)
         by_unit, by_z = gradient_coefficients(
             by_class, 0.0, dots / length, winner, length, None, True, CLASSES, PER_CLASS
         )
         write_gradient(
-            target,
-            x,
-            unit,
-            by_unit,
-            by_z,
-            length,
-            inside,
-            scratch,
-            gradient_stride,
-            stride,
-            D,
-            CHUNK,
-            CHANNELS_LAST,
-        )
+            target, x, unit, by_unit, by_z, length, inside, scratch, gradient_stride, stride, D, CHUNK, CHANNELS_LAST
+        )  # fmt: skip
 
 
 def forward(
@@ -137,7 +114,7 @@ def forward(
     tiles = prototype_tiles(d, C, K, read.channels_last)
     unit, _ = unit_prototypes(prototypes, tiles)
     launch(
-        _forward, (batch * -(-N // tiles.block),), z, tiles.num_warps,
+        _forward, (read.count_tiles(tiles.block),), z, tiles.num_warps,
         z=read.data, unit=unit, similarity=similarity, index=index,
         batch=batch, N=N, batch_stride=read.batch_stride, stride=read.stride,
         C=C, K=K, D=d, CLASSES=tiles.classes, PER_CLASS=tiles.per_class, BLOCK=tiles.block, CHUNK=tiles.chunk,
@@ -157,7 +134,7 @@ def backward(
     batch, _, N = read.data.shape
     tiles = prototype_tiles(d, C, K, read.channels_last)
     unit, _ = unit_prototypes(prototypes, tiles)
-    programs, scratch = scratch_memory(tiles, batch * -(-N // tiles.block), z)
+    programs, scratch = scratch_memory(tiles, read.count_tiles(tiles.block), z)
     launch(
         _backward, (programs,), z, tiles.similarity_warps,
         grad_similarity=grad_similarity.contiguous(), z=read.data, unit=unit, index=index.contiguous(),

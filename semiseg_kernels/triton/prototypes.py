@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semiseg_kernels.reference import common
 from semiseg_kernels.triton.configurations import PrototypeTiles, power_of_two
-from semiseg_kernels.triton.launching import launch
+from semiseg_kernels.triton.launch import launch
 from semiseg_kernels.triton.tiles import offsets
 
 EPSILON = tl.constexpr(common.EPSILON)
@@ -140,6 +140,13 @@ def restore_nan(best):
 
 
 @triton.jit
+def store_best(similarity, index, best, winner, at, exists):
+    """Write best and winner to the places `at`, where those exist."""
+    tl.store(similarity + at, restore_nan(best).to(similarity.dtype.element_ty), mask=exists)
+    tl.store(index + at, winner.to(index.dtype.element_ty), mask=exists)
+
+
+@triton.jit
 def prototype_of(winner, chosen, K: tl.constexpr, CLASSES: tl.constexpr):
     """The flat index [BLOCK, 1] of the winner of the class `chosen` [BLOCK, 1]."""
     c = tl.arange(0, CLASSES)[None, :]
@@ -154,11 +161,29 @@ def nearest_prototype(best, winner, K: tl.constexpr, CLASSES: tl.constexpr):
 
 
 @triton.jit
+def positive_prototype(best, winner, label, K: tl.constexpr, CLASSES: tl.constexpr, OF_LABEL: tl.constexpr):
+    """The flat index [BLOCK, 1] of the nearest prototype of the label's class, or of all."""
+    if OF_LABEL:
+        return prototype_of(winner, tl.maximum(label, 0), K, CLASSES)
+    else:
+        return nearest_prototype(best, winner, K, CLASSES)
+
+
+@triton.jit
 def spread(of_class, CLASSES: tl.constexpr, PER_CLASS: tl.constexpr):
     """[BLOCK, CLASSES] -> [BLOCK, CLASSES * PER_CLASS], every class's value in all its columns."""
     block: tl.constexpr = of_class.shape[0]
     wide = tl.broadcast_to(of_class[:, :, None], [block, CLASSES, PER_CLASS])
     return tl.reshape(wide, [block, CLASSES * PER_CLASS])
+
+
+@triton.jit
+def contrast_logits(dots, cosine, norms, NORMALIZE: tl.constexpr):
+    """The logits of InfoNCE: cosines, or z . p."""
+    if NORMALIZE:
+        return cosine
+    else:
+        return dots * norms
 
 
 @triton.jit
@@ -173,6 +198,25 @@ def contrast(logits, flat, positive, inverse_temperature):
     total = tl.sum(exponential, axis=1, keep_dims=True)
     of_positive = tl.sum(tl.where(flat == positive, logits, 0.0), axis=1, keep_dims=True)
     return tl.log(total) + (top - of_positive) * inverse_temperature, exponential / total
+
+
+@triton.jit
+def contrast_gradient(
+    logits,  # [BLOCK, columns]
+    flat,  # [1, columns]
+    positive,  # [BLOCK, 1]
+    kept,  # [BLOCK, 1]
+    w,  # [BLOCK, 1] weights of the voxels, or 1
+    grad_loss,  # [] float32, of their mean
+    denominator,  # [] float64, sum of all weights
+    inverse_temperature,
+):
+    """d loss / d logit [BLOCK, columns], 0 where not kept."""
+    _, probability = contrast(logits, flat, positive, inverse_temperature)
+    weights = tl.load(denominator)
+    by_loss = (tl.load(grad_loss) / tl.where(weights == 0, 1.0, weights)).to(tl.float32)
+    by_logit = (probability - (flat == positive).to(tl.float32)) * (w * (by_loss * inverse_temperature))
+    return tl.where(kept, by_logit, 0.0)
 
 
 @triton.jit

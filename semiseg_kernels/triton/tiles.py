@@ -17,10 +17,22 @@ def stride_of(stride, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def strides_of(sizes, ALIGNED: tl.constexpr):
+    """`stride_of` each of a tuple of sizes and strides."""
+    return [stride_of(size, ALIGNED) for size in sizes]
+
+
+@triton.jit
+def count_tiles(batch, N, BLOCK: tl.constexpr):
+    """The tiles of all images."""
+    return batch * tl.cdiv(N, BLOCK).to(tl.int32)
+
+
+@triton.jit
 def locate(tile, batch, N, BLOCK: tl.constexpr):
     """The image of a tile, its first voxel, and which of its voxels exist: scalars and [BLOCK, 1]."""
     # Without voxels one tile still runs, and finds none.
-    per_image = tl.maximum((N + BLOCK - 1) // BLOCK, 1).to(tl.int32)
+    per_image = tl.maximum(tl.cdiv(N, BLOCK), 1).to(tl.int32)
     image = tile // per_image
     first = tl.cast(tile - image * per_image, tl.int64) * BLOCK
     image = tl.cast(image, tl.int64)
@@ -44,12 +56,22 @@ def offsets(voxels, channels, stride, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def class_offsets(image, first, N, C: tl.constexpr, CLASSES: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets [BLOCK, CLASSES] of a tile in a contiguous map [B, C, N]."""
+    c = tl.arange(0, CLASSES)[None, :]
+    return (image * C + c) * N + first + tl.arange(0, BLOCK)[:, None]
+
+
+@triton.jit
 def read_labels(labels, voxel, inside, C: tl.constexpr):
-    """Labels [BLOCK, 1] as int32, -1 where a voxel is left out."""
-    value = tl.load(labels + voxel, mask=inside, other=0)
-    # A uint64 beyond the range of int64 turns negative here, and is out of range either way.
-    value = value.to(tl.int32 if value.dtype.primitive_bitwidth < 32 else tl.int64)
-    return tl.where(inside & (value >= 0) & (value < C), value, -1).to(tl.int32)
+    """Labels [BLOCK, 1] as int32, -1 where a voxel is left out; without labels 0 and -1."""
+    if labels is None:
+        return tl.where(inside, 0, -1)
+    else:
+        value = tl.load(labels + voxel, mask=inside, other=0)
+        # A uint64 beyond the range of int64 turns negative here, and is out of range either way.
+        value = value.to(tl.int32 if value.dtype.primitive_bitwidth < 32 else tl.int64)
+        return tl.where(inside & (value >= 0) & (value < C), value, -1).to(tl.int32)
 
 
 @triton.jit

@@ -224,10 +224,10 @@ def test_slice_policy_frequencies():
 
 
 @pytest.mark.parametrize(("name", "patch", "message"), [
-    ("mirror", (4, 4), "name is 'mirror'; accepted are crop, crop_dihedral, crop_rotate_flip, rotate_flip_resize"),
-    ("rotate_flip_resize", (4, 4, 4), r"patch is \(4, 4, 4\); rotate_flip_resize accepts 2"),
+    ("mirror", (4, 4), "dataset.augmentation is 'mirror', accepted are crop, crop_dihedral, crop_rotate_flip, rotate_flip_resize"),
+    ("rotate_flip_resize", (4, 4, 4), r"patch is \(4, 4, 4\), accepted with rotate_flip_resize are 2"),
     ("crop", (4, 0), r"patch is \(4, 0\)"),
-    ("crop", (4,), r"patch is \(4,\); crop accepts 2 or 3"),
+    ("crop", (4,), r"patch is \(4,\), accepted with crop are 2 or 3"),
     ("crop", (), r"patch is \(\)"),
 ])  # fmt: skip
 def test_what_is_refused(name, patch, message):
@@ -236,5 +236,5 @@ def test_what_is_refused(name, patch, message):
 
 
 def test_an_image_of_other_axes_is_refused():
-    with pytest.raises(ValueError, match=r"image has shape \(4, 4\); a patch \(2, 2, 2\) needs 3 axes"):
+    with pytest.raises(ValueError, match=r"shape is \(4, 4\), accepted with the patch \(2, 2, 2\) are 3 axes"):
         Augmentation("crop", (2, 2, 2)).draw((4, 4), generator())

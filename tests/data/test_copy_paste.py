@@ -34,7 +34,7 @@ def test_the_seed_decides_the_mask():
 
 @pytest.mark.parametrize("box", [(5, 3), (0, 3), (3, 3, 3), (3,)])
 def test_a_box_that_does_not_fit_is_refused(box):
-    with pytest.raises(ValueError, match=r"box is .*; accepted are 2 sizes from 1 up to the patch \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"box is .*, accepted are 2 sizes from 1 up to the patch \(4, 6\)"):
         zero_box_mask((4, 6), box, generator())
 
 
@@ -77,5 +77,5 @@ def test_region_map_marks_the_pseudo_labelled_part(labelled):
 
 
 def test_region_map_refuses_other_sides():
-    with pytest.raises(ValueError, match="labelled is 'left'; accepted are 'outside' and 'inside'"):
+    with pytest.raises(ValueError, match="labelled is 'left', accepted are 'outside' and 'inside'"):
         region_map(torch.ones(2, 2, dtype=torch.bool), 1, "left")

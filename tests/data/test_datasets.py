@@ -204,6 +204,20 @@ def test_nobody_is_trained_and_tested_on(name, list_name, overlap, message, requ
     assert opened == []
 
 
+@pytest.mark.parametrize(("name", "list_name"), [("la", "test.list"), ("acdc", "val.list"), ("acdc", "test.list")])
+def test_what_is_to_be_evaluated_is_there_before_training(name, list_name, request, opened):
+    root = request.getfixturevalue({"la": "left_atrium", "acdc": "acdc"}[name])
+    with (root / list_name).open("a") as file:
+        file.write("nobody\n")
+    opened.clear()
+    with pytest.raises(FileNotFoundError, match=f"nobody.*: missing; .*{list_name} names 'nobody'"):
+        open_dataset(name, root).training_cases(1)
+    (root / list_name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{list_name}: missing"):
+        open_dataset(name, root).training_cases(1)
+    assert opened == []
+
+
 @pytest.mark.parametrize(("name", "split", "list_name"), [
     ("la", "test", "test.list"), ("acdc", "validation", "val.list"), ("acdc", "test", "test.list"),
 ])  # fmt: skip
@@ -215,10 +229,10 @@ def test_evaluation_lists(name, split, list_name, request):
 
 
 @pytest.mark.parametrize(("name", "labelled", "message"), [
-    ("la", 6, r"labelled is 6; .*train.list holds 5 volumes, so 1 to 5"),
+    ("la", 6, "dataset.labelled is 6, accepted are 1 to 5, the volumes that .*train.list holds"),
     ("la", 0, "labelled is 0"),
-    ("acdc", 4, r"labelled is 4; .*train_slices.list holds 3 patients, so 1 to 3"),
-    ("phantom", 41, "labelled is 41; the phantom holds 40 volumes, so 1 to 40"),
+    ("acdc", 4, "dataset.labelled is 4, accepted are 1 to 3, the patients that .*train_slices.list holds"),
+    ("phantom", 41, "dataset.labelled is 41, accepted are 1 to 40, the volumes that the phantom holds"),
 ])  # fmt: skip
 def test_labelled_must_be_available(name, labelled, message, request, opened):
     fixture = {"la": "left_atrium", "acdc": "acdc"}.get(name)
@@ -257,9 +271,9 @@ def test_no_root_at_all(monkeypatch):
 
 
 def test_names(tmp_path):
-    with pytest.raises(ValueError, match="dataset name is 'heart'; accepted are la, acdc, pancreas, own and phantom"):
+    with pytest.raises(ValueError, match="dataset.name is 'heart', accepted are la, acdc, pancreas, own, phantom"):
         open_dataset("heart", tmp_path)
-    with pytest.raises(ValueError, match="takes no root"):
+    with pytest.raises(ValueError, match="root is .*, accepted for the phantom, which is generated, is none"):
         open_dataset("phantom", tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_a_state_of_other_cases_is_refused():
 
 
 @pytest.mark.parametrize(("unlabelled", "batches", "message"), [
-    (0, (1, 2), "unlabelled_batch is 2 and there are 0 unlabelled cases; accepted are only 0"),
+    (0, (1, 2), "training.unlabelled_batch is 2, accepted with 0 unlabelled cases is 0"),
     (3, (-1, 2), "labelled_batch is -1"),
     (3, (1, -2), "unlabelled_batch is -2"),
 ])  # fmt: skip

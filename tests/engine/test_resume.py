@@ -113,6 +113,57 @@ def test_prototypes_are_clustered_once(configured, tmp_path, monkeypatch):
     assert train(config, RunDirectory(tmp_path / "run")).is_finished
 
 
+def test_a_second_signal_stops_at_once_and_says_how_to_resume(configured, tmp_path, monkeypatch):
+    def interrupt_twice(call):
+        if call == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    config = configured(SUPERVISED, "run")
+    count_calls(monkeypatch, TrainingSampler, "next", interrupt_twice)
+    with pytest.raises(Interrupted) as stopped:
+        train(config)
+    assert stopped.value.status == 130 and str(stopped.value) == (
+        "stopped by SIGINT within a step: resume it after iteration 0 of 4 with "
+        f"`python -m semiseg.train --resume {tmp_path / 'run'}`"
+    )
+    assert train(config, RunDirectory(tmp_path / "run")).is_finished
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names: names[::-1], r"is trained on CASE\d as training case 1, and the dataset given has CASE\d there"),
+        (lambda names: names[:-1], r"is trained on CASE\d as training case \d, and the dataset given has none there"),
+    ],
+    ids=["another order", "one fewer"],
+)
+def test_a_run_is_resumed_with_its_own_training_cases(change, message, configured, left_atrium, tmp_path, monkeypatch):
+    """Else it could learn from what it is tested on, and the batches would no longer be those of its seed."""
+    config = configured(SUPERVISED, "run")
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(config)
+    names = (left_atrium / "train.list").read_text().split()
+    (left_atrium / "train.list").write_text("\n".join(change(names)))
+    with pytest.raises(ValueError, match=message):
+        train(config, RunDirectory(tmp_path / "run"))
+    (left_atrium / "train.list").write_text("\n".join(names))
+    assert train(config, RunDirectory(tmp_path / "run")).is_finished
+
+
+def test_a_pre_training_that_diverges_says_so(configured, tmp_path):
+    """And not what clustering makes of it."""
+    config = configured(RUNS["mper in 2D"], "run", "method.pretraining_iterations=1", "training.learning_rate=1e38")
+    with pytest.raises(FloatingPointError) as ended:
+        train(config)
+    assert str(ended.value) == (
+        "the embeddings of the labelled images hold NaN or infinity; the last good checkpoint is "
+        f"{tmp_path}/run/training_state.safetensors, of iteration 0"
+    )
+    assert iterations(RunDirectory(tmp_path / "run")) == [1]
+
+
 def test_a_better_checkpoint_is_followed_by_a_state(configured, monkeypatch):
     """Else a run that is killed and resumed knows of a worse best one than the file holds."""
     saved, dice = [], {4: 0.5, 5: 0.4, 6: 0.6, 7: 0.1}
@@ -230,7 +281,7 @@ def test_other_data_than_that_of_the_run_is_refused(configured, tmp_path, monkey
         train(config, run)
     assert str(refused.value) == (
         f"{run.path} was trained on another dataset: spacing was (1.0, 1.0, 2.0) and is "
-        f"{written.preprocessing.spacing} in the one given; accepted is one prepared alike"
+        f"{written.preprocessing.spacing} in the one given, accepted is one prepared alike"
     )
     assert {path: path.read_bytes() for path in files} == files
     run.dataset.unlink()  # as a run that is too old

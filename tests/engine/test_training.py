@@ -1,5 +1,6 @@
 """`python -m semiseg.train` and `semiseg.evaluate` from end to end on a tiny phantom, and what a run leaves behind."""
 
+import hashlib
 import json
 import os
 import re
@@ -26,10 +27,13 @@ from semiseg.data.left_atrium import LeftAtrium
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.engine import trainer
 from semiseg.engine.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interruption
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
-from semiseg.engine.trainer import Training, build_method, choose_device, train
+from semiseg.engine.trainer import Training, build_method, build_optimiser, choose_device, train
+from semiseg.engine.training_step import TrainingStep
+from semiseg.methods.method import Batch
 from semiseg.text import random_text
 from semiseg.train import main
 
@@ -37,6 +41,7 @@ TINY = ["training.patch_size=[32, 32, 16]", "evaluation.stride=[32, 32, 16]", "n
 TINY_MPER = [*TINY, "method.pretraining_iterations=2", "method.iterations=3", "method.zero_box=[20, 20, 10]"]
 TINY_SUPERVISED = [*TINY, "method.iterations=3"]
 LEFT_ATRIUM_MPER = [*VOLUMES, *MPER, "method.zero_box=[20, 10, 10]"]
+TWO_NETWORKS = ["method.branches=two_networks", "method.voxel_prompt=false", "method.text_consistency=false"]
 
 
 def command(verb, *arguments, cwd):
@@ -81,6 +86,8 @@ def test_results_hold_every_case_class_and_metric(two_runs):
     for case in results["cases"].values():
         assert set(case) == set(results["classes"][1:])
         assert all(metrics <= set(values) for values in case.values())
+    labels = [case.label.tobytes() for case in LeftAtrium(two_runs[0].parent.parent).evaluation_cases("test")]
+    assert results["labels"] == hashlib.sha256(b"".join(labels)).hexdigest()
 
 
 def test_the_same_seed_gives_the_same_results(two_runs):
@@ -123,7 +130,7 @@ CT = Preprocessing(None, PREPROCESSING.spacing, "fixed", (-125.0, 275.0), 80.0, 
             CLASSES,
             PREPROCESSING,
             ["evaluation.batch=2", "dataset.labelled=5"],
-            "override dataset.labelled=5: accepted are dataset.root, training.device and keys of evaluation",
+            "override 'dataset.labelled=5', accepted for a run that exists are keys of evaluation, dataset.root, training",
         ),
     ],
 )
@@ -267,11 +274,11 @@ def test_what_is_missing_or_in_the_way_is_found_before_the_data_is_read(written,
 @pytest.mark.parametrize(
     ("configuration", "overrides", "message"),
     [
-        ("la_mper", ["dataset.augmentation=foo"], "augmentation name is 'foo'; accepted are"),
-        ("la_mper", ["dataset.augmentation=rotate_flip_resize"], "rotate_flip_resize accepts 2 positive sizes"),
+        ("la_mper", ["dataset.augmentation=foo"], "augmentation is 'foo', accepted are"),
+        ("la_mper", ["dataset.augmentation=rotate_flip_resize"], "with rotate_flip_resize are 2 positive sizes"),
         ("la_vclipseg", ["method.text=file", "method.text_file=nowhere.npz"], "'nowhere.npz', which does not exist"),
         ("la_vclipseg", ["method.clip_model=."], "method.text=clip cannot load '.'"),
-        ("acdc_supervised", ["dataset.name=la"], "unet takes 2D images, but dataset.name=la gives 3D ones; accepted is vnet"),
+        ("acdc_supervised", ["dataset.name=la"], "unet takes 2D images, but dataset.name=la gives 3D ones, accepted is vnet"),
     ],
 )  # fmt: skip
 def test_mistakes_that_need_no_data_are_found_before_it_is_read(
@@ -286,7 +293,7 @@ def test_mistakes_that_need_no_data_are_found_before_it_is_read(
 
 def test_volumes_are_no_slices(acdc, tmp_path):
     config = load_config("la_supervised", [*VOLUMES, "dataset.name=acdc", f"dataset.root={acdc}"])
-    with pytest.raises(ValueError, match="vnet takes 3D images, but dataset.name=acdc gives 2D ones; accepted is unet"):
+    with pytest.raises(ValueError, match="vnet takes 3D images, but dataset.name=acdc gives 2D ones, accepted is unet"):
         train(config)
 
 
@@ -321,7 +328,7 @@ def test_output_that_exists_is_refused_before_training(tmp_path):
     assert result.returncode == 2
     assert (
         result.stderr.strip()
-        == "error: output is run, which exists already; accepted is a new or an empty folder"
+        == "error: output is run, which exists already, accepted is a new or an empty folder"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
@@ -346,11 +353,20 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(("initialisation", "factor"), [("he", 2), ("pytorch", 1 / 3)])
-@pytest.mark.parametrize("name", ["phantom_supervised", "phantom_mper", "phantom_vclipseg", "acdc_mper"])
-def test_initial_weights(name, initialisation, factor):
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("phantom_supervised", []),
+        ("phantom_mper", []),
+        ("phantom_vclipseg", []),
+        ("phantom_vclipseg", TWO_NETWORKS),
+        ("acdc_mper", []),
+    ],
+)
+def test_initial_weights(name, overrides, initialisation, factor):
     """Their variance is 2 / fan in by He, 1 / (3 fan in) by PyTorch."""
     method = build_method(
-        load_config(name, [f"network.initialisation={initialisation}"]),
+        load_config(name, [*overrides, f"network.initialisation={initialisation}"]),
         3,
         choose_device("cpu"),
         random_text(3, 64, 0),
@@ -363,6 +379,30 @@ def test_initial_weights(name, initialisation, factor):
         pairs = zip(method.network.parameters(), method.teacher.parameters(), strict=True)
         assert all(torch.equal(student, teacher) for student, teacher in pairs)
     assert len(ratios) > 5 and torch.stack(ratios).tolist() == pytest.approx([factor] * len(ratios), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["phantom_supervised", "phantom_mper", "phantom_vclipseg"])
+def test_a_step_is_stochastic_gradient_descent(name):
+    """With momentum, weight decay and a learning rate that is cut tenfold every three iterations."""
+    overrides = [
+        "training.learning_rate=0.1", "training.momentum=0.6", "training.weight_decay=0.2", "training.precision=float32",
+        "method.learning_rate_step=3", "network.filters=[2]",
+    ]  # fmt: skip
+    config, device = load_config(name, overrides), torch.device("cpu")
+    method = build_method(config, 3, device, random_text(3, 64, 0))
+    stage = method.stages(torch.Generator())[-1]
+    weight = method.network.encoder.stages[0][0].weight
+    gradient = torch.randn_like(weight)
+    stage.inputs = lambda batch, iteration: {}
+    stage.parts = lambda batch, inputs: iter([{"total": (weight * gradient).sum()}])
+    stage.update = lambda: None
+    step = TrainingStep(config, method, stage, build_optimiser(config, method), device, Processes())
+    expected, velocity = weight.detach().double(), 0.0
+    for iteration, learning_rate in enumerate([0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001]):
+        step(Batch(*torch.zeros(3, 1)), iteration)
+        velocity = 0.6 * velocity + gradient + 0.2 * expected
+        expected = expected - learning_rate * velocity
+        torch.testing.assert_close(weight.detach(), expected.float())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_iteration(tmp_path):
@@ -412,7 +452,7 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "check_new", staticmethod(lambda config: None))
     first = RunDirectory.create(config, torch.device("cpu"))
     before = first.config.stat().st_ino
-    with first.locked(), pytest.raises(ValueError, match="which exists already; accepted is a new or an empty folder"):
+    with first.locked(), pytest.raises(ValueError, match="which exists already, accepted is a new or an empty folder"):
         RunDirectory.create(config, torch.device("cpu"))
     assert first.config.stat().st_ino == before
 

@@ -64,6 +64,16 @@ def test_weights_are_transformed_once(convolution_calls):
     assert convolutions > transforms and convolutions % transforms == 0
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_predictions_are_in_the_configured_precision(precision):
+    config = load_config("phantom_supervised", [*PHANTOM, f"training.precision={precision}"])
+    case = next(iter(open_dataset("phantom", None, 0).evaluation_cases("test")))
+    method, autocasts = build_method(config, 3, CPU).eval(), []
+    method.network.register_forward_hook(lambda *_: autocasts.append(torch.is_autocast_enabled("cpu")))
+    predict_case(method, case.image, config, CPU)
+    assert autocasts and set(autocasts) == {precision == "bfloat16"}
+
+
 def test_cases_are_those_of_the_network_in_evaluation_mode():
     config = load_config("phantom_supervised", [*PHANTOM, "training.precision=float32"])
     dataset = open_dataset("phantom", None, 0)

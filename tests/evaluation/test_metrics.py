@@ -109,7 +109,7 @@ def test_one_direction_differs_from_both():
     assert metrics["unit"] == "voxel"
 
 
-def test_empty():
+def test_distances_to_an_empty_map_are_the_diagonal_and_two_empty_maps_agree():
     nothing = np.zeros((3, 4, 12), np.uint8)
     something = nothing.copy()
     something[1, 2, 3] = 1
@@ -126,7 +126,7 @@ def test_empty():
     assert metrics["empty_prediction"] and metrics["empty_truth"]
 
 
-def test_summary():
+def test_a_summary_is_of_cases_for_a_class_and_of_class_means_for_all():
     generator = np.random.default_rng()
     truth = blobs(generator, (12, 14, 10), 3, 1.5)
     predictions = {str(shift): np.roll(truth, shift, axis=1) for shift in range(3)}
@@ -153,7 +153,7 @@ def test_summary_of_mixed_units():
     assert summarise({"a": with_spacing, "b": without})["unit"] == "mixed"
 
 
-def test_errors():
+def test_shapes_and_spacings_that_differ_and_no_cases_are_refused():
     with pytest.raises(ValueError, match="prediction has shape"):
         case_metrics(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), NAMES)
     with pytest.raises(ValueError, match="spacing has 1 values"):

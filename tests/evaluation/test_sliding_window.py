@@ -37,9 +37,8 @@ def brute_force(image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ..
             min(i * s, side - p) for i, s, side, p in zip(index, stride, padded.shape, patch, strict=True)
         ]
         window = tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))
-        total[(slice(None), *window)] += probabilities_of(torch.from_numpy(padded[window])[None, None])[
-            0
-        ].numpy()
+        (probabilities,) = probabilities_of(torch.from_numpy(padded[window])[None, None]).numpy()
+        total[(slice(None), *window)] += probabilities
         count[window] += 1
     crop = tuple(slice(pad // 2, pad // 2 + side) for pad, side in zip(missing, image.shape, strict=True))
     return (total / count)[(slice(None), *crop)]
@@ -57,7 +56,7 @@ def brute_force(image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ..
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
-def test_equals_loop(shape, patch, stride, batch_size):
+def test_slabs_are_what_a_loop_over_the_windows_gives(shape, patch, stride, batch_size):
     image = torch.randn(shape)
     probabilities = predict_volume(probabilities_of, image, patch, stride, batch_size)
     assert probabilities.dtype == torch.float32
@@ -166,7 +165,30 @@ def test_slices_are_resized_there_and_back(shape, patch):
     assert (classes[1][distance < 6.5] == 1).all() and (classes[1][distance > 9.5] == 0).all()
 
 
-def test_errors():
+def test_probabilities_come_back_from_the_pixel_at_the_same_place():
+    """A pixel of three has its centre in the second, the fifth and the seventh of eight."""
+    columns = torch.arange(8.0).expand(1, 1, 4, 8)
+    (slab,) = slice_slabs(lambda patches: columns, torch.randn(1, 4, 3), (4, 8), batch_size=1)
+    assert slab.tolist() == [[[[1.0, 4.0, 6.0]] * 4]]
+
+
+@pytest.mark.parametrize("slabs", [volume_slabs, slice_slabs])
+def test_every_batch_is_reported_and_probabilities_are_float32_without_gradient(slabs):
+    """Also those of a network in half precision whose weights are learned."""
+    image, weight, reported = torch.randn(5, 8, 8), torch.ones(1, requires_grad=True), []
+
+    def progress(batches):
+        for batch in batches:
+            reported.append(len(batch))
+            yield batch
+
+    sizes = [(3, 8, 8), (2, 8, 8)] if slabs is volume_slabs else [(8, 8)]
+    for slab in slabs(lambda patches: (weight * probabilities_of(patches)).bfloat16(), image, *sizes, 2, progress):
+        assert slab.dtype == torch.float32 and not slab.requires_grad
+    assert reported == ([2] if slabs is volume_slabs else [2, 2, 1])
+
+
+def test_strides_batches_and_images_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="stride"):
         predict_volume(probabilities_of, torch.randn(8, 8), (4, 4), (2,))
     with pytest.raises(ValueError, match="stride is 0"):

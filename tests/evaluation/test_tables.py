@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semiseg.evaluation.metrics import case_metrics, summarise
-from semiseg.evaluation.tables import results_table, summary_table
+from semiseg.evaluation.tables import markdown_table, results_table, summary_table
 
 
 def summary(names: tuple[str, ...], spacing=None) -> dict:
@@ -74,3 +74,8 @@ def test_results_table(largest_component):
     assert text.count("left atrium") == 2
     assert text.index("checkpoint test") < text.index("checkpoint last, iteration 18000")
     assert "0 empty predictions, 0 empty truths" in text
+
+
+def test_a_table_of_narrow_columns_and_bars_is_markdown():
+    table = markdown_table([["class", "p"], ["left|right", "1"]])
+    assert table.splitlines() == ["| class       |  p |", "| ----------- | -: |", "| left\\|right |  1 |"]

@@ -184,6 +184,32 @@ def test_running_statistics_of_any_strides_and_dtype(kernel, dtype):
     torch.testing.assert_close(moved.float(), expected.T, rtol=torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("changed", [0, 1], ids=["mean", "variance"])
+def test_moved_statistics_are_noticed_between_forward_and_backward(kernel, changed):
+    x, weight, bias = make_inputs("odd channels")
+    statistics, factor = (torch.zeros(5), torch.ones(5)), torch.rand(5, requires_grad=True)
+    product = factor * statistics[changed]
+    batch_norm_relu(x, weight, bias, *statistics)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@pytest.mark.parametrize("narrow", range(16))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_reference_takes_parameters_of_any_two_dtypes(dtype, narrow):
+    x = make_inputs("3d", dtype)[0]
+    values = torch.rand(4, 16)
+    given = [row.to(dtype if narrow >> number & 1 else torch.float32) for number, row in enumerate(values)]
+    wide = [row.double() for row in given]
+    with use_backend("reference"):
+        y = batch_norm_relu(x, *given, momentum=0.3)
+        expected = batch_norm_relu(x.double(), *wide, momentum=0.3)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, expected.to(dtype))
+    for moved, running in zip(given[2:], wide[2:], strict=True):
+        torch.testing.assert_close(moved, running.to(moved.dtype))
+
+
 @pytest.mark.parametrize("in_group", [False, True])
 def test_numbers_of_channels(kernel, in_group):
     """With the digits of float64, also of the options; in a group the voxels and the sums are those of all processes."""
@@ -244,3 +270,7 @@ def test_wrong_arguments(backend):
         batch_norm_relu(x, weight, bias, running[0].long(), running[1])
     with pytest.raises(ValueError, match="x has dtype int64"):
         batch_norm_relu(x.long(), weight, bias, *running)
+    for name, value in (("momentum", 7.0), ("epsilon", -1.0), ("negative_slope", -3.0), ("negative_slope", torch.nan)):
+        with pytest.raises(ValueError, match=f"{name} is {value}, accepted are "):
+            batch_norm_relu(x, weight, bias, *running, **{name: value})
+    assert not running[0].any()

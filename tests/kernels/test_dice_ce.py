@@ -162,6 +162,18 @@ def test_nan_of_a_soft_target_stays_in_its_region(backend):
     assert logits.grad[0].isfinite().all()
 
 
+@pytest.mark.parametrize("loss", ["ce", "dice"])
+def test_nan_of_a_loss_that_is_not_differentiated_stays_there(backend, loss):
+    """Cross-entropy's gradient is a voxel's own; Dice's is every voxel's of the region."""
+    logits = torch.randn(2, 3, 40)
+    logits[1, 2, 7] = torch.nan
+    logits.requires_grad_()
+    losses = dice_ce(logits, torch.randint(0, 3, (2, 40)))
+    getattr(losses, loss).sum().backward()
+    spoilt = logits.grad.isnan()
+    assert spoilt[1, :, 7].all() and spoilt.sum() == (3 if loss == "ce" else 2 * 3 * 40)
+
+
 @pytest.mark.parametrize("num_classes", [3, 4])  # in tiles of any number of classes, and of four
 def test_a_class_of_minus_infinity_is_left_out(backend, num_classes):
     """As a mask of classes makes them."""

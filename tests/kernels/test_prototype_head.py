@@ -182,6 +182,15 @@ def test_nan(backend):
     assert head.ce.isfinite().all() and head.dice.isfinite().all() and head.info_nce.isfinite()
 
 
+def test_nan_of_a_voxel_spoils_its_own_cross_entropy_alone(backend):
+    prototypes, z = make_prototypes(16, 3, 2), torch.randn(2, 16, 30)
+    z[1, 3, 7] = torch.nan
+    z.requires_grad_()
+    prototype_head(z, prototypes, labels=torch.randint(0, 3, (2, 30))).ce.sum().backward()
+    spoilt = z.grad.isnan()
+    assert spoilt[1, :, 7].all() and spoilt.sum() == 16
+
+
 def test_labels_and_regions_out_of_range(backend):
     z, prototypes = torch.randn(2, 16, 9), torch.randn(4, 2, 16)
     labels, regions = torch.zeros(2, 9, dtype=torch.uint8), torch.zeros(2, 9, dtype=torch.uint8)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -151,61 +152,75 @@ def test_programs_of_several_tiles(triton, monkeypatch, layout):
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_tiles():
-    """Every number of channels and prototypes gets tiles that Triton and a GPU accept."""
-    for d in (1, 16, 17, 33, 96, 512, 1024):
-        for num_classes in (1, 2, 4, 14, 65, 256):
-            for per_class in (1, 3, 8, 16):
-                if not fits_tiles("prototype_head", num_classes, per_class):
-                    continue
-                for channels_last in (False, True):
-                    tiles = prototype_tiles(d, num_classes, per_class, channels_last)
-                    assert num_classes <= tiles.classes < 2 * num_classes
-                    assert per_class <= tiles.per_class
-                    assert tiles.per_class < 2 * per_class or tiles.classes * tiles.per_class == 16
-                    sizes = (tiles.classes, tiles.per_class, tiles.block, tiles.chunk, tiles.gradient_chunk)
-                    warps = (tiles.num_warps, tiles.similarity_warps, tiles.cluster_warps)
-                    assert all(n & (n - 1) == 0 for n in sizes + warps)
-                    assert tiles.block >= 16 and max(warps) <= 32
-                    columns = tiles.classes * tiles.per_class
-                    assert (tiles.chunk == 1) == (tiles.gradient_chunk == 1)
-                    least = min(tiles.chunk, tiles.gradient_chunk, columns)
-                    assert tiles.chunk == 1 or least >= 16, "the least of tensor cores"
-                    assert not tiles.fused or tiles.tiles == 1, "fused sums are those of one tile"
-                    if tiles.fused:
-                        partials = 4 * num_classes * per_class * (d + 1)
-                        assert partials <= 8 * tiles.block, "bytes a voxel"
-    for num_classes in (1, 2, 3, 17, 104, 256):
-        tiles = class_tiles(num_classes)
-        assert num_classes <= tiles.classes < 2 * num_classes
-        assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
-        for d in (1, 16, 17, 1024):
-            tiles = class_product_tiles(d, num_classes)
-            assert all(n & (n - 1) == 0 and n >= 16 for n in tiles), "tensor cores multiply them"
-            assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
-            voxels = tiles.sum_block * tiles.tiles
-            assert 4 * num_classes * d <= 8 * voxels, "bytes a voxel"
-    for num_classes in (1, 2, 4, 7, 8, 9, 17, 64, 128):
-        for backward in (False, True):
-            for channels_last in (False, True):
-                tiles = mix_tiles(num_classes, channels_last, backward)
-                assert num_classes <= tiles.classes < 2 * num_classes or tiles.classes == 16
-                assert all(n & (n - 1) == 0 for n in tiles)
-                assert tiles.chunk == 1 or min(tiles.chunk, tiles.classes, tiles.block) >= 16
-                assert not channels_last or tiles.chunk > 1, "a voxel's channels are read together"
-    for num_channels in (1, 5, 16, 64, 65, 1024):
-        assert norm_tiles(num_channels, channels_last=False) == (
-            (16, 256) if num_channels >= 16 else (1, 4096)
-        )
-        channels, block = norm_tiles(num_channels, channels_last=True)
-        assert channels == 64 if num_channels > 64 else num_channels <= channels < 2 * num_channels
-        assert channels * block == 4096
-        for channels_last in (False, True):
-            channels, block = upsampling_tiles(num_channels, channels_last, backward=False)
-            assert channels < 2 * num_channels and channels <= (64 if channels_last else 4)
-            assert channels * block == (1024 if channels_last else 512)
-            halved = upsampling_tiles(num_channels, channels_last, backward=True)
-            assert halved == (channels, block // 2)
+def are_powers_of_two(numbers):
+    return all(n & (n - 1) == 0 for n in numbers)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("num_classes", "per_class"),
+    [pair for pair in product((1, 2, 4, 14, 65, 256), (1, 3, 8, 16)) if fits_tiles("prototype_head", *pair)],
+)
+@pytest.mark.parametrize("d", [1, 16, 17, 33, 96, 512, 1024])
+def test_prototype_tiles(d, num_classes, per_class, channels_last):
+    """Triton and a GPU accept the tiles of every number of channels and prototypes."""
+    tiles = prototype_tiles(d, num_classes, per_class, channels_last)
+    columns = tiles.classes * tiles.per_class
+    assert num_classes <= tiles.classes < 2 * num_classes
+    assert per_class <= tiles.per_class
+    assert tiles.per_class < 2 * per_class or columns == 16
+    warps = (tiles.num_warps, tiles.similarity_warps, tiles.cluster_warps)
+    assert are_powers_of_two((tiles.classes, tiles.per_class, tiles.block, tiles.chunk, tiles.gradient_chunk, *warps))
+    assert tiles.block >= 16 and max(warps) <= 32
+    assert (tiles.chunk == 1) == (tiles.gradient_chunk == 1)
+    least = min(tiles.chunk, tiles.gradient_chunk, columns)
+    assert tiles.chunk == 1 or least >= 16, "the least of tensor cores"
+    assert not tiles.fused or tiles.tiles == 1, "fused sums are those of one tile"
+    assert not tiles.fused or 4 * num_classes * per_class * (d + 1) <= 8 * tiles.block, "bytes a voxel"
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 17, 104, 256])
+def test_class_tiles(num_classes):
+    tiles = class_tiles(num_classes)
+    assert num_classes <= tiles.classes < 2 * num_classes
+    assert tiles.block * tiles.classes <= 8192 and tiles.block >= 16
+
+
+@pytest.mark.parametrize("d", [1, 16, 17, 1024])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 17, 104, 256])
+def test_class_product_tiles(num_classes, d):
+    tiles = class_product_tiles(d, num_classes)
+    assert are_powers_of_two(tiles) and min(tiles) >= 16, "tensor cores multiply them"
+    assert tiles.classes < 2 * max(num_classes, 16) and tiles.channels < 2 * max(d, 16)
+    assert 4 * num_classes * d <= 8 * tiles.sum_block * tiles.tiles, "bytes a voxel"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("num_classes", [1, 2, 4, 7, 8, 9, 17, 64, 128])
+def test_mix_tiles(num_classes, backward, channels_last):
+    tiles = mix_tiles(num_classes, channels_last, backward)
+    assert num_classes <= tiles.classes < 2 * num_classes or tiles.classes == 16
+    assert are_powers_of_two(tiles)
+    assert tiles.chunk == 1 or min(tiles.chunk, tiles.classes, tiles.block) >= 16
+    assert not channels_last or tiles.chunk > 1, "a voxel's channels are read together"
+
+
+@pytest.mark.parametrize("num_channels", [1, 5, 16, 64, 65, 1024])
+def test_norm_tiles(num_channels):
+    assert norm_tiles(num_channels, channels_last=False) == ((16, 256) if num_channels >= 16 else (1, 4096))
+    channels, block = norm_tiles(num_channels, channels_last=True)
+    assert channels == 64 if num_channels > 64 else num_channels <= channels < 2 * num_channels
+    assert channels * block == 4096
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("num_channels", [1, 5, 16, 64, 65, 1024])
+def test_upsampling_tiles(num_channels, channels_last):
+    channels, block = upsampling_tiles(num_channels, channels_last, backward=False)
+    assert channels < 2 * num_channels and channels <= (64 if channels_last else 4)
+    assert channels * block == (1024 if channels_last else 512)
+    assert upsampling_tiles(num_channels, channels_last, backward=True) == (channels, block // 2)
 
 
 def test_what_has_no_room_is_refused():
@@ -285,7 +300,7 @@ def test_every_kernel_is_compiled(compiled):
     assert {
         f"largest_components_{part}" for part in ("start", "join", "measure", "find_largest", "write")
     } <= names
-    assert {"cluster_mean_forward", "momentum_update_forward", "clusters_multiply", "sums_add_rows"} <= names
+    assert {"cluster_mean_forward", "momentum_update_forward", "cluster_sums_multiply", "sums_add_partials"} <= names
     assert {
         f"batch_norm_relu_{part}"
         for part in ("statistics", "moments", "parameters", "forward", "sums", "correction", "backward")

@@ -110,10 +110,12 @@ def test_pseudo_label_is_the_largest_component_and_reliable_where_confident():
     assert 0 < reliable.sum() < reliable.numel()
 
 
-@pytest.mark.parametrize("dice", [{}, {"dice_squared": False}, {"dice_per_image": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"dice_squared": False}, {"dice_per_image": True}, {"contrast_reduction": "sum"}], ids=str
+)
 @pytest.mark.parametrize("join", [False, True])
-def test_losses_are_equations_4_to_6(join, dice):
-    method, _, stage = build(join_mixes=join, **dice)
+def test_losses_are_equations_4_to_6(join, options):
+    method, _, stage = build(join_mixes=join, **options)
     data, iteration = batch(images=4), 4
     twin = copy.deepcopy(method.network)
     inputs = stage.inputs(data, iteration)
@@ -132,15 +134,19 @@ def test_losses_are_equations_4_to_6(join, dice):
         of_classes = (similarity.amax(2) / 0.1).softmax(1)
         prototype += consistency(of_classes, mix.label, mix.region, method.config)
         flat = similarity.flatten(1, 2) / 0.1
-        contrastive += (flat.logsumexp(1) - flat.amax(1)).mean() / 2
+        contrastive += (flat.logsumexp(1) - flat.amax(1)).mean()
+    if options.get("contrast_reduction") != "sum":
+        contrastive = contrastive / 2
     ramp_up = math.exp(-5 * (1 - iteration / 10) ** 2)
     total = linear + ramp_up * (prototype + 0.3 * contrastive)
     expected = {
         "consistency_linear": linear,
         "consistency_prototype": prototype,
         "contrastive": contrastive,
+        "ramp_up": torch.tensor(ramp_up),
         "total": total,
     }
+    assert set(losses) == set(expected)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
     losses["total"].backward()
@@ -151,25 +157,34 @@ def test_losses_are_equations_4_to_6(join, dice):
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
-def clusters(embedding, label, weight, prototypes):
+def clusters(embedding, label, weight, prototypes, unit_length, requires_agreement):
     """Sums and counts of eq. 2, one voxel at a time."""
     sums, counts = (
         torch.zeros(prototypes.shape, dtype=torch.float64),
         torch.zeros(prototypes.shape[:2], dtype=torch.float64),
     )
     z = embedding.detach().double().movedim(1, -1).reshape(-1, WIDTH)
-    nearest = similarities(embedding.detach(), prototypes).argmax(2).movedim(1, -1).reshape(-1, CLASSES)
+    similarity = similarities(embedding.detach(), prototypes).movedim((1, 2), (-2, -1)).flatten(0, -3)
+    nearest, predicted = similarity.argmax(2), similarity.amax(2).argmax(1)
+    if unit_length:
+        z = F.normalize(z, dim=1)
     for i, (c, kept) in enumerate(zip(label.flatten().tolist(), weight.flatten().tolist(), strict=True)):
-        if kept:
+        if kept and (predicted[i] == c or not requires_agreement):
             sums[c, nearest[i, c]] += z[i]
             counts[c, nearest[i, c]] += 1
     return sums, counts
 
 
+@pytest.mark.parametrize(("unit_length", "requires_agreement"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize(("steps", "classes"), [("one", "all"), ("four", "foreground")])
-def test_update_moves_prototypes_then_teacher(steps, classes):
+def test_update_moves_prototypes_then_teacher(steps, classes, unit_length, requires_agreement):
     method, _, stage = build(
-        prototype_steps=steps, update_classes=classes, prototype_momentum=0.8, teacher_decay=0.9
+        prototype_steps=steps,
+        update_classes=classes,
+        update_unit_length=unit_length,
+        update_requires_agreement=requires_agreement,
+        prototype_momentum=0.8,
+        teacher_decay=0.9,
     )
     data = batch()
     prototypes = method.classifier.prototypes.double().clone()
@@ -189,18 +204,39 @@ def test_update_moves_prototypes_then_teacher(steps, classes):
     for mix in mixes:
         embedding = twin(mix.image)[1]
         for region in (0, 1):
-            parts.append(clusters(embedding, mix.label, mix.reliable & (mix.region == region), start))
+            trusted = mix.reliable & (mix.region == region)
+            parts.append(clusters(embedding, mix.label, trusted, start, unit_length, requires_agreement))
     if steps == "one":
         parts = [tuple(sum(part) for part in zip(*parts, strict=True))]
     for sums, counts in parts:
         moved = (counts > 0) & ((classes == "all") | (torch.arange(CLASSES)[:, None] > 0))
         mean = sums / counts.clamp_min(1)[..., None]
         prototypes = torch.where(moved[..., None], 0.8 * prototypes + 0.2 * mean, prototypes)
+        if unit_length:
+            prototypes = F.normalize(prototypes, dim=2)
     assert torch.allclose(method.classifier.prototypes.double(), prototypes, atol=1e-5)
     assert not torch.allclose(method.classifier.prototypes.double(), start, atol=1e-3)
     for name, value in method.teacher.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value, 0.9 * teacher[name] + 0.1 * student[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "name", "value"),
+    [
+        ("class_temperature", 0.3, "class_temperature", 0.3),
+        ("temperature", 0.2, "temperature", 0.2),
+        ("dice_squared", False, "squared", False),
+        ("contrast_positive", "label", "positive", "label"),
+        ("contrast_normalize", False, "normalize", False),
+        ("contrast_ignore_first", True, "ignore_prototype", 0),
+        ("update_unit_length", True, "unit_length", True),
+        ("update_requires_agreement", True, "require_agreement", True),
+    ],
+)
+def test_options_reach_the_classifier(option, given, name, value):
+    assert getattr(build()[0].classifier, name) != value
+    assert getattr(build(**{option: given})[0].classifier, name) == value
 
 
 def test_teacher_buffers_stay_its_own_by_option():
@@ -312,8 +348,31 @@ def test_clustering_finds_the_groups_of_every_class():
     assert torch.equal(prototypes, again)
 
 
+def test_the_network_is_in_evaluation_mode_while_its_embeddings_are_clustered():
+    network, modes = Identity().train(), []
+    network.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    case = intensity_case([(-3.0, 5.0)], np.zeros((8, 8, 8)), 0)
+    cluster_embeddings(network, [case], 1, 2, (16, 16, 16), batch=500, seed=0)
+    assert modes and not any(modes)
+
+
+def test_the_clustering_has_the_seed_of_the_run(monkeypatch):
+    seeds = []
+
+    def centres(network, labelled, num_classes, num_prototypes, patch_size, batch, seed):
+        seeds.append(seed)
+        return torch.zeros(num_classes, num_prototypes, WIDTH)
+
+    monkeypatch.setattr("semiseg.methods.mper.cluster_embeddings", centres)
+    method, _, _ = build()
+    for seed in (3, -1):
+        method.stages(torch.Generator().manual_seed(seed))[1].prepare([], PATCH)
+    assert seeds == [3, 2**32 - 1]
+
+
+@pytest.mark.parametrize("batch", [500, 2_000], ids=["a sample", "all voxels"])
 @pytest.mark.parametrize("apart", ["layers of every case", "cases"])
-def test_clustering_finds_groups_that_come_one_after_the_other(apart):
+def test_clustering_finds_groups_that_come_one_after_the_other(apart, batch):
     """Whatever comes first must not take all centres."""
     values, label = (-3.0, 0.0, 5.0), np.zeros((24, 32, 32), dtype=np.uint8)
     rng = np.random.default_rng(0)
@@ -322,7 +381,7 @@ def test_clustering_finds_groups_that_come_one_after_the_other(apart):
         group = np.arange(24) // 8 if apart == "layers of every case" else np.full(24, number)
         image = np.asarray(values)[group][:, None, None] + 0.05 * rng.standard_normal(label.shape)
         cases.append(Case(f"case {number}", image.astype(np.float32), label, None))
-    (centres,) = cluster_embeddings(Identity(), cases, 1, 3, (16, 16, 16), batch=500, seed=0)
+    (centres,) = cluster_embeddings(Identity(), cases, 1, 3, (16, 16, 16), batch=batch, seed=0)
     assert centres[:, 0].sort().values.tolist() == pytest.approx(values, abs=0.1)
 
 

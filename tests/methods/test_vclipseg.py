@@ -16,7 +16,9 @@ from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, train
 from semiseg.evaluate import evaluate
+from semiseg.methods import VCLIPSeg
 from semiseg.methods.method import Batch
+from semiseg.models import cross_pseudo_supervision, mutual_consistency
 from semiseg.text import TextEmbeddings, random_text
 
 CPU = torch.device("cpu")
@@ -198,9 +200,8 @@ def test_losses_are_equations_4_to_11(preset, dtype, tolerance):
     assert method.config.projection_heads == (1 if preset == "paper" else 2)
     data, iteration = batch(dtype), 170
     prediction = PlainVCLIPSeg(method)(torch.cat([data.labelled_image, data.unlabelled_image]))[0].argmax(1)
-    data.labelled_label[:, :, :24] = prediction[:2, :, :24].to(
-        torch.uint8
-    )  # so that there is something to agree on
+    # So that there is something to agree on.
+    data.labelled_label[:, :, :24] = prediction[:2, :, :24].to(torch.uint8)
     expected = expected_losses(method, data, iteration)
     losses = stage.losses(data, stage.inputs(data, iteration))
     assert set(losses) == set(expected)
@@ -231,8 +232,30 @@ def test_pseudo_labels_pass_no_gradient_and_the_labelled_half_is_not_in_them():
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["method.pseudo_label=mutual", "method.sharpening_temperature=0.4"], lambda a, b: mutual_consistency(a, b, 0.4)),
+        (["method.pseudo_label=cross"], cross_pseudo_supervision),
+    ],
+    ids=["mutual", "cross"],
+)
+def test_ablations_have_losses_of_their_own(options, expected):
+    _, stage = build(*WITHOUT_TEXT, *options)
+    a, b = torch.randn(2, 2, CLASSES, *PATCH)
+    torch.testing.assert_close(stage.unlabelled_loss(a, b, *torch.rand(2)), expected(a, b))
+
+
+def test_random_text_has_the_configured_width_and_seed():
+    config = load_config("phantom_vclipseg", ["method.text=random", "method.text_width=12", "method.text_seed=5"])
+    text = VCLIPSeg.text(config, ("background", "a", "b"))
+    expected = random_text(3, 12, 5)
+    assert torch.equal(text.embeddings, expected.embeddings) and text.origin == expected.origin
+    assert not torch.equal(text.embeddings, random_text(3, 12, 0).embeddings)
+
+
 @pytest.mark.parametrize("preset", ["paper", "released"])
-def test_slices(preset):
+def test_slices_give_every_parameter_a_gradient(preset):
     options = ["network.filters=[4, 4, 8, 8, 16]", "method.prompt_width=8", "method.text_width=12"]
     config = load_config("acdc_vclipseg_small", [*options, f"preset={preset}"])
     method = build_method(config, 4, CPU, random_text(4, 12, 0))
@@ -292,7 +315,7 @@ def test_every_ablation_trains_and_comes_back_from_its_checkpoint(name, small_ph
     assert ("consistency" in steps[0]) == config.method.text_consistency
     assert run.text.is_file() == config.method.uses_text
 
-    text = TextEmbeddings.load(run.text) if config.method.uses_text else None
+    text = run.load_text()
     method = build_method(config, CLASSES, CPU, text)
     before = copy.deepcopy(method.state_dict())
     load_checkpoint(run.checkpoint(), method)
@@ -307,9 +330,8 @@ def test_results_say_which_text_and_what_it_costs(small_phantom, monkeypatch, tm
     config = load_config("phantom_vclipseg", [*TINY, f"output={tmp_path / 'run'}"])
     run = train(config)
     opened, config = RunDirectory.open(run.path)
-    monkeypatch.setattr(
-        "semiseg.methods.vclipseg.random_text", None
-    )  # the cached embeddings are all evaluation needs
+    # The cached embeddings are all that evaluation needs.
+    monkeypatch.setattr("semiseg.methods.vclipseg.random_text", None)
     results = evaluate(config, opened)
     assert results["text"] == {"source": "random", "seed": 0}
     cost = results["cost"]

@@ -27,7 +27,7 @@ def laid_out(axes, channels_last):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("axes", PLAIN)
-def test_is_pytorchs(axes, bias, channels_last):
+def test_weights_results_and_gradients_are_those_of_pytorchs_layer(axes, bias, channels_last):
     convolution, layer, shape = PLAIN[axes]
     torch.manual_seed(0)
     plain = convolution(16, 32, kernel_size=3, padding=1, bias=bias)

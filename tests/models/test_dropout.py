@@ -31,6 +31,13 @@ def test_what_is_left_is_scaled_and_so_is_its_gradient(shape, memory_format, dty
     torch.testing.assert_close(gradient, y)
 
 
+def test_a_second_derivative_is_refused():
+    x = torch.randn(100, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Dropout(0.5)(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="Dropout has no second derivatives"):
+        gradient.sum().backward()
+
+
 def test_the_generator_decides():
     x, dropout = torch.ones(1000), Dropout(0.5)
     torch.manual_seed(1)

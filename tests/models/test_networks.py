@@ -6,6 +6,7 @@ from torch import nn
 
 from semiseg.engine.precision import UNSAFE_FIRST_SIDES
 from semiseg.models import UNet, VNet, build_network
+from semiseg.models.dropout import Dropout
 from semiseg.models.initialisation import initialise
 
 SMALL_UNET = (4, 8, 16, 32, 64)
@@ -65,9 +66,8 @@ def test_embedding_is_the_classifiers_input_before_its_dropout():
         torch.testing.assert_close(network.classifier(embedding), logits)
 
 
-@pytest.mark.parametrize("after_dropout", [False, True])
-def test_the_unets_classifier_has_no_dropout(after_dropout):
-    network = small_network("unet", embedding_after_dropout=after_dropout)
+def test_the_unets_classifier_has_no_dropout():
+    network = small_network("unet")
     logits, embedding = network(images("unet"))
     torch.testing.assert_close(network.classifier(embedding), logits)
 
@@ -80,6 +80,16 @@ def test_dropout_of_the_vnet():
     assert not dropped_channels(network.encoder(x)[0]).any()
     network = small_network("vnet", dropout=0.0)
     torch.testing.assert_close(network(x)[0], network(x)[0])
+
+
+def test_dropout_of_the_unet():
+    def probabilities(part):
+        return [layer.p for layer in part.modules() if isinstance(layer, Dropout)]
+
+    assert probabilities(UNet().encoder) == [0.05, 0.1, 0.2, 0.3, 0.5]
+    network = UNet(dropout=(0.4, 0.3, 0.2, 0.1, 0.0))
+    assert probabilities(network.encoder) == [0.4, 0.3, 0.2, 0.1, 0.0]
+    assert not any(probabilities(network.decoder))
 
 
 @pytest.mark.parametrize("name", ["vnet", "unet"])

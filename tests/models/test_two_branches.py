@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semiseg.models import TWO_DECODERS, TwoNetworks, UNet, VNet, VoxelPrompt
+from semiseg.models.dropout import Dropout
 from semiseg.models.unet import UNetDecoder
 from semiseg.models.vnet import VNetDecoder
 
@@ -81,6 +82,19 @@ def test_the_second_decoder_interpolates_and_convolves(name):
     else:
         expected = F.conv2d(expected, up[1].weight, up[1].bias, padding=1)
     torch.testing.assert_close(up(x), expected)
+
+
+def test_dropout():
+    """Of the U-Net only the encoder has it."""
+    unet, vnet = TWO_DECODERS["unet"](filters=UNET_FILTERS), TWO_DECODERS["vnet"](filters=4)
+    assert [layer.p for layer in unet.encoder.modules() if isinstance(layer, Dropout)] == [0.05, 0.1, 0.2, 0.3, 0.5]
+    for decoding in (unet.decoding_a, unet.decoding_b):
+        assert decoding.dropout.probability == 0
+        assert not any(layer.p for layer in decoding.modules() if isinstance(layer, Dropout))
+    for part in (vnet.encoder, vnet.decoding_a, vnet.decoding_b):
+        assert part.dropout.probability == 0.5
+    vnet = TWO_DECODERS["vnet"](filters=4, dropout=0.25)
+    assert [part.dropout.probability for part in (vnet.encoder, vnet.decoding_a, vnet.decoding_b)] == [0.25] * 3
 
 
 @pytest.mark.parametrize("name", ["vnet", "unet"])

@@ -34,9 +34,8 @@ def test_map_of_agreement():
     area = agreement_map(*arguments, torch.Size((2, 2)))
     expected = [[[1, 0], [0, 0]], [[0, 0.5], [0, 0.5]], [[0, 0.25], [0.75, 0.5]]]
     assert area[0].tolist() == expected and area.dtype == torch.float32
-    nearest = agreement_map(
-        *arguments, torch.Size((2, 2)), "nearest"
-    )  # of the corners (0, 0), (0, 2), (2, 0), (2, 2)
+    # Of the corners (0, 0), (0, 2), (2, 0), (2, 2).
+    nearest = agreement_map(*arguments, torch.Size((2, 2)), "nearest")
     assert nearest[0].tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 0], [0, 0]]]
 
 

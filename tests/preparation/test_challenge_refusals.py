@@ -203,7 +203,7 @@ def test_bad_input_ends_in_one_line_before_anything_is_written(name, damage, mes
 def test_an_existing_folder_is_not_touched(left_atrium, capsys):
     dest = prepare("la", left_atrium)
     before = everything(dest)
-    assert "dest exists already; accepted is a new or an empty folder" in refusal(capsys, "la", left_atrium)
+    assert "dest exists already, accepted is a new or an empty folder" in refusal(capsys, "la", left_atrium)
     assert everything(dest) == before
 
 
@@ -251,7 +251,7 @@ def test_too_few_patients(acdc, capsys):
 
 @pytest.mark.parametrize("axes", ["w", "xx"])
 def test_axes_that_are_none(left_atrium, capsys, axes):
-    assert f"--flip-labels is {axes!r}; accepted are x, y, z" in refusal(
+    assert f"--flip-labels is {axes!r}, accepted are x, y, z" in refusal(
         capsys, "la", left_atrium, "--flip-labels", axes
     )
 

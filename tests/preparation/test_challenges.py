@@ -151,6 +151,21 @@ def test_pancreas_intensities_of_a_whole_scan_are_those_of_the_training_crops(pa
     )
 
 
+def test_pancreas_intensities_are_scaled_by_the_training_crops_alone(pancreas):
+    dest = prepare("pancreas", pancreas)
+    (name,) = (dest / "test.list").read_text().split()
+    description, before = (dest / "dataset.json").read_bytes(), stored(dest / "Pancreas_h5" / f"{name}_norm.h5")
+    shutil.rmtree(dest)
+    number = name.removeprefix("image")
+    series = pancreas / "DOI" / f"PANCREAS_{number}" / "study" / "series"
+    scan = read_dicom_series(series)
+    organ = read_nifti(pancreas / "labels" / f"label{number}.nii.gz").values > 0
+    files.write_dicom_series(series, np.where(organ, 2 * scan.values, scan.values), scan.spacing)
+    prepare("pancreas", pancreas)
+    assert not np.allclose(stored(dest / "Pancreas_h5" / f"{name}_norm.h5")[0], before[0])
+    assert (dest / "dataset.json").read_bytes() == description
+
+
 def test_pancreas_folders_of_others_say_nothing_of_whole_scans(pancreas):
     dest = prepare("pancreas", pancreas)
     (dest / "dataset.json").unlink()

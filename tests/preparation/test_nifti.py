@@ -19,6 +19,7 @@ from semiseg.config import load_config
 from semiseg.data import UnlabelledCase, open_dataset
 from semiseg.engine.trainer import train
 from semiseg.evaluate import evaluate
+from semiseg.preparation.checks import LabelPlacement
 from semiseg.preparation.volume_files import read_nifti
 from semiseg.prepare import main
 
@@ -208,7 +209,7 @@ def test_fewer_labelled_cases_leave_more_unlabelled_ones(source):
         labelled, unlabelled = dataset.training_cases(count)
         assert [case.name for case in (*labelled, *unlabelled)] == listed
         assert len(labelled) == count and all(isinstance(case, UnlabelledCase) for case in unlabelled)
-    with pytest.raises(ValueError, match="labelled is 6; .*train.list holds 5 labelled volumes, so 1 to 5"):
+    with pytest.raises(ValueError, match="dataset.labelled is 6, accepted are 1 to 5, the labelled volumes that .*holds"):
         dataset.training_cases(6)
 
 
@@ -326,7 +327,7 @@ def test_names_that_lists_cannot_hold_are_refused(source, capsys, monkeypatch, n
     monkeypatch.setattr("semiseg.preparation.nifti.survey", None)  # refused before it
     path = (source[folder] / "scan_0.nii.gz").rename(source[folder] / f"{name}.nii.gz")
     message = refusal(capsys, source)
-    assert message.startswith(f"error: {str(path)!r}: names the case {name!r}; accepted are names in UTF-8")
+    assert message.startswith(f"error: {str(path)!r}: names the case {name!r}, accepted are names in UTF-8")
 
 
 def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monkeypatch):
@@ -342,7 +343,7 @@ def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monk
     (source[0].parent.parent / "dest").mkdir()
     with monkeypatch.context() as mounted:
         mounted.setattr(os.path, "ismount", lambda path: path.name == "dest")
-        assert "dest is where a file system is mounted; accepted is a new folder within" in refusal(capsys, source)
+        assert "dest is where a file system is mounted, accepted is a new folder within" in refusal(capsys, source)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert re.search(r"dest: cannot be written, as the folder \S+ is not writable", refusal(capsys, source))
 
@@ -353,11 +354,22 @@ def test_what_a_killed_process_left_is_no_obstacle(source):
     assert (prepare(source) / "train.list").is_file() and not leftover.exists()
 
 
-def test_names_of_classes_are_checked_before_the_survey(source, capsys, monkeypatch):
+@pytest.mark.parametrize("names", [("a", "background", "c"), ("a", "b", "a"), ("a", "", "c"), ("a", " ", "c")])
+def test_names_of_classes_are_checked_before_the_survey(names, source, capsys, monkeypatch):
     monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
-    assert "accepted are distinct names, none of them background" in refusal(
-        capsys, source, "--classes", "a", "background", "c"
-    )
+    message = refusal(capsys, source, "--classes", *names)
+    assert "accepted are distinct names, none of them background" in message
+
+
+def test_swapped_folders_are_guessed(source, capsys):
+    assert "for this label; are the folders swapped?" in refusal(capsys, (source[1], source[0]))
+
+
+def test_labels_of_many_values_are_taken_for_images(source, capsys):
+    """As those are where both folders hold as many files."""
+    rewrite(source[1] / "scan_1.nii.gz", lambda values: np.arange(values.size).reshape(values.shape) % 100)
+    message = refusal(capsys, source, "--labelled", "1")
+    assert "hold no voxel of class" in message and message.endswith("is the folder of the labels one of images?")
 
 
 @pytest.mark.parametrize("options", [(), ("--skip-flip-check",)])
@@ -470,6 +482,19 @@ def test_a_sided_organ_is_not_mirrored(tmp_path):
         assert yaml.safe_load((dest / "mper.yaml").read_text())["dataset"]["augmentation"] == expected
 
 
+def test_labels_are_compared_with_their_images_class_by_class(source, monkeypatch):
+    """The classes are numbered by the order of their values, also where a label has no background."""
+    seen = {}
+
+    def look_at(placement, name, image, label, stored):
+        seen[name] = np.array_equal(label, np.searchsorted(files.VALUES, stored.values))
+
+    monkeypatch.setattr(LabelPlacement, "look_at", look_at)
+    rewrite(source[1] / "scan_0.nii.gz", lambda values: np.maximum(values, 1))
+    prepare(source)
+    assert seen == {f"scan_{number}": True for number in range(6)}
+
+
 def test_mirrored_labels_are_named_and_the_remedy_works(source, capsys):
     expected = prepare(source, name="expected")
     for path in source[1].iterdir():
@@ -553,11 +578,11 @@ def test_bad_input_ends_in_one_line_before_anything_is_written(source, capsys, d
     (("--classes", "a", "b"), "--classes names 2 classes, but the labels hold 3 values besides 0: 1, 3, 7"),
     (("--classes", "a", "b", "a"), "accepted are distinct names"),
     (("--test", "6"), "--test and --validation take 6 of 6 labelled patients"),
-    (("--test", "3", "--validation", "3"), "take 6 of 6 labelled patients; accepted are fewer"),
-    (("--test", "0"), "--test is 0; accepted are numbers from 1"),
-    (("--labelled", "6"), "--labelled is 6; 5 labelled cases are left to train on, so 1 to 5"),
-    (("--labelled", "nowhere.txt"), "--labelled is nowhere.txt; accepted are numbers from 1, or a file that exists"),
-    (("--test", "20%"), "--test is 20%; accepted are numbers from 1, or a file that exists"),
+    (("--test", "3", "--validation", "3"), "take 6 of 6 labelled patients, accepted are fewer"),
+    (("--test", "0"), "--test is 0, accepted are numbers from 1"),
+    (("--labelled", "6"), "--labelled is 6, accepted are 1 to 5, the labelled cases that are left to train on"),
+    (("--labelled", "nowhere.txt"), "--labelled is nowhere.txt, accepted are numbers from 1, or a file that exists"),
+    (("--test", "20%"), "--test is 20%, accepted are numbers from 1, or a file that exists"),
     (("--patient", "["), "--patient is '[', which is no regular expression"),
     (("--patient", r"\d"), "which matches nothing at the start of 'scan_0'"),
     (("--spacing", "1", "0", "1"), "accepted are three positive numbers of mm"),

@@ -79,9 +79,9 @@ def element(name: str, value: object):
     (element("BitsAllocated", 12), ""),
     (element("BitsAllocated", None), ""),
     (element("PhotometricInterpretation", "MONOCHROME1"),
-     "its PhotometricInterpretation is MONOCHROME1; accepted is MONOCHROME2"),
-    (colours, "its SamplesPerPixel is 3; accepted is 1"),
-    (frames, "its NumberOfFrames is 2; accepted is 1"),
+     "its PhotometricInterpretation is MONOCHROME1; expected MONOCHROME2"),
+    (colours, "its SamplesPerPixel is 3; expected 1"),
+    (frames, "its NumberOfFrames is 2; expected 1"),
     (undecodable, ""),
 ])  # fmt: skip
 def test_a_damaged_slice_is_named(tmp_path, damage, message):
@@ -178,7 +178,7 @@ def test_nrrd_geometry(tmp_path, header, orientation, spacing):
 def test_an_unknown_space_is_refused(tmp_path):
     nrrd.write(str(tmp_path / "a.nrrd"), np.zeros((2, 3, 4), np.int16), {"space": "scanner-xyz", "space directions": np.eye(3)})
     for read in (read_nrrd, read_header):
-        with pytest.raises(ValueError, match="a.nrrd: cannot be read as NRRD .its space is 'scanner-xyz'; accepted are left"):
+        with pytest.raises(ValueError, match="a.nrrd: cannot be read as NRRD .its space is 'scanner-xyz'; expected one of left"):
             read(tmp_path / "a.nrrd")
 
 
@@ -216,6 +216,23 @@ def test_a_label_becomes_the_class_that_has_most_of_a_voxel():
     clear = ordered[-1] - ordered[-2] > 1e-5
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(resampled[clear], shares.argmax(0)[clear])
+
+
+@pytest.mark.parametrize("classes", [(0, 2), (2, 0), (1, 3), (3, 1)])
+def test_of_two_classes_with_equal_shares_a_label_becomes_the_higher(classes):
+    label = np.array(classes, np.uint8).reshape(2, 1, 1)
+    assert resample_label(label, (1.0, 1.0, 1.0), (2.0, 1.0, 1.0)).tolist() == [[[max(classes)]]]
+
+
+@pytest.mark.parametrize(("degrees", "same"), [(1, True), (2, False)])
+def test_axes_of_a_label_may_differ_from_its_image_s_by_one_degree(degrees, same):
+    image, label = (Volume(Path(name), np.zeros((2, 3, 4)), np.eye(4)) for name in ("image", "label"))
+    label.affine[:3, :3] = Rotation.from_euler("z", degrees, degrees=True).as_matrix()
+    if same:
+        assert on_grid_of(image, label).values.shape == image.values.shape
+    else:
+        with pytest.raises(ValueError, match="label: the label has directions"):
+            on_grid_of(image, label)
 
 
 def test_axes_of_length_one_behind_those_of_space_are_dropped(tmp_path):
@@ -257,9 +274,8 @@ def test_the_length_behind_the_voxels_is_checked(tmp_path, damage):
         read_nifti(path)
 
 
-@pytest.mark.parametrize(
-    "position", [40, 43, 70, 111]
-)  # number of axes, first side, type and place of the voxels
+# number of axes, first side, type and place of the voxels
+@pytest.mark.parametrize("position", [40, 43, 70, 111])
 def test_a_damaged_header_is_named(tmp_path, position):
     path = tmp_path / "a.nii"
     write_label(path)

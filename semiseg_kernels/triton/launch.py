@@ -4,9 +4,10 @@ import ctypes
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
-from semiseg_kernels.native.extension import empty_gradient, readable
+from semiseg_kernels.layouts import empty_gradient, readable
 
 
 class Voxels(NamedTuple):
@@ -16,6 +17,14 @@ class Voxels(NamedTuple):
     batch_stride: int
     stride: int  # of the voxels where channels lie adjacent, else of the channels
     channels_last: bool
+
+    def count_tiles(self, block: int) -> int:
+        batch, _, voxels = self.data.shape
+        return batch * triton.cdiv(voxels, block)
+
+    def count_programs(self, block: int, tiles: int) -> int:
+        """Programs of so many tiles each that sum over the voxels; without voxels one still runs, and finds none."""
+        return max(triton.cdiv(self.count_tiles(block), tiles), 1)
 
 
 def as_voxels(
@@ -33,8 +42,8 @@ def with_gradient(
 ) -> tuple[Voxels, Tensor, Voxels]:  # x, its uninitialised gradient, and what the kernel writes of it
     gradient, written = empty_gradient(x)
     read, target = as_voxels(x), as_voxels(written)
-    if read.channels_last != target.channels_last:  # an expanded tensor, whose gradient is dense
-        read = as_voxels(x.contiguous())
+    if read.channels_last != target.channels_last:  # x has gaps, as an expanded tensor or a crop, and its gradient none
+        read = as_voxels(torch.empty_like(gradient).copy_(x))
     return read, gradient, target
 
 

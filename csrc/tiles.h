@@ -94,12 +94,12 @@ struct Tiling {
     length = LONGEST;
     while (length > SHORTEST && length * rows > FLOATS) length /= 2;
     pitch = length + 16;  // rows a power of two apart would share few cache sets
-    tiles_per_image = (voxels + length - 1) / length;
+    tiles_per_image = ceil_div(voxels, length);
     tiles = batch * tiles_per_image;
     const int64_t affordable = PARTIAL_BYTES / (8 * (partial_sums + 1));
     const int64_t most = maximum(int64_t(8), minimum(MOST_CHUNKS, affordable));
-    tiles_per_chunk = maximum(int64_t(1), (tiles + most - 1) / most);
-    chunks = (tiles + tiles_per_chunk - 1) / tiles_per_chunk;
+    tiles_per_chunk = maximum(int64_t(1), ceil_div(tiles, most));
+    chunks = ceil_div(tiles, tiles_per_chunk);
   }
 
   Span span(int64_t tile) const {

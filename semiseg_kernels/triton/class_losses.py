@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semiseg_kernels.reference.dice_ce import DICE_SMOOTH
 from semiseg_kernels.triton.configurations import power_of_two
-from semiseg_kernels.triton.launching import launch
+from semiseg_kernels.triton.launch import launch
 from semiseg_kernels.triton.tiles import offsets
 
 SMOOTH = tl.constexpr(DICE_SMOOTH)
@@ -173,12 +173,13 @@ def _derivatives(
     by_ce = number * 0
     if grad_ce is not None:
         by_ce = tl.where(number == 0, 0.0, tl.load(grad_ce + r) / tl.where(number == 0, 1.0, number))
-    scale = denominator * 0
+    scale = tl.zeros_like(denominator)
     if grad_dice is not None:
-        scale = tl.where(
-            c >= FIRST, -2 * tl.load(grad_dice + r).to(tl.float64) / ((C - FIRST) * denominator), 0.0
-        )
-    by_size = -scale * numerator / denominator
+        gradient = tl.load(grad_dice + r).to(tl.float64)
+        # 0 of a loss that is not differentiated, also where its sums are NaN.
+        scale = tl.where(c >= FIRST, -2 * gradient / ((C - FIRST) * denominator), 0.0)
+        scale = tl.where(gradient == 0, 0.0, scale)
+    by_size = tl.where(scale == 0, 0.0, -scale * numerator / denominator)
     if not SQUARED:
         by_size /= 2
     tl.store(row, by_ce.to(tl.float32))

@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from semiseg_kernels.triton.configurations import power_of_two
-from semiseg_kernels.triton.launching import Voxels, is_aligned, launch
+from semiseg_kernels.triton.launch import Voxels, is_aligned, launch
 from semiseg_kernels.triton.prototypes import SIX_PARTS, prototype_of
-from semiseg_kernels.triton.sums import add_rows
-from semiseg_kernels.triton.tiles import locate, offsets, start, stride_of
+from semiseg_kernels.triton.sums import add_partials
+from semiseg_kernels.triton.tiles import count_tiles, locate, offsets, start, strides_of
 
 CLUSTERS, CHANNELS, BLOCK = 64, 32, 32  # of a program of the product
 PROGRAMS = 384  # of the product, to keep any GPU busy
@@ -27,15 +27,14 @@ def assign(
     """The flat index [BLOCK, 1] of a voxel's cluster, -1 for none."""
     cluster = prototype_of(winner, tl.maximum(label, 0), K, CLASSES)
     assigned = (label >= 0) & (w != 0)
-    if (
-        REQUIRE_AGREEMENT
-    ):  # the nearest of all has the label's class exactly where it is the nearest of that class
+    # The nearest of all has the label's class exactly where it is the nearest of that class.
+    if REQUIRE_AGREEMENT:
         assigned &= cluster == nearest
     return tl.where(assigned, cluster, -1)
 
 
 @triton.jit
-def add_embeddings(
+def _add_embeddings(
     sums,  # [C * K, D] of this tile
     z,  # at the tile's first voxel
     cluster,  # [BLOCK, 1]
@@ -57,6 +56,29 @@ def add_embeddings(
         tl.store(sums + flat * D + j[:, None], total, mask=(flat >= 0) & (j[:, None] < D))
 
 
+@triton.jit
+def add_or_leave(
+    sums,  # [C * K, D] of this tile
+    cluster_map,  # [B, N] int16, or None where the sums are taken at once
+    factor_map,  # [B, N] float32, as the cluster map
+    z,  # at the tile's first voxel
+    voxel,  # [BLOCK, 1]
+    inside,  # [BLOCK, 1]
+    cluster,  # [BLOCK, 1]
+    factor,  # [BLOCK, 1]
+    flat,  # [1, COLUMNS]
+    stride,
+    D: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Take the tile's sums, or leave what `multiply` takes them from."""
+    if cluster_map is None:
+        _add_embeddings(sums, z, cluster, factor, flat, stride, D, CHANNELS_LAST)
+    else:
+        tl.store(cluster_map + voxel, cluster.to(tl.int16), mask=inside)
+        tl.store(factor_map + voxel, factor, mask=inside)
+
+
 @triton.jit(do_not_specialize=["batch", "N", "batch_stride", "stride"])
 def _multiply(
     z,  # [B, D, N]
@@ -75,15 +97,11 @@ def _multiply(
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    N, stride, batch_stride = (
-        stride_of(N, ALIGNED),
-        stride_of(stride, ALIGNED),
-        stride_of(batch_stride, ALIGNED),
-    )
+    N, batch_stride, stride = strides_of((N, batch_stride, stride), ALIGNED)
     i = tl.program_id(0) * CLUSTERS + tl.arange(0, CLUSTERS)[None, :]
     j = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     program = tl.program_id(2)
-    tiles = batch * ((N + BLOCK - 1) // BLOCK).to(tl.int32)
+    tiles = count_tiles(batch, N, BLOCK)
     total = tl.zeros([CHANNELS, CLUSTERS], tl.float64)
     for tile in range(program, tiles, tl.num_programs(2)):
         image, first, inside = locate(tile, batch, N, BLOCK)
@@ -108,8 +126,8 @@ def multiply(
     """Per cluster the sum of factor * z."""
     batch, d, N = read.data.shape
     channels = min(power_of_two(max(d, 16)), CHANNELS)
-    grid = (-(-clusters // CLUSTERS), -(-d // channels))
-    programs = min(max(PROGRAMS // (grid[0] * grid[1]), 1), max(batch * -(-N // BLOCK), 1))
+    grid = (triton.cdiv(clusters, CLUSTERS), triton.cdiv(d, channels))
+    programs = min(max(PROGRAMS // (grid[0] * grid[1]), 1), max(read.count_tiles(BLOCK), 1))
     partials = torch.empty(programs, clusters * d, dtype=torch.float64, device=factor.device)
     launch(
         _multiply, (*grid, programs), factor, num_warps=4,
@@ -118,4 +136,4 @@ def multiply(
         CLUSTERS=CLUSTERS, CHANNELS=channels, BLOCK=BLOCK,
         CHANNELS_LAST=read.channels_last, ALIGNED=is_aligned(N, read),
     )  # fmt: skip
-    return add_rows(partials)
+    return add_partials(partials)

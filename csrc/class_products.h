@@ -42,7 +42,7 @@ struct ClassSums {
   }
 
   // The tile that comes next, to be fetched while this one is added.
-  Prefetch prefetch(const Voxels& x, const Span& next) const { return {x, next, (d + HALF - 1) / HALF}; }
+  Prefetch prefetch(const Voxels& x, const Span& next) const { return {x, next, ceil_div(d, HALF)}; }
 
   // Adds the sums to out [C, d] and starts anew.
   void finish(double* out) {

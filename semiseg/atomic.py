@@ -15,9 +15,8 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
     An OSError of the block, such as a full disk, names `path`.
     """
-    temporary = path.with_name(
-        f".{path.stem}.{os.getpid()}{path.suffix}"
-    )  # the ending tells writers the format
+    # The ending tells writers the format.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
