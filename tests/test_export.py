@@ -1,8 +1,11 @@
 """`python -m semiseg.export`: files that other programs run, with the same probabilities as the original."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -64,6 +67,25 @@ def test_pt2_computes_the_same_and_leaves_out_the_teacher(tmp_path):
         probabilities = program.module()(windows)
     expected = Predictor(run).method.probabilities(windows, "prototype")
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+
+
+def test_a_file_says_how_it_is_used_and_nothing_of_this_machine(tmp_path):
+    values = (0, 4, 9)
+    run = untrained_run(tmp_path / "run", "phantom_supervised", PREPROCESSING, CLASSES, label_values=values)
+    path = tmp_path / "model.pt2"
+    main(["--run", str(run), "--output", str(path)])
+    extra = {"semiseg.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    assert program.example_inputs is None
+    assert json.loads(extra["semiseg.json"]) == {
+        "name": "phantom_supervised", "method": "supervised", "head": "linear", "iteration": 7,
+        "class_names": list(CLASSES), "label_values": list(values),
+        "preprocessing": json.loads(json.dumps(dataclasses.asdict(PREPROCESSING))),
+        "patch_size": [32, 32, 16], "stride": [16, 16, 16],
+    }  # fmt: skip
+    with zipfile.ZipFile(path) as archive:
+        content = b"".join(map(archive.read, archive.namelist()))
+    assert b"semiseg_kernels" not in content and os.fsencode(Path(export.__file__).parent) not in content
 
 
 def test_a_file_that_computes_something_else_is_not_left(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ from semiseg.data.preprocessing import Preprocessing
 from semiseg.evaluation.evaluator import predict_case
 from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
-from semiseg.predict import main
+from semiseg.predict import find_scans, main
 from semiseg.prediction import resampled_slabs
 from semiseg.preparation.volume import Volume
 from semiseg.preparation.volume_files import read_nifti
@@ -297,6 +297,13 @@ def test_a_folder_goes_on_after_a_bad_scan_and_says_so(thresholding, tmp_path, c
         "2 of 3 scans have a mask already", f"written to {tmp_path}/masks/b.nii.gz", "3 of 3 scans have a mask already"
     ]  # fmt: skip
     assert all((tmp_path / "masks" / name).read_bytes() == content for name, content in written.items())
+
+
+def test_hidden_files_of_a_folder_are_no_scans(tmp_path):
+    """Such as those that macOS puts beside each file."""
+    for name in ("b.nii.gz", "._a.nii.gz", "a.nrrd", "notes.txt"):
+        (tmp_path / name).write_text("never read")
+    assert find_scans(tmp_path) == [tmp_path / "a.nrrd", tmp_path / "b.nii.gz"]
 
 
 def test_a_scan_is_never_written_over(tmp_path):

@@ -221,6 +221,15 @@ def test_the_environment_of_every_session_is_kept(configured, tmp_path, monkeypa
     assert all(session.keys() == environment.keys() - {"resumed"} for session in environment["resumed"])
 
 
+def test_a_resumed_run_removes_what_a_killed_process_was_writing(tmp_path):
+    left = [".last.123.safetensors", ".config.45.yaml", ".state.6"]
+    kept = [".hidden", ".notes.txt", "last.1.safetensors"]
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+    RunDirectory(tmp_path).reopen(load_config("phantom_supervised"), torch.device("cpu"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "environment.json"])
+
+
 @pytest.mark.parametrize("content", ["{", "3"])
 def test_a_damaged_environment_is_named(tmp_path, content):
     run = RunDirectory(tmp_path)

@@ -22,6 +22,7 @@ from untrained_runs import untrained_run
 
 from semiseg import evaluate
 from semiseg import train as train_module
+from semiseg.atomic import write_json
 from semiseg.config import load_config
 from semiseg.data.left_atrium import LeftAtrium
 from semiseg.data.preprocessing import Preprocessing
@@ -444,6 +445,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, method, iteration=2)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_json_that_others_cannot_read_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "results.json", {"dice": float("nan")})
+    assert not list(tmp_path.iterdir())
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
