@@ -47,11 +47,11 @@ struct DiceGradient {
 // Of one of the `classes` in Dice's mean.
 SEMISEG_REGION DiceGradient dice_gradient(const Statistics& s, int64_t c, int64_t classes, bool squared,
                                           float grad_dice) {
-  if (grad_dice == 0) return {0, 0};  // of a loss that is not differentiated, also where its sums are NaN
   const double denominator = dice_denominator(s, c);
   const double scale = -2 * double(grad_dice) / (double(classes) * denominator);
   const double by_size = -scale * dice_numerator(s, c) / denominator;
-  return {float(scale), float(by_size * (squared ? 1 : 0.5))};
+  // 0 of a loss that is not differentiated, also where its sums are NaN.
+  return {grad_dice == 0 ? 0.f : float(scale), grad_dice == 0 ? 0.f : float(by_size * (squared ? 1 : 0.5))};
 }
 
 }  // namespace semiseg
