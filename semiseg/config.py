@@ -128,7 +128,7 @@ class EvaluationConfig:
 
     stride: tuple[PositiveInt, ...] | None  # sliding window, voxels; null, in 2D alone: slice by slice
     validation_stride: tuple[PositiveInt, ...] | None = None  # the same during training; null: half the patch
-    batch: PositiveInt | None = None  # windows or slices a forward pass; null: of some two million voxels
+    batch: PositiveInt | None = None  # windows or slices a forward pass; null: of some four million voxels
     head: Literal["linear", "prototype", "mean"] = "linear"  # the classifier that predicts; mean: of both
     largest_component: bool = False
     # iterations; 0: only at the end. Used where the dataset has a validation split

@@ -41,13 +41,13 @@ def test_windows_during_training():
 @pytest.mark.parametrize(
     ("configuration", "overrides", "batch"),
     [
-        ("la_mper", [], 2),
-        ("acdc_mper", [], 32),
-        ("la_mper", ["training.patch_size=[160, 160, 160]"], 1),
+        ("la_mper", [], 4),
+        ("acdc_mper", [], 64),
+        ("la_mper", ["training.patch_size=[160, 160, 176]"], 1),
         ("la_mper", ["evaluation.batch=5"], 5),
     ],
 )
-def test_windows_of_two_million_voxels_go_through_the_network_together(configuration, overrides, batch):
+def test_windows_of_four_million_voxels_go_through_the_network_together(configuration, overrides, batch):
     assert evaluation_batch(load_config(configuration, overrides)) == batch
 
 
