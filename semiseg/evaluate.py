@@ -62,7 +62,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     # First, as what is wrong with it is to be known before the others are evaluated.
     iteration = load_checkpoint(run.checkpoint(reported), method, device)["iteration"]
     others = [name for name in ("last", "validation") if name != reported and run.checkpoint(name).is_file()]
-    evaluated, labels = {}, hashlib.sha256()
+    evaluated: dict[str, Any] = {}
+    labels: dict[str, bytes] = {}  # digest of every case
     for name in [*others, reported]:  # the reported one last: its predictions and its network are drawn
         metadata = load_checkpoint(run.checkpoint(name), method, device)
         if name != reported and metadata["iteration"] == iteration:
@@ -70,8 +71,7 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         cases, maps = {}, {}
         for case, prediction, metrics in evaluate_cases(method, dataset, "test", config, device):
             cases[case.name] = metrics
-            if name == reported:
-                labels.update(case.label.tobytes())
+            labels[case.name] = hashlib.sha256(case.label.tobytes()).digest()
             # Uncompressed, the maps of many large scans would fill the memory.
             maps[case.name] = zlib.compress(prediction.tobytes(), level=1), prediction.shape
         evaluated[name] = {
@@ -87,7 +87,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         "labelled": config.dataset.labelled,
         "seed": config.seed,
         "classes": list(dataset.class_names),
-        "labels": labels.hexdigest(),  # what tells the cases of two datasets apart that have the same names
+        # What tells the cases of two datasets apart that have the same names, in whatever order.
+        "labels": hashlib.sha256(b"".join(labels[name] for name in sorted(labels))).hexdigest(),
         **({"text": text.origin} if text is not None else {}),
         "cost": method_cost(method, config.training.patch_size),
         "evaluation": dataclasses.asdict(config.evaluation),

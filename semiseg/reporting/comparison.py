@@ -132,8 +132,8 @@ def paired_difference(
 def seed_groups(runs: Sequence[EvaluatedRun]) -> list[SeedGroup]:
     """Group runs by configuration and data, in the order given; if all have the same, every run stands for itself.
 
-    Raises ValueError where a run was tested on other cases or labels than the first, is given twice, or has the seed of another
-    in its group: two such runs say nothing of the spread between seeds.
+    Raises ValueError where a run was tested on other cases or labels than the first, is given twice, or has the seed of
+    another in its group: two such runs say nothing of the spread between seeds.
     """
     for number, run in enumerate(runs):
         if run.path.resolve() in [other.path.resolve() for other in runs[:number]]:
