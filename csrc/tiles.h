@@ -12,6 +12,8 @@ namespace semiseg::SEMISEG_LEVEL {
 
 constexpr int64_t STEP = 2 * WIDTH;  // rows are padded to a multiple of it
 
+constexpr int64_t FETCHED_AHEAD = 8 << 10;  // bytes of channels-last voxels, while others are read
+
 enum class Fill { zeros, nothing };
 
 // Memory aligned to a cache line, zeroed unless told otherwise; std::bad_alloc where there is none.
@@ -169,6 +171,21 @@ INLINE void load_row(const T* p, const Span& span, float* row) {
   for (; v < span.padded; v += WIDTH) store(row + v, load_first(p + v, maximum(int64_t(0), span.n - v)));
 }
 
+// to[c, v] <- from[v, c] of a vector of voxels and of channels. A function of its own: within a loop, its addresses would be
+// computed before, and kept in memory.
+template <class T>
+__attribute__((noinline)) void load_block(const T* from, int64_t stride, int64_t ahead, float* to, int64_t pitch) {
+  vfloat rows[WIDTH];
+#pragma GCC unroll 16
+  for (int i = 0; i < WIDTH; ++i, from += stride) {
+    __builtin_prefetch(from + ahead);
+    rows[i] = load(from);
+  }
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < WIDTH; ++i, to += pitch) store(to, rows[i]);
+}
+
 template <class T>
 void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
   const T* p = address<const T>(x, span);
@@ -176,23 +193,27 @@ void load_tile(const Voxels& x, const Span& span, float* tile, int64_t pitch) {
     for (int64_t c = 0; c < x.channels; ++c) load_row(p + c * x.channel_stride, span, tile + c * pitch);
     return;
   }
+  const int64_t ahead = maximum(FETCHED_AHEAD / int64_t(sizeof(T)), WIDTH * x.voxel_stride);
   for (int64_t v = 0; v < span.padded; v += WIDTH) {
     for (int64_t c = 0; c < x.channels; c += WIDTH) {
       const int64_t channels = minimum(WIDTH, x.channels - c), voxels = span.n - v;
-      vfloat rows[WIDTH];
+      const T* from = p + v * x.voxel_stride + c;
+      float* to = tile + c * pitch + v;
       if (channels == WIDTH && voxels >= WIDTH) {
-        for (int i = 0; i < WIDTH; ++i) rows[i] = load(p + (v + i) * x.voxel_stride + c);
-      } else {
-        for (int i = 0; i < WIDTH; ++i)
-          rows[i] = i < voxels ? load_first(p + (v + i) * x.voxel_stride + c, channels) : vfloat{};
+        load_block(from, x.voxel_stride, ahead, to, pitch);
+        continue;
       }
+      vfloat rows[WIDTH];
+      for (int i = 0; i < WIDTH; ++i)
+        rows[i] = i < voxels ? load_first(from + i * x.voxel_stride, channels) : vfloat{};
       transpose(rows);
-      for (int64_t i = 0; i < channels; ++i) store(tile + (c + i) * pitch + v, rows[i]);
+      for (int64_t i = 0; i < channels; ++i) store(to + i * pitch, rows[i]);
     }
   }
 }
 
-// Asks for the cache lines of the next tile, a few at a time, while the present one is worked on.
+// Asks for the rows of the next tile, a few cache lines at a time, while the present one is worked on. Channels-last voxels,
+// which lie behind each other, load_tile fetches itself.
 struct Prefetch {
   static constexpr int64_t LINE = 64;
 
@@ -201,12 +222,12 @@ struct Prefetch {
 
   Prefetch() = default;
   Prefetch(const Voxels& x, const Span& next, int64_t steps) {
+    if (x.voxel_stride != 1) return;
     const int64_t bytes = bytes_per_element(x.type);
-    const bool planar = x.voxel_stride == 1;
-    row = static_cast<const char*>(x.data) + (next.image * x.batch_stride + next.first * x.voxel_stride) * bytes;
-    rows = planar ? x.channels : 1;
+    row = static_cast<const char*>(x.data) + (next.image * x.batch_stride + next.first) * bytes;
+    rows = x.channels;
     row_stride = x.channel_stride * bytes;
-    row_bytes = next.n * (planar ? 1 : x.voxel_stride) * bytes;
+    row_bytes = next.n * bytes;
     lines_per_step = rows * (row_bytes / LINE + 1) / steps + 1;
   }
 
@@ -234,6 +255,20 @@ INLINE bool streams(const Voxels& x) {
   return streams(x.data, x.batch * x.channels * x.voxels * bytes_per_element(x.type));
 }
 
+// to[v, c] <- from[c, v] of a vector of channels and of voxels
+template <class T>
+__attribute__((noinline)) void store_block(const float* from, int64_t pitch, T* to, int64_t stride, bool streaming) {
+  vfloat rows[WIDTH];
+#pragma GCC unroll 16
+  for (int i = 0; i < WIDTH; ++i, from += pitch) rows[i] = load(from);
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < WIDTH; ++i, to += stride) {
+    if (streaming) stream(to, rows[i]);
+    else store(to, rows[i]);
+  }
+}
+
 template <class T>
 void store_tile(const Voxels& x, const Span& span, const float* tile, int64_t pitch, bool streaming) {
   T* p = address<T>(x, span);
@@ -252,18 +287,16 @@ void store_tile(const Voxels& x, const Span& span, const float* tile, int64_t pi
   for (int64_t v = 0; v < span.n; v += WIDTH) {
     for (int64_t c = 0; c < x.channels; c += WIDTH) {
       const int64_t channels = minimum(WIDTH, x.channels - c), voxels = minimum(WIDTH, span.n - v);
-      vfloat rows[WIDTH];
-      for (int i = 0; i < WIDTH; ++i) rows[i] = i < channels ? load(tile + (c + i) * pitch + v) : vfloat{};
-      transpose(rows);
-      T* block = p + v * x.voxel_stride + c;
+      const float* from = tile + c * pitch + v;
+      T* to = p + v * x.voxel_stride + c;
       if (channels == WIDTH && voxels == WIDTH) {
-        for (int i = 0; i < WIDTH; ++i) {
-          if (aligned) stream(block + i * x.voxel_stride, rows[i]);
-          else store(block + i * x.voxel_stride, rows[i]);
-        }
-      } else {
-        for (int64_t i = 0; i < voxels; ++i) store_first(block + i * x.voxel_stride, rows[i], channels);
+        store_block(from, pitch, to, x.voxel_stride, aligned);
+        continue;
       }
+      vfloat rows[WIDTH];
+      for (int i = 0; i < WIDTH; ++i) rows[i] = i < channels ? load(from + i * pitch) : vfloat{};
+      transpose(rows);
+      for (int64_t i = 0; i < voxels; ++i) store_first(to + i * x.voxel_stride, rows[i], channels);
     }
   }
 }
