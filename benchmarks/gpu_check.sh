@@ -127,7 +127,7 @@ tests() {
             printf '%s\0' "tests/kernels/test_$file.py" "triton and not ($shared)"
         done
         local -a others=(dice_ce prompt_mix masked_class_mean batch_norm_relu linear_classifier linear_upsampling
-            largest_components compile determinism momentum_update)
+            largest_components compile determinism momentum_update layouts differentiation recomputation)
         for file in "${others[@]}"; do
             printf '%s\0' "tests/kernels/test_$file.py" triton
         done

@@ -100,7 +100,7 @@ def kernel_notes(results: Results) -> str:
         "the same rounds: forward a plain read of the input (torch.sum), backward a read and a write (fill), "
         "a step two reads and a write. MB: extra peak memory, results and gradient included. "
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {versions}; "
-        f"commit {where['commit']}; `{results['command']}`."
+        f"commit {where['commit']}; `{results['command']}`.{note(results)}"
     )
 
 
