@@ -7,7 +7,10 @@ from pathlib import Path
 def check_destination(path: Path) -> None:
     """Raise ValueError or OSError, naming `path`, where no file or folder of this name can be made."""
     check_utf8(path)
-    above = next(folder for folder in path.resolve().parents if os.path.exists(folder))
+    folders = path.resolve().parents
+    if not folders:
+        raise ValueError(f"{path}: is the root of the file system, accepted is a new name below it")
+    above = next(folder for folder in folders if os.path.exists(folder))
     if not above.is_dir():
         raise NotADirectoryError(f"{path}: cannot be written, as {above} is no folder")
     if not os.access(above, os.W_OK | os.X_OK):

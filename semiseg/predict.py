@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="e.g. evaluation.largest_component=true, training.precision=bfloat16, training.device=cpu",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    if arguments is None and choose_device("auto").type == "cpu":
+        restart_with_tight_heap()  # before the checks, which would be done and told twice
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
 
     scans = find_scans(options.input)
@@ -68,8 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
     for scan in scans:
         if not scan.is_dir():
             read_header(scan)
-    if arguments is None and choose_device("auto").type == "cpu":
-        restart_with_tight_heap()
     predictor = Predictor(options.run, options.overrides)
     masks[0].parent.mkdir(parents=True, exist_ok=True)
 
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.probabilities:
             segmentation.save_probabilities(probabilities_path(mask))
         segmentation.save(mask)  # the last, so that where it is a scan has everything
+        del segmentation  # its probabilities would take memory while the next scan's are made
         tqdm.write(f"written to {mask}", file=sys.stdout)
     if failed:
         raise ValueError(f"{len(failed)} of {len(scans)} scans have no mask: {', '.join(failed)}")
@@ -147,12 +149,14 @@ def missing_masks(scans: list[Path], masks: list[Path]) -> tuple[list[Path], lis
 
 def check_distinct(paths: list[Path], scans: list[Path]) -> None:
     """Raise ValueError where a file would be written for two scans, or is one."""
+    sources = set(map(os.path.realpath, scans))  # a folder may be given by two names
+    wanted: set[Path] = set()
     for path in paths:
-        if path in scans:
+        if os.path.realpath(path) in sources:
             raise ValueError(f"{path} would be written over the scan, accepted is another folder")
-    twice = [path for path in paths if paths.count(path) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} would be written for two scans, accepted are scans of different names")
+        if path in wanted:
+            raise ValueError(f"{path} would be written for two scans, accepted are scans of different names")
+        wanted.add(path)
 
 
 def check_new(paths: list[Path]) -> None:

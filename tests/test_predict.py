@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -314,6 +315,64 @@ def test_a_scan_is_never_written_over(tmp_path):
         with pytest.raises(ValueError, match="a.nii.gz would be written over the scan"):
             predict([*arguments, *options])
     assert (tmp_path / "a.nii.gz").read_bytes() == content
+
+
+@pytest.mark.parametrize("source", [".", "link"])
+def test_a_scan_is_known_by_another_name_of_its_folder(source, monkeypatch, tmp_path):
+    folder = tmp_path / "scans"
+    write_nifti(folder / "a.nii.gz", scan((32, 32, 16)), LPS)
+    (folder / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="scans/a.nii.gz would be written over the scan"):
+        predict(["--run", "none", "--input", source, "--output", str(folder), "--skip-existing"])
+
+
+def test_masks_may_be_links_to_the_same_file(tmp_path, capsys):
+    """Such as those of tools that keep equal files once; a mask replaces the link."""
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "kept").write_text("never read")
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_nifti(tmp_path / "scans" / name, scan((32, 32, 16)), LPS)
+        (tmp_path / "masks" / name).symlink_to(tmp_path / "kept")
+    source, output = str(tmp_path / "scans"), str(tmp_path / "masks")
+    predict(["--run", "none", "--input", source, "--output", output, "--skip-existing"])
+    assert capsys.readouterr().out == "2 of 2 scans have a mask already\n"
+
+
+def test_the_command_restarts_before_it_checks(monkeypatch, tmp_path):
+    class Restarted(Exception):
+        pass
+
+    def restart():
+        raise Restarted
+
+    arguments = ["--run", "none", "--input", str(tmp_path / "no.nii"), "--output", str(tmp_path / "mask.nii")]
+    monkeypatch.setattr("semiseg.predict.restart_with_tight_heap", restart)
+    monkeypatch.setattr("semiseg.predict.choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(sys, "argv", ["predict", *arguments])
+    with pytest.raises(Restarted):
+        predict()
+    monkeypatch.setattr("semiseg.predict.choose_device", lambda name: torch.device("cuda"))
+    with pytest.raises(FileNotFoundError, match="no.nii: missing"):
+        predict()
+
+
+def test_one_segmentation_is_in_memory_at_a_time(thresholding, monkeypatch, tmp_path):
+    for name in ("a", "b"):
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", scan((32, 32, 16)), LPS)
+    segment, made = Predictor.predict, []
+
+    def recorded(*arguments, **options):
+        assert not any(one() for one in made)
+        segmentation = segment(*arguments, **options)
+        made.append(weakref.ref(segmentation))
+        return segmentation
+
+    monkeypatch.setattr(Predictor, "predict", recorded)
+    run, source, output = (str(tmp_path / name) for name in ("run", "scans", "masks"))
+    untrained_run(tmp_path / "run")
+    predict(["--run", run, "--input", source, "--output", output, "--probabilities"])
+    assert len(made) == 2
 
 
 def test_a_mask_is_a_nifti_file(thresholding, tmp_path):

@@ -1,9 +1,11 @@
 """`python -m semiseg.report`: pages that need nothing else, runs against each other, and what is wrong in one line."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method
 from semiseg.evaluation import pictures as pictures_module
 from semiseg.evaluation.metrics import case_metrics, summarise
-from semiseg.evaluation.pictures import prediction_pictures
+from semiseg.evaluation.pictures import draw_pictures, prediction_pictures
 
 CLASSES = ("background", "core <b>&", "shell")
 CASES = [f"case {number} <i>" for number in range(6)]
@@ -148,6 +150,38 @@ def test_report_without_test_data_says_what_is_missing(tmp_path, capsys):
     summary = json.loads((path / "results.json").read_text())["summary"]["classes"]["shell"]["dice"]
     assert f"{100 * summary['mean']:.2f} ± {100 * summary['sd']:.2f}" in page.text
     assert [tag for tag, _ in page.elements].count("img") == 1  # the learning curves
+
+
+@pytest.mark.parametrize(("sessions", "names"), [(1, ["command"]), (2, ["command 1", "command 2"])])
+def test_a_run_too_old_to_know_its_command_is_reported_once_resumed(sessions, names, tmp_path, capsys):
+    path = make_run(tmp_path, "run", 1)
+    session = json.loads((path / "environment.json").read_text())
+    (path / "environment.json").write_text(json.dumps({"resumed": [session] * sessions}))
+    status, _, errors = report_of(path, capsys=capsys)
+    assert status == 0, errors
+    text = assert_self_contained(path / "report.html").text
+    assert re.findall(r"command(?: \d)?(?=\s*train <script>)", text) == names
+
+
+def test_pictures_take_the_files_of_the_cases_shown_alone(left_atrium, tmp_path, monkeypatch):
+    names = ["CASE3", "CASE4", "CASE5", "CASE6"]
+    cases = {name: {"left atrium": {"dice": number / 10}} for number, name in enumerate(names)}
+    (left_atrium / "test.list").write_text("\n".join(names))
+    shutil.rmtree(left_atrium / "2018LA_Seg_Training Set" / "CASE4")
+    drawn = []
+    monkeypatch.setattr(pictures_module, "overlay", lambda case, *_: drawn.append(case.name))
+    monkeypatch.setattr(pictures_module, "surfaces", lambda *_: None)
+    monkeypatch.setattr(pictures_module, "sample_embeddings", lambda *_: (np.zeros((1, 2)), np.zeros(1)))
+    monkeypatch.setattr(pictures_module, "embedding_map", lambda *_: None)
+    run, config = RunDirectory(tmp_path / "run"), load_config("la_supervised")
+    run.path.mkdir()
+    method = SimpleNamespace(network=torch.nn.Identity(), num_classes=2, prototypes=None)
+    given = run, config, method, open_dataset("la", left_atrium), torch.device("cpu"), cases, lambda case: case.label
+    draw_pictures(*given)
+    assert drawn == ["CASE3", "CASE5", "CASE6"]  # the worst, the median and the best
+    (left_atrium / "test.list").write_text("\n".join(names[1:]))
+    with pytest.raises(ValueError, match="the test split of la has no case CASE3, which the results name"):
+        draw_pictures(*given)
 
 
 @pytest.mark.parametrize("name", ["la_mper", "acdc_supervised"])

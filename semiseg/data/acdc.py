@@ -1,6 +1,6 @@
 """ACDC (Automated Cardiac Diagnosis Challenge) in the h5 form that semi-supervised work uses."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -59,9 +59,9 @@ class ACDC:
             raise ValueError(f"split is {split!r}; ACDC has 'validation' and 'test'")
         return read_list(self.root / EVALUATION_LISTS[split])
 
-    def evaluation_cases(self, split: str) -> Iterator[Case]:
-        """Yield the volumes [slices, H, W] of val.list or test.list one at a time."""
-        names = self.evaluation_names(split)
+    def evaluation_cases(self, split: str, only: Collection[str] | None = None) -> Iterator[Case]:
+        """Yield the volumes [slices, H, W] of val.list or test.list, or only those of some names, one at a time."""
+        names = [name for name in self.evaluation_names(split) if only is None or name in only]
         paths = [volume_path(self.root, name) for name in names]
         return read_cases_lazily(paths, names, 3, len(self.class_names))
 

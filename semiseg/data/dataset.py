@@ -1,7 +1,7 @@
 """What every dataset offers, and opening one by name."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -60,10 +60,11 @@ class Dataset(Protocol):
         """Names of the cases of "validation" or "test", in their order."""
         ...
 
-    def evaluation_cases(self, split: str) -> Iterator[Case]:
-        """Yield the volumes of "validation" or "test", one in memory at a time.
+    def evaluation_cases(self, split: str, only: Collection[str] | None = None) -> Iterator[Case]:
+        """Yield the volumes of "validation" or "test", or only those of some names, one in memory at a time.
 
-        Missing or malformed files are found when this is called, not when their turn comes.
+        Missing or malformed files are found when this is called, not when their turn comes. Files of other names
+        are left alone.
         """
         ...
 

@@ -62,5 +62,5 @@ class DatasetDescription:
             if label_values is not None:
                 label_values = tuple(int(value) for _, value in zip(names, label_values, strict=True))
             return cls(names, values["dimensions"], Preprocessing(**preprocessing), label_values)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: no description of a dataset ({error})") from None

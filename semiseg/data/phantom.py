@@ -1,6 +1,6 @@
 """A cohort of synthetic anatomy: no download, no licence, the same everywhere, small enough for a CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.random import Generator
@@ -60,16 +60,18 @@ class Phantom:
             raise ValueError(f"split is {split!r}; the phantom has 'validation' and 'test'")
         return self._names(split)
 
-    def evaluation_cases(self, split: str) -> Iterator[Case]:
-        """Generate the cases of "validation" or "test" one at a time."""
+    def evaluation_cases(self, split: str, only: Collection[str] | None = None) -> Iterator[Case]:
+        """Generate the cases of "validation" or "test", or only those of some names, one at a time."""
         self.evaluation_names(split)
-        return self._cases(split)
+        return self._cases(split, only)
 
     def _names(self, split: str) -> list[str]:
         return [f"{split}_{index:02d}" for index in range(self.counts[split])]
 
-    def _cases(self, split: str) -> Iterator[Case]:
+    def _cases(self, split: str, only: Collection[str] | None = None) -> Iterator[Case]:
         for index, name in enumerate(self._names(split)):
+            if only is not None and name not in only:
+                continue
             stream = np.random.SeedSequence(self.seed, spawn_key=(SPLITS.index(split), index))
             image, label = _Anatomy(self.shape, np.random.default_rng(stream)).render()
             yield Case(name, image, label, self.spacing)

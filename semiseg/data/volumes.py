@@ -1,7 +1,7 @@
 """Datasets of whole volumes: one HDF5 file a case, a training list and a test list."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from semiseg.data.case import Case, UnlabelledCase
@@ -60,8 +60,8 @@ class Volumes(ABC):
             raise ValueError(f"split is {split!r}; {type(self).__name__} has {accepted} only")
         return read_list(self.root / self.evaluation_lists[split])
 
-    def evaluation_cases(self, split: str) -> Iterator[Case]:
-        """Yield the volumes of a split's list one at a time."""
-        names = self.evaluation_names(split)
+    def evaluation_cases(self, split: str, only: Collection[str] | None = None) -> Iterator[Case]:
+        """Yield the volumes of a split's list, or only those of some names, one at a time."""
+        names = [name for name in self.evaluation_names(split) if only is None or name in only]
         paths = [self.path(name) for name in names]
         return read_cases_lazily(paths, names, self.dimensions, len(self.class_names), self.spacing)

@@ -17,6 +17,7 @@ from semiseg.methods import METHODS
 from semiseg_kernels import use_process_group
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for one exchange; longer means that a process hangs
+JOIN_TIMEOUT = timedelta(hours=2)  # for all to have read their data; longer means that one is missing
 WORK_TIMEOUT = timedelta(days=2)  # for what one process does alone, such as evaluating
 
 
@@ -85,7 +86,14 @@ class Processes:
             warnings.simplefilter("ignore")
         try:
             backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-            distributed.init_process_group(backend, timeout=STEP_TIMEOUT, device_id=own)
+            distributed.init_process_group(
+                backend,
+                store=self._meet(),
+                rank=self.rank,
+                world_size=self.count,
+                timeout=STEP_TIMEOUT,
+                device_id=own,
+            )
             self._step_group = distributed.new_group(backend="gloo", timeout=STEP_TIMEOUT)
             self._work_group = distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
             with use_process_group(distributed.group.WORLD):
@@ -101,6 +109,14 @@ class Processes:
         finally:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
+
+    def _meet(self) -> distributed.Store:
+        """What the processes exchange addresses through, once all are here: each reads its data before."""
+        store, _, _ = next(distributed.rendezvous("env://", timeout=JOIN_TIMEOUT))
+        store.set(f"process {self.rank}", "here")
+        store.wait([f"process {rank}" for rank in range(self.count)], JOIN_TIMEOUT)
+        store.set_timeout(STEP_TIMEOUT)
+        return store
 
     def seed(self, seed: int) -> None:
         """Give each process its own random numbers for dropout."""

@@ -159,8 +159,11 @@ class RunDirectory:
     @staticmethod
     def check_new(config: Config) -> None:
         """Raise ValueError where `output` names a folder that holds something, OSError where none can be made."""
-        path = Path(config.output).expanduser() if config.output is not None else _default_path(config)
-        if config.output is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if config.output is None:
+            check_destination(_default_path(config))  # the run's own folder may have another number
+            return
+        path = Path(config.output).expanduser()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise _taken(path)
         check_destination(path / "config.yaml")
 

@@ -27,8 +27,7 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.seeds import STAGES, derived_seed
 from semiseg.engine.training_state import TrainingState, save_training_state, saved_iteration
 from semiseg.engine.training_step import TrainingStep, check_cuda_graph
-from semiseg.evaluation.evaluator import evaluate_cases, validation_config
-from semiseg.evaluation.metrics import summarise
+from semiseg.evaluation.evaluator import split_dice, validation_config
 from semiseg.methods import METHODS, Method, Stage
 from semiseg.methods.method import Batch
 from semiseg.text import TextEmbeddings
@@ -392,9 +391,7 @@ class Selection:
         """Mean Dice on the split; writes the checkpoint where it is the best so far."""
         assert self.split is not None
         config = validation_config(self.config)
-        evaluated = evaluate_cases(method, self.dataset, self.split, config, self.device)
-        summary = summarise({case.name: metrics for case, _, metrics in evaluated})
-        dice = summary["mean"]["dice"]["mean"]
+        dice = split_dice(method, self.dataset, self.split, config, self.device)
         if dice > self.best:
             self.best = dice
             save_checkpoint(run.checkpoint(self.split), method, iteration=iteration, dice=dice)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from semiseg.config import Config
 from semiseg.data import Case, Dataset
 from semiseg.engine.precision import autocast
-from semiseg.evaluation.metrics import CaseMetrics, case_metrics
+from semiseg.evaluation.metrics import CaseMetrics, case_metrics, case_overlaps, mean_dice
 from semiseg.evaluation.sliding_window import Progress, slice_slabs, volume_slabs
 from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
@@ -80,10 +80,10 @@ def predict_case(
     return prediction.cpu().numpy()
 
 
-def evaluate_cases(
+def predict_cases(
     method: Method, dataset: Dataset, split: str, config: Config, device: torch.device
-) -> Iterator[tuple[Case, np.ndarray, CaseMetrics]]:
-    """Every case of `validation` or `test`, its predicted class map [*S] uint8 and its metrics, one by one.
+) -> Iterator[tuple[Case, np.ndarray]]:
+    """Every case of `validation` or `test` and its predicted class map [*S] uint8, one by one.
 
     The method may be in any mode and stays in it; its weights are those of when the first case is asked for.
     """
@@ -91,8 +91,26 @@ def evaluate_cases(
     for case in tqdm(
         dataset.evaluation_cases(split), desc=split, unit="case", leave=False, dynamic_ncols=True
     ):
-        prediction = predict_case(method, case.image, config, device)
+        yield case, predict_case(method, case.image, config, device)
+
+
+def evaluate_cases(
+    method: Method, dataset: Dataset, split: str, config: Config, device: torch.device
+) -> Iterator[tuple[Case, np.ndarray, CaseMetrics]]:
+    """What `predict_cases` gives, with the metrics of every case."""
+    for case, prediction in predict_cases(method, dataset, split, config, device):
         yield case, prediction, case_metrics(prediction, case.label, dataset.class_names, case.spacing)
+
+
+def split_dice(
+    method: Method, dataset: Dataset, split: str, config: Config, device: torch.device
+) -> float:
+    """Mean Dice over the cases of `validation` or `test`, as the summary of all metrics has it, in less time."""
+    dice = [
+        mean_dice(case_overlaps(prediction, case.label, dataset.class_names))
+        for case, prediction in predict_cases(method, dataset, split, config, device)
+    ]
+    return float(np.mean(dice))
 
 
 def validation_config(config: Config) -> Config:

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from semiseg.atomic import replace_atomically
 from semiseg.data import Case
-from semiseg.evaluation.metrics import case_metrics
+from semiseg.evaluation.metrics import CaseMetrics
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")  # Okabe and Ito's
 MARKERS = "osD^v"  # another for every seven classes, as the colours repeat
@@ -110,6 +110,7 @@ def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
 def overlay(
     case: Case,
     prediction: np.ndarray,  # [*S] integer
+    metrics: CaseMetrics,
     picture: Path,  # .png
     title: str,
     class_names: Sequence[str],  # the background first
@@ -120,20 +121,18 @@ def overlay(
     spread over the truth, a 2D image as it is; each cropped to the structures. The legend says every class's
     Dice.
     """
-    dice = {
-        name: metrics["dice"] for name, metrics in case_metrics(prediction, case.label, class_names).items()
-    }
     planes = _planes(case)
     width = max(4.2 * len(planes), 7.5)  # inches
     figure = Figure(figsize=(width, 5.2), layout="constrained")
     axes = figure.subplots(1, len(planes), squeeze=False)[0]
-    colours = class_colours(len(dice))
+    names = class_names[1:]
+    colours = class_colours(len(names))
     for axis, (name, plane, aspect) in zip(axes, planes, strict=True):
         _draw_plane(axis, case.image[plane], case.label[plane], prediction[plane], colours, aspect)
         axis.set_title(name, fontsize="medium")
     handles: list[Artist] = [
-        Patch(color=colour, label=f"{name}, Dice {value:.3f}")
-        for colour, (name, value) in zip(colours, dice.items(), strict=True)
+        Patch(color=colour, label=f"{name}, Dice {metrics[name]['dice']:.3f}")
+        for colour, name in zip(colours, names, strict=True)
     ]
     handles += [
         Line2D([], [], color="0.3", linewidth=1.8, label="truth"),

@@ -1,6 +1,6 @@
 """Overlap and surface distance of a segmentation, per case and over cases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,49 +33,83 @@ def case_metrics(
     A structure's surface is its voxels with a face neighbour outside of it; beyond the image is outside.
     ValueError for unequal shapes or a spacing of another length.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, accepted is the truth's, {truth.shape}")
     if spacing is not None and len(spacing) != truth.ndim:
         raise ValueError(f"spacing has {len(spacing)} values, accepted is one per axis, {truth.ndim}")
-    labels = len(class_names) - 1
-    boxes = [ndimage.find_objects(array, max_label=labels) for array in (prediction, truth)]
+    unit = "voxel" if spacing is None else "mm"
     return {
-        name: _class_metrics(prediction, truth, label, (boxes[0][label - 1], boxes[1][label - 1]), spacing)
-        for label, name in enumerate(class_names)
-        if label > 0
+        name: {"unit": unit, **_overlaps(predicted, true), **_class_distances(predicted, true, truth.shape, spacing)}
+        for name, predicted, true in _structures(prediction, truth, class_names)
     }
 
 
-def _class_metrics(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    label: int,
-    boxes: tuple[tuple[slice, ...] | None, tuple[slice, ...] | None],  # of the label in prediction and truth
-    spacing: Sequence[float] | None,
-) -> dict[str, Any]:
-    metrics: dict[str, Any] = {
-        "unit": "voxel" if spacing is None else "mm",
-        "empty_prediction": boxes[0] is None,
-        "empty_truth": boxes[1] is None,
+def case_overlaps(
+    prediction: np.ndarray,  # [*S] integer
+    truth: np.ndarray,  # [*S] integer
+    class_names: Sequence[str],  # the background first
+) -> CaseMetrics:
+    """What `case_metrics` gives without the distances, which take most of its time, and their unit."""
+    return {
+        name: _overlaps(predicted, true)
+        for name, predicted, true in _structures(prediction, truth, class_names)
     }
-    if boxes[0] is None or boxes[1] is None:
-        both = boxes[0] is boxes[1]
-        diagonal = 0.0 if both else float(np.linalg.norm(truth.shape))
-        diagonal_mm = (
-            diagonal if both or spacing is None else float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+
+
+def mean_dice(metrics: CaseMetrics) -> float:
+    """Of a case, over its classes."""
+    return float(np.mean([values["dice"] for values in metrics.values()]))
+
+
+def _structures(
+    prediction: np.ndarray,  # [*S]
+    truth: np.ndarray,  # [*S]
+    class_names: Sequence[str],
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name of each foreground class, and where prediction and truth have it, both boolean and of the same shape.
+
+    Cut to their joint box: nothing of the class is outside, so overlaps, surfaces and distances are the same in it.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, accepted is the truth's, {truth.shape}")
+    boxes = [ndimage.find_objects(array, max_label=len(class_names) - 1) for array in (prediction, truth)]
+    for label, name in enumerate(class_names[1:], start=1):
+        found = [by_label[label - 1] for by_label in boxes if by_label[label - 1] is not None]
+        # Of a class that neither has, the whole image.
+        box = tuple(
+            slice(min(side.start for side in sides), max(side.stop for side in sides))
+            for sides in zip(*found, strict=True)
         )
-        metrics |= dict.fromkeys(OVERLAPS, float(both))
-        return metrics | {"hd95": diagonal, "asd": diagonal, "hd95_mm": diagonal_mm, "assd_mm": diagonal_mm}
+        yield name, prediction[box] == label, truth[box] == label
 
-    # Nothing of the class is outside of the joint box, so surfaces and distances are the same in it.
-    box = tuple(
-        slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(boxes[0], boxes[1], strict=True)
-    )
-    predicted, true = prediction[box] == label, truth[box] == label
-    intersection = np.count_nonzero(predicted & true)
-    size = np.count_nonzero(predicted) + np.count_nonzero(true)
+
+def _overlaps(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    intersection, *sizes = (int(np.count_nonzero(voxels)) for voxels in (predicted & true, predicted, true))
+    both_empty = not any(sizes)
+    return {
+        "empty_prediction": sizes[0] == 0,
+        "empty_truth": sizes[1] == 0,
+        "dice": 1.0 if both_empty else 2.0 * intersection / sum(sizes),
+        "jaccard": 1.0 if both_empty else intersection / (sum(sizes) - intersection),
+    }
+
+
+def _class_distances(
+    predicted: np.ndarray,
+    true: np.ndarray,
+    shape: tuple[int, ...],  # of the image
+    spacing: Sequence[float] | None,
+) -> dict[str, float]:
+    present = predicted.any(), true.any()
+    if not all(present):
+        diagonal = float(np.linalg.norm(shape)) if any(present) else 0.0
+        diagonal_mm = (
+            float(np.linalg.norm(np.multiply(shape, spacing)))
+            if any(present) and spacing is not None
+            else diagonal
+        )
+        return {"hd95": diagonal, "asd": diagonal, "hd95_mm": diagonal_mm, "assd_mm": diagonal_mm}
+
     surfaces = np.argwhere(_surface(predicted)), np.argwhere(_surface(true))
-    forward, backward = _surface_distances(*surfaces, spacing=(1.0,) * truth.ndim)
+    forward, backward = _surface_distances(*surfaces, spacing=(1.0,) * true.ndim)
     pooled = np.concatenate((forward, backward))
     if spacing is None:
         pooled_mm = pooled
@@ -83,9 +117,7 @@ def _class_metrics(
         pooled_mm = pooled * spacing[0]
     else:
         pooled_mm = np.concatenate(_surface_distances(*surfaces, spacing=spacing))
-    return metrics | {
-        "dice": 2.0 * intersection / size,
-        "jaccard": intersection / (size - intersection),
+    return {
         "hd95": float(np.percentile(pooled, 95)),
         "asd": float(forward.mean()),
         "hd95_mm": float(np.percentile(pooled_mm, 95)),

@@ -13,18 +13,13 @@ from semiseg.data import Case, Dataset
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.evaluation.embedding_map import embedding_map, sample_embeddings
 from semiseg.evaluation.figures import overlay
-from semiseg.evaluation.metrics import CaseMetrics
+from semiseg.evaluation.metrics import CaseMetrics, mean_dice
 from semiseg.evaluation.surfaces import surfaces
 from semiseg.methods import Method
 
 SHOWN = ("best", "median", "worst")
 VOXELS = 1500  # on the map of embeddings
 SEED = 0
-
-
-def mean_dice(metrics: CaseMetrics) -> float:
-    """Of a case, over its classes."""
-    return float(np.mean([values["dice"] for values in metrics.values()]))
 
 
 def shown_cases(cases: Mapping[str, CaseMetrics]) -> dict[str, str]:
@@ -54,25 +49,23 @@ def draw_pictures(
     """
     method.network.eval()
     shown = shown_cases(cases)
-    per_class = VOXELS // (len(set(shown.values())) * method.num_classes)
-    generator = np.random.default_rng(SEED)
-    samples, drawn = [], set()
-    for folder in (run.overlays, run.surfaces):
-        folder.mkdir(exist_ok=True)
-    for case in dataset.evaluation_cases("test"):
-        if case.name not in shown.values():
-            continue
-        prediction, metrics = predict(case), cases[case.name]
-        for which in (which for which, name in shown.items() if name == case.name):
-            title = f"{which}: {case.name}, mean Dice {mean_dice(metrics):.3f}"
-            overlay(case, prediction, run.overlays / f"{which}.png", title, dataset.class_names)
-            surfaces(case, prediction, metrics, run.surfaces / f"{which}.png", title, dataset.class_names)
-        samples.append(sample_embeddings(method, case, config, device, per_class, generator))
-        drawn.add(case.name)
-    missing = set(shown.values()) - drawn
+    names = set(shown.values())
+    missing = names.difference(dataset.evaluation_names("test"))
     if missing:
         raise ValueError(
             f"the test split of {config.dataset.name} has no case {missing.pop()}, which the results name"
         )
+    per_class = VOXELS // (len(names) * method.num_classes)
+    generator = np.random.default_rng(SEED)
+    samples = []
+    for folder in (run.overlays, run.surfaces):
+        folder.mkdir(exist_ok=True)
+    for case in dataset.evaluation_cases("test", names):
+        prediction, metrics = predict(case), cases[case.name]
+        for which in (which for which, name in shown.items() if name == case.name):
+            title = f"{which}: {case.name}, mean Dice {mean_dice(metrics):.3f}"
+            overlay(case, prediction, metrics, run.overlays / f"{which}.png", title, dataset.class_names)
+            surfaces(case, prediction, metrics, run.surfaces / f"{which}.png", title, dataset.class_names)
+        samples.append(sample_embeddings(method, case, config, device, per_class, generator))
     embeddings, labels = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     embedding_map(embeddings, labels, method.prototypes, dataset.class_names, run.embedding_map)

@@ -8,6 +8,7 @@ MIRRORINGS = tuple(axes for count in range(4) for axes in itertools.combinations
 # On 300 real volumes (100 LA, already cropped around the atrium, and 200 ACDC) no correct label reaches more
 # than 1.24; mirrored along one axis 93 to 100 % of them exceed 2, along several axes 99 %.
 DECISIVE = 2.0
+SAMPLE = 2_000_000  # voxels, which tell variances well; all of a large label would take gigabytes and minutes
 
 
 def best_mirroring(
@@ -19,7 +20,7 @@ def best_mirroring(
     Axes are () and the ratio 1 where the label fits best as it is. A label fits well if it explains much of
     the intensities while each of its structures is homogeneous: the variance between classes over the
     variance within the foreground classes. Intensities are ranks, so that neither their unit nor outliers
-    count, and only voxels that some mirroring labels are looked at.
+    count, and only voxels that some mirroring labels are looked at, or every n-th of them where they are many.
     """
     from scipy import stats  # takes a second to import
 
@@ -27,10 +28,11 @@ def best_mirroring(
     region = np.zeros(label.shape, bool)
     for one in mirrored:
         region |= one > 0
-    ranks = stats.rankdata(image[region])
+    step = 1 + np.count_nonzero(region) // SAMPLE
+    ranks = stats.rankdata(image[region][::step])
     if ranks.size == 0 or np.ptp(ranks) == 0:
         return (), 1.0
-    fits = [_fit(ranks, one[region]) for one in mirrored]
+    fits = [_fit(ranks, one[region][::step]) for one in mirrored]  # of the same voxels, to be compared
     best = int(np.argmax(fits))
     return MIRRORINGS[best], fits[best] / fits[0]
 

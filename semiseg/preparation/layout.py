@@ -1,5 +1,6 @@
 """Writing the folder that training reads, whole or not at all, and telling how far it is."""
 
+import glob
 import os
 import shutil
 import socket
@@ -63,10 +64,18 @@ def write_list(path: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def whole_folder(dest: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `dest`; rename it to `dest` if the block ends without an exception."""
+    """Give a temporary folder beside `dest`; rename it to `dest` if the block ends without an exception.
+
+    Notes what other processes have there: it is left behind where they are killed.
+    """
     # Containers that share a folder may have the same process numbers.
     temporary = dest.with_name(f".{dest.name}.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process with the same number that was killed
+    others = dest.parent.glob(f".{glob.escape(dest.name)}.*.[0-9]*")
+    note(
+        sorted(map(str, others)),
+        f"unfinished folders of {dest.name} may be removed if no other preparation is running",
+    )
     try:
         temporary.mkdir(parents=True)
     except OSError as error:

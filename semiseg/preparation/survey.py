@@ -90,32 +90,36 @@ def survey(
     placement = LabelPlacement(mirror, check_alignment)
     facts = []
     for scan in progress(scans, "checking"):
-        stored, image = read_image(scan)
-        voxels: dict[int, int] = {}
-        foreground = np.empty(0, np.float32)
-        if isinstance(scan, LabelledScan):
-            label = read_label(scan, stored, mirror)
-            counts = np.bincount(label.ravel())
-            voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-            foreground = image.values[label > 0].astype(np.float32)
-            foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)]
-            numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
-            classes = numbers.astype(np.uint8)[label]
-            placement.look_at(scan.name, image, classes, read_nifti(scan.label).turned(ORIENTATION))
-        facts.append(
-            Facts(
-                scan.name,
-                stored.orientation,
-                image.values.shape,
-                image.spacing,
-                float(image.values.min()),
-                _fingerprint(image.values),
-                voxels,
-                foreground,
-            )
-        )
+        facts.append(_facts(scan, mirror, placement))  # no comprehension: an error in one leaves the bar's line open
     placement.finish()
     return facts
+
+
+def _facts(scan: Scan, mirror: tuple[int, ...], placement: LabelPlacement) -> Facts:
+    """Read and check a scan and its label, of which nothing stays in memory but a sample."""
+    stored, image = read_image(scan)
+    voxels: dict[int, int] = {}
+    foreground = np.empty(0, np.float32)
+    if isinstance(scan, LabelledScan):
+        label = read_label(scan, stored, mirror)
+        counts = np.bincount(label.ravel())
+        voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+        foreground = image.values[label > 0].astype(np.float32)
+        # A view would keep all of it.
+        foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)].copy()
+        numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
+        classes = numbers.astype(np.uint8)[label]
+        placement.look_at(scan.name, image, classes, read_nifti(scan.label).turned(ORIENTATION))
+    return Facts(
+        scan.name,
+        stored.orientation,
+        image.values.shape,
+        image.spacing,
+        float(image.values.min()),
+        _fingerprint(image.values),
+        voxels,
+        foreground,
+    )
 
 
 def guess_modality(facts: Sequence[Facts]) -> str:
@@ -215,4 +219,6 @@ def findings(
 
 def _fingerprint(values: np.ndarray) -> str:
     content = np.ascontiguousarray(values, np.float32)
-    return hashlib.sha256(str(content.shape).encode() + content.tobytes()).hexdigest()
+    digest = hashlib.sha256(str(content.shape).encode())
+    digest.update(content.ravel().data)
+    return digest.hexdigest()

@@ -170,24 +170,27 @@ def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A DICOM file of one image."""
+    """What a DICOM file of one image says of it; its pixels stay in the file."""
 
     path: Path
-    dataset: pydicom.Dataset  # with the pixels, not decoded
     series: str
     numbers: Mapping[str, np.ndarray]  # [n] float64 each, by the name of the element
 
     def pixels(self) -> np.ndarray:  # [rows, columns] float32
-        """The values, rescaled."""
+        """The values, read from the file and rescaled."""
         with _reading(self.path, "DICOM"):
+            dataset = pydicom.dcmread(self.path)
+            if "PixelData" not in dataset:
+                raise ValueError("it has no PixelData; expected an image")
             slope, intercept = (self.numbers[name].astype(np.float32) for name in RESCALING)
-            return self.dataset.pixel_array.astype(np.float32) * slope + intercept
+            return dataset.pixel_array.astype(np.float32) * slope + intercept
 
 
 def _read_slice(path: Path) -> _Slice:
     with _reading(path, "DICOM"):
-        dataset = pydicom.dcmread(path)
-        for name in ("SeriesInstanceUID", *DICOM_NUMBERS, "PixelData"):
+        # The pixels of a folder with many series, which is refused, may be more than the memory holds.
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        for name in ("SeriesInstanceUID", *DICOM_NUMBERS):
             if name not in dataset and name not in RESCALING:
                 raise ValueError(f"it has no {name}; expected an image with its position")
         for name, accepted in ONE_GREY_IMAGE.items():
@@ -201,7 +204,7 @@ def _read_slice(path: Path) -> _Slice:
         for name, count in DICOM_NUMBERS.items():
             if len(numbers[name]) != count or not np.isfinite(numbers[name]).all():
                 raise ValueError(f"its {name} is {dataset[name].value}; expected {count} finite numbers")
-        return _Slice(path, dataset, str(dataset.SeriesInstanceUID), numbers)
+        return _Slice(path, str(dataset.SeriesInstanceUID), numbers)
 
 
 def _space(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -94,8 +94,9 @@ def _facts(
             f"{cost['parameters'] / 1e6:.2f} million parameters, {cost['multiply_adds'] / 1e9:.1f} billion multiply-adds "
             f"a patch of {sides(config.training.patch_size)}"
         )
-    sessions = [environment, *environment.get("resumed", [])]
-    for number, session in enumerate(filter(None, sessions), start=1):
+    # Without the first one where a run too old to know it was resumed.
+    sessions = [session for session in (environment, *environment.get("resumed", [])) if "command" in session]
+    for number, session in enumerate(sessions, start=1):
         suffix = "" if len(sessions) == 1 else f" {number}"
         facts |= {
             f"command{suffix}": session["command"],

@@ -99,6 +99,15 @@ def test_evaluation_holds_one_volume_at_a_time(left_atrium, monkeypatch):
     assert read == ["CASE5"]
 
 
+@pytest.mark.parametrize(("name", "file"), [("la", "CASE6"), ("acdc", "patient007_frame02")])
+def test_evaluation_of_some_cases_leaves_the_files_of_others_alone(name, file, request, opened):
+    root = request.getfixturevalue({"la": "left_atrium", "acdc": "acdc"}[name])
+    opened.clear()
+    cases = open_dataset(name, root).evaluation_cases("test", [file])
+    assert [case.name for case in cases] == [file]
+    assert opened and all(file in path for path in opened)
+
+
 def as_group(path: Path, image: np.ndarray) -> None:
     write_case(path, image, None)
     with h5py.File(path, "a") as file:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semiseg.data import open_dataset
+from semiseg.data import open_dataset, phantom
 from semiseg.data.phantom import Phantom
 from semiseg_kernels import largest_components
 
@@ -65,10 +65,20 @@ def test_cohort_seed_is_passed_on():
     np.testing.assert_array_equal(case.image, next(Phantom(5).evaluation_cases("test")).image)
 
 
+def test_some_cases_alone_are_those_of_the_cohort(monkeypatch):
+    third = list(small().evaluation_cases("test"))[2]
+    generated = []
+    render = phantom._Anatomy.render
+    monkeypatch.setattr(phantom._Anatomy, "render", lambda self: generated.append(1) or render(self))
+    (case,) = small().evaluation_cases("test", [third.name])
+    assert case.name == third.name and len(generated) == 1
+    np.testing.assert_array_equal(case.image, third.image)
+
+
 def test_training_generates_no_test_case(monkeypatch):
     splits = []
     cases = Phantom._cases
-    monkeypatch.setattr(Phantom, "_cases", lambda self, split: splits.append(split) or cases(self, split))
+    monkeypatch.setattr(Phantom, "_cases", lambda self, split, *only: splits.append(split) or cases(self, split, *only))
     dataset = small()
     dataset.training_cases(2)
     list(dataset.evaluation_cases("validation"))

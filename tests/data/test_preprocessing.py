@@ -50,9 +50,13 @@ def test_a_description_survives_its_file(dataset, tmp_path):
 def test_a_missing_or_strange_description_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="dataset.json: missing"):
         DatasetDescription.load(tmp_path / "dataset.json")
-    for text in ("{", "{}", '{"class_names": ["a"], "dimensions": 3, "preprocessing": {"colour": 1}}'):
+    described = (
+        json.dumps({"class_names": ["a"], "dimensions": 3, "preprocessing": preprocessing})
+        for preprocessing in ({"colour": 1}, None, [], ["LPS"], "LPS", 3)
+    )
+    for text in ("{", "{}", "[]", "null", '"text"', *described):
         (tmp_path / "dataset.json").write_text(text)
-        with pytest.raises(ValueError, match="no description of a dataset"):
+        with pytest.raises(ValueError, match=r"dataset.json: no description of a dataset \(.+\)$"):
             DatasetDescription.load(tmp_path / "dataset.json")
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import multiprocessing, nn
+from torch.distributed import TCPStore
 
 from semiseg.config import load_config
 from semiseg.data.phantom import Phantom
@@ -228,6 +229,29 @@ def hang(rank, port):
 
 def test_a_process_that_hangs_between_steps_ends_the_job():
     multiprocessing.spawn(hang, (free_port(),), nprocs=PROCESSES)
+
+
+def join_late(rank, port, late):
+    """One process reads its data for longer than a step may take."""
+    os.environ.update(environment(rank, port))
+    processes = Processes()
+    with mock.patch.object(distributed, "STEP_TIMEOUT", timedelta(seconds=2)):
+        if rank == late:
+            time.sleep(6)
+        with processes.joined(torch.device("cpu")):
+            assert processes.any(rank == late)
+
+
+@pytest.mark.parametrize("late", range(PROCESSES))
+def test_processes_wait_for_one_that_still_reads_its_data(late):
+    multiprocessing.spawn(join_late, (free_port(), late), nprocs=PROCESSES)
+
+
+def test_processes_of_torchrun_wait_for_one_that_still_reads_its_data(monkeypatch):
+    """They meet where torchrun listens."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    torchrun = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    multiprocessing.spawn(join_late, (torchrun.port, 1), nprocs=PROCESSES)
 
 
 @pytest.mark.slow

@@ -223,8 +223,7 @@ def test_selecting_on_the_test_set_warns_and_says_so(tmp_path):
 def test_the_checkpoint_selected_is_of_the_last_stage(tmp_path, monkeypatch):
     """Before it the prototypes are none."""
     dice = iter([0.1, 0.2, 0.15])
-    monkeypatch.setattr(trainer, "summarise", lambda _: {"mean": {"dice": {"mean": next(dice)}}})
-    monkeypatch.setattr(trainer, "evaluate_cases", lambda *_: [])
+    monkeypatch.setattr(trainer, "split_dice", lambda *_: next(dice))
     selected = ["evaluation.select=validation", "evaluation.validation_interval=1"]
     run = train(load_config("phantom_mper", [*TINY_MPER, *selected, f"output={tmp_path / 'run'}"]))
     assert read_tensors(run.checkpoint("validation"))[1]["iteration"] == "4"
@@ -251,6 +250,18 @@ def test_an_empty_folder_in_one_that_cannot_be_written_is_accepted(monkeypatch, 
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name == "out")
     RunDirectory.check_new(load_config("phantom_supervised", [f"output={tmp_path / 'out'}"]))
+
+
+def test_a_run_without_output_needs_the_folder_of_runs_alone(monkeypatch, tmp_path):
+    """One of its name that exists already may be read-only or a colleague's: the run gets a folder beside it."""
+    monkeypatch.chdir(tmp_path)
+    config = load_config("phantom_supervised")
+    (tmp_path / "runs" / config.name).mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name == "runs")
+    RunDirectory.check_new(config)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "runs")
+    with pytest.raises(PermissionError, match="the folder .*runs is not writable"):
+        RunDirectory.check_new(config)
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -5,15 +5,18 @@ import torch
 
 from semiseg.config import load_config
 from semiseg.data import open_dataset
+from semiseg.data.phantom import Phantom
 from semiseg.engine.trainer import build_method
+from semiseg.evaluation import metrics as metrics_module
 from semiseg.evaluation.evaluator import (
     class_map,
     evaluate_cases,
     evaluation_batch,
     predict_case,
+    split_dice,
     validation_config,
 )
-from semiseg.evaluation.metrics import case_metrics
+from semiseg.evaluation.metrics import case_metrics, summarise
 from semiseg.models.convolution import Convolution3d
 from semiseg.models.folding import fold_batch_norm
 
@@ -87,3 +90,14 @@ def test_cases_are_those_of_the_network_in_evaluation_mode():
     assert expected.any() and not expected.all()
     assert (prediction != expected).mean() < 1e-3  # rounding, where two classes are equally probable
     assert metrics == case_metrics(prediction, case.label, dataset.class_names, case.spacing)
+
+
+def test_dice_of_a_split_is_that_of_its_summary_without_distances(monkeypatch):
+    config = load_config("phantom_supervised", [*PHANTOM, "training.precision=float32"])
+    dataset = Phantom(validation=3)
+    torch.manual_seed(0)
+    given = build_method(config, len(dataset.class_names), CPU), dataset, "validation", config, CPU
+    summary = summarise({case.name: metrics for case, _, metrics in evaluate_cases(*given)})
+    assert summary["mean"]["dice"]["sd"] > 0
+    monkeypatch.setattr(metrics_module, "KDTree", None)
+    assert split_dice(*given) == summary["mean"]["dice"]["mean"]

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from semiseg.data import Case
+from semiseg.evaluation import figures
 from semiseg.evaluation.figures import COLOURS, learning_curves, overlay
+from semiseg.evaluation.metrics import case_overlaps
 
 NAMES = ("background", "ball", "shell")
 
@@ -42,7 +44,7 @@ def test_overlay(tmp_path, shape, spacing):
     case = case_of(shape, None if spacing is None else spacing[-len(shape) :])
     prediction = np.roll(case.label, 2, axis=-1)
     picture = tmp_path / "overlay.png"
-    overlay(case, prediction, picture, "shifted", NAMES)
+    overlay(case, prediction, case_overlaps(prediction, case.label, NAMES), picture, "shifted", NAMES)
     assert_picture(picture, 400)
     for colour in COLOURS[:2]:
         assert pixels_of(picture, colour) > 50
@@ -59,15 +61,27 @@ def test_overlay_of_nothing(tmp_path, missing):
         prediction[:] = 0
     if missing == "one class":
         prediction[prediction == 1] = 2
-    overlay(Case("case", case.image, truth, None), prediction, tmp_path / "overlay.png", "nothing", NAMES)
+    metrics = case_overlaps(prediction, truth, NAMES)
+    nothing = Case("case", case.image, truth, None)
+    overlay(nothing, prediction, metrics, tmp_path / "overlay.png", "nothing", NAMES)
     assert_picture(tmp_path / "overlay.png", 400)
 
 
 def test_overlay_of_a_constant_image(tmp_path):
     case = case_of((20, 24, 28))
     constant = Case("case", np.zeros_like(case.image), case.label, None)
-    overlay(constant, case.label, tmp_path / "overlay.png", "constant", NAMES)
+    metrics = case_overlaps(case.label, case.label, NAMES)
+    overlay(constant, case.label, metrics, tmp_path / "overlay.png", "constant", NAMES)
     assert_picture(tmp_path / "overlay.png", 400)
+
+
+def test_an_overlay_says_the_dice_it_is_given(tmp_path, monkeypatch):
+    case, drawn = case_of((20, 24, 28)), []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, picture: drawn.append(figure))
+    metrics = {"shell": {"dice": 0.25}, "ball": {"dice": 0.75}}
+    overlay(case, case.label, metrics, tmp_path / "overlay.png", "given", NAMES)
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert texts[:2] == ["ball, Dice 0.750", "shell, Dice 0.250"]
 
 
 def test_learning_curves(tmp_path):

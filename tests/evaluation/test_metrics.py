@@ -10,7 +10,7 @@ import pytest
 from medpy.metric import binary
 from scipy import ndimage
 
-from semiseg.evaluation.metrics import METRICS, case_metrics, summarise
+from semiseg.evaluation.metrics import DISTANCES, METRICS, case_metrics, case_overlaps, summarise
 
 NAMES = ("background", "inner", "outer", "third")
 MEDPY = {"dice": binary.dc, "jaccard": binary.jc, "hd95": binary.hd95, "asd": binary.asd}
@@ -126,6 +126,19 @@ def test_distances_to_an_empty_map_are_the_diagonal_and_two_empty_maps_agree():
     assert metrics["empty_prediction"] and metrics["empty_truth"]
 
 
+def test_overlaps_alone_are_those_among_all_metrics():
+    generator = np.random.default_rng()
+    for shape in ((37, 41), (23, 30, 17)):
+        truth, prediction = blobs(generator, shape, 3, 1.0), blobs(generator, shape, 3, 1.0)
+        prediction[prediction == 2] = 0
+        expected = case_metrics(prediction, truth, NAMES)
+        assert expected["outer"]["empty_prediction"] and expected["third"]["dice"] == 1
+        for metrics in expected.values():
+            for key in ("unit", *DISTANCES):
+                del metrics[key]
+        assert case_overlaps(prediction, truth, NAMES) == expected
+
+
 def test_a_summary_is_of_cases_for_a_class_and_of_class_means_for_all():
     generator = np.random.default_rng()
     truth = blobs(generator, (12, 14, 10), 3, 1.5)
@@ -154,8 +167,9 @@ def test_summary_of_mixed_units():
 
 
 def test_shapes_and_spacings_that_differ_and_no_cases_are_refused():
-    with pytest.raises(ValueError, match="prediction has shape"):
-        case_metrics(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), NAMES)
+    for function in (case_metrics, case_overlaps):
+        with pytest.raises(ValueError, match="prediction has shape"):
+            function(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), NAMES)
     with pytest.raises(ValueError, match="spacing has 1 values"):
         case_metrics(np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8), NAMES, spacing=(1.0,))
     with pytest.raises(ValueError, match="at least one"):

@@ -9,6 +9,7 @@ import pytest
 
 from semiseg.data import open_dataset
 from semiseg.data.phantom import Phantom
+from semiseg.preparation import alignment
 from semiseg.preparation.alignment import DECISIVE, MIRRORINGS, best_mirroring
 
 REAL_DATA = Path(os.environ.get("SEMISEG_DATA", ""))
@@ -26,6 +27,24 @@ def test_fit_of_a_mirrored_label(axes):
     assert best_mirroring(image, label) == ((), 1.0)
     found, ratio = best_mirroring(-3 * image + 7, np.flip(label, axes))
     assert found == axes and ratio > DECISIVE
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2)])
+def test_a_sample_of_a_large_label_is_enough(axes, monkeypatch):
+    image, label = files.anatomy(np.random.default_rng(0), (60, 56, 40), 3)
+    seen = []
+    fit = alignment._fit
+
+    def recorded(ranks, classes):
+        seen.append((ranks.size, classes.size))
+        return fit(ranks, classes)
+
+    monkeypatch.setattr(alignment, "_fit", recorded)
+    monkeypatch.setattr(alignment, "SAMPLE", 2000)
+    assert best_mirroring(image, label) == ((), 1.0)
+    found, ratio = best_mirroring(image, np.flip(label, axes))
+    assert found == axes and ratio > DECISIVE
+    assert len(set(seen)) == 1 and 1000 <= seen[0][0] == seen[0][1] <= 2000
 
 
 def test_nothing_to_tell_apart():

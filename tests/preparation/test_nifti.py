@@ -336,6 +336,7 @@ def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monk
     for dest, message in (
         ("afile/prep", r"afile/prep: cannot be written, as \S+afile is no folder"),
         (os.fsdecode(b"M\xfcller"), "accepted are names in UTF-8"),
+        ("/", "error: /: is the root of the file system, accepted is a new name below it"),
     ):
         with pytest.raises(SystemExit):
             prepare(source, name=dest)
@@ -352,6 +353,21 @@ def test_what_a_killed_process_left_is_no_obstacle(source):
     leftover = source[0].parent.parent / f".dest.{socket.gethostname()}.{os.getpid()}"
     (leftover / "cases").mkdir(parents=True)
     assert (prepare(source) / "train.list").is_file() and not leftover.exists()
+
+
+def test_what_other_processes_left_or_are_writing_is_named_and_kept(source, capsys):
+    folder = source[0].parent.parent
+    left, another = folder / ".dest[1].far.example.org.7", folder / ".dest1.far.7"
+    for path in (left, another):
+        path.mkdir()
+    assert (prepare(source, name="dest[1]") / "train.list").is_file()
+    assert left.is_dir() and another.is_dir()
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "unfinished" in line)
+    assert line == (
+        "note: 1 unfinished folders of dest[1] may be removed if no other preparation is running: " + str(left)
+    )
+    prepare(source)
+    assert "unfinished" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [("a", "background", "c"), ("a", "b", "a"), ("a", "", "c"), ("a", " ", "c")])

@@ -1,6 +1,8 @@
 """Scans and their place in space: reading, turning, resampling."""
 
+import gc
 import re
+import weakref
 from pathlib import Path
 
 import challenge_files as files
@@ -49,6 +51,28 @@ def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
     np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [10 - 0.7, -20 - 1.8, -30 + 7.5, 1])
 
 
+def test_pixels_are_read_of_one_series_only_slice_by_slice(tmp_path, monkeypatch):
+    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
+    for name in ("one", "two"):
+        files.write_dicom_series(tmp_path / name, values, (1.0, 1.0, 2.0))
+    read, with_pixels = pydicom.dcmread, []
+
+    def recorded(*arguments, **options):
+        gc.collect()
+        assert not any(slice() for slice in with_pixels)
+        slice = read(*arguments, **options)
+        if "PixelData" in slice:
+            with_pixels.append(weakref.ref(slice))
+        return slice
+
+    monkeypatch.setattr(pydicom, "dcmread", recorded)
+    with pytest.raises(ValueError, match="holds 2 DICOM series; expected one"):
+        read_dicom_series(tmp_path)
+    assert not with_pixels
+    np.testing.assert_array_equal(read_dicom_series(tmp_path / "one").values, values)
+    assert len(with_pixels) == 5
+
+
 def colours(slice: pydicom.Dataset) -> None:
     slice.SamplesPerPixel, slice.PhotometricInterpretation, slice.PlanarConfiguration = 3, "RGB", 0
     slice.BitsAllocated, slice.BitsStored, slice.HighBit, slice.PixelRepresentation = 8, 8, 7, 0
@@ -58,6 +82,10 @@ def colours(slice: pydicom.Dataset) -> None:
 def frames(slice: pydicom.Dataset) -> None:
     slice.NumberOfFrames = 2
     slice.PixelData = 2 * slice.PixelData
+
+
+def without_pixels(slice: pydicom.Dataset) -> None:
+    del slice.PixelData
 
 
 def undecodable(slice: pydicom.Dataset) -> None:
@@ -82,6 +110,7 @@ def element(name: str, value: object):
      "its PhotometricInterpretation is MONOCHROME1; expected MONOCHROME2"),
     (colours, "its SamplesPerPixel is 3; expected 1"),
     (frames, "its NumberOfFrames is 2; expected 1"),
+    (without_pixels, "it has no PixelData; expected an image"),
     (undecodable, ""),
 ])  # fmt: skip
 def test_a_damaged_slice_is_named(tmp_path, damage, message):
