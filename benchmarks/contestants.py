@@ -1,5 +1,6 @@
 """The ways to compute an operation: a kernel, the reference as it is and compiled, and the matrix product."""
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -10,7 +11,7 @@ import torch
 from memory import device_extra_peak, host_extra_peak, page_faults
 from timed import Timed
 from torch import Tensor
-from workloads import Operation, Results
+from workloads import Operation, Results, Traffic
 
 from semiseg_kernels import use_backend
 
@@ -35,6 +36,7 @@ class Contestant(Timed):
     ) -> None:
         super().__init__()
         self.x = operation.x.detach().requires_grad_(operation.differentiable > 0)
+        self.inputs = (self.x, *operation.trained)
         self.differentiable = operation.differentiable
         self.backend = backend
         in_dtype_of_x = gemm is not None or (operation.rounded and backend == "reference")
@@ -56,10 +58,10 @@ class Contestant(Timed):
         with use_backend(self.backend):
             return self.function(self.x)
 
-    def backward(self, results: Results) -> Tensor | None:
+    def backward(self, results: Results) -> Results:
         if not self.differentiable:
-            return None
-        return torch.autograd.grad(results[: self.differentiable], self.x, self.cotangents)[0]
+            return ()
+        return torch.autograd.grad(results[: self.differentiable], self.inputs, self.cotangents)
 
     def step(self) -> None:
         faults = page_faults()
@@ -88,8 +90,8 @@ def assert_agreement(contestant: Contestant, reference: Contestant) -> None:
     )
     for a, b in zip(actual, expected, strict=True):
         assert_mostly_close(a.detach(), b.detach(), arithmetic)
-    if gradients[0] is not None and gradients[1] is not None:
-        assert_mostly_close(*gradients, contestant.arithmetic)
+    for a, b in zip(*gradients, strict=True):
+        assert_mostly_close(a, b, contestant.arithmetic)
 
 
 def assert_mostly_close(actual: Tensor, expected: Tensor, arithmetic: torch.dtype = torch.float32) -> None:
@@ -111,10 +113,9 @@ def assert_mostly_close(actual: Tensor, expected: Tensor, arithmetic: torch.dtyp
     )
 
 
-def traffic(x: Tensor) -> dict[str, Callable[[], Any]]:
-    """The plain read and the plain write of a tensor, which bound what any operation on it can reach."""
-    written = torch.empty_like(x)
-    return {"read": x.sum, "write": lambda: written.fill_(1.0)}
+def plain_accesses(values: Tensor) -> dict[str, Callable[[], Any]]:
+    """The plain read and the plain write of a tensor, whose pace bounds what any operation can reach."""
+    return {"read": values.sum, "write": lambda: values.fill_(1.0)}
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
@@ -125,11 +126,11 @@ def seconds_of(function: Callable[[], Any]) -> float:
 
 def summarise(
     contestants: dict[str, Contestant],
-    traffic_seconds: dict[str, list[float]],
+    traffic: dict[str, Traffic],
+    seconds_per_byte: dict[str, list[float]],
 ) -> list[dict[str, Any]]:
     """A row for each part of the operation; ratios are of the medians of contestants that took turns."""
-    read, write = (statistics.median(traffic_seconds[name]) for name in ("read", "write"))
-    compulsory = {"forward": read, "backward": read + write, "step": 2 * read + write}
+    read, write = (statistics.median(seconds_per_byte[name]) for name in ("read", "write"))
     memory = {name: contestant.memory() for name, contestant in contestants.items()}
     parts = ("forward", "backward", "step") if contestants["cpu"].differentiable else ("forward",)
     rows = []
@@ -137,18 +138,19 @@ def summarise(
         times = {
             name: statistics.median(contestant.seconds[part]) for name, contestant in contestants.items()
         }
+        compulsory = traffic[part].read * read + traffic[part].written * write
         rows.append(
             {
                 "part": part,
                 "rounds": len(contestants["cpu"].seconds[part]),
-                "read_ms": 1e3 * read,
-                "write_ms": 1e3 * write,
+                "compulsory_bytes": dataclasses.asdict(traffic[part]),
+                "read_gb_s": 1e-9 / read,
+                "write_gb_s": 1e-9 / write,
                 "contestants": {
                     name: {
                         "median_ms": 1e3 * times[name],
                         "min_ms": 1e3 * min(contestant.seconds[part]),
-                        "over_read": times[name] / read,
-                        "over_compulsory": times[name] / compulsory[part],
+                        "over_compulsory": times[name] / compulsory,
                         "over_cpu": times[name] / times["cpu"],
                         "extra_peak_mb": memory[name][part] / MEGABYTE,
                         "page_faults_of_a_step": statistics.median(contestant.faults),

@@ -96,9 +96,9 @@ def kernel_notes(results: Results) -> str:
     return (
         f"Median milliseconds of {results['rows'][0]['rounds']} rounds in which the contestants took turns; "
         "eager and compiled are the reference as it is and under torch.compile; a step is both passes. "
-        "C++ / traffic: the time over that of the traffic no implementation can avoid, measured in "
-        "the same rounds: forward a plain read of the input (torch.sum), backward a read and a write (fill), "
-        "a step two reads and a write. MB: extra peak memory, results and gradient included. "
+        "C++ / traffic: the time over that of the bytes no implementation can avoid to read (inputs, upstream "
+        "gradients) and to write (results, gradient), at the pace of torch.sum and fill_ in the same rounds. Backward "
+        "passes include the gradients of parameters. MB: extra peak memory, results and gradient included. "
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {versions}; "
         f"commit {where['commit']}; `{results['command']}`.{note(results)}"
     )

@@ -153,7 +153,8 @@ def measure(
             copies.append(copy_time)
             for name, part in ((name, part) for name in contestants for part in parts):
                 times[name][part].append(turns[name][part])
-    compulsory = operation.compulsory_bytes(contestants["eager"].forward())
+    traffic = operation.compulsory_traffic(contestants["eager"].forward())
+    compulsory = {part: moved.total for part, moved in traffic.items()}
     memory = {name: contestant.memory() for name, contestant in contestants.items()}
     copy_gb_s = 2 * operation.x.nbytes / statistics.median(copies) / 1e6
     rows = []

@@ -1,5 +1,7 @@
 """What is timed: the sizes, and each operation on inputs of that size as a trainer calls it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -59,12 +61,28 @@ GPU_SIZES = {
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """Bytes of maps that are read and written."""
+
+    read: int
+    written: int
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.read + other.read, self.written + other.written)
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
+
+
+@dataclass(frozen=True)
 class Operation:
-    """`function(x)` on its main input x, of which backward computes the gradient if there is one."""
+    """`function(x)` on its main input x; backward computes the gradients of x and of what is trained."""
 
     x: Tensor  # [B, channels, *S]
     function: Callable[[Tensor], Results]
     differentiable: int  # the first so many results are
+    trained: tuple[Tensor, ...] = ()  # the parameters, which a trainer wants the gradients of
     forward_maps: tuple[Tensor, ...] = ()  # [B, *S] or [B, C, *S]: what else forward reads
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
@@ -72,15 +90,14 @@ class Operation:
     rounded: bool = False  # the reference computes in the dtype of x, the kernels in float32
     passes: int = 1  # over what it reads: with two, no result can be written before all was read
 
-    def compulsory_bytes(self, results: Results) -> dict[str, int]:
+    def compulsory_traffic(self, results: Results) -> dict[str, Traffic]:
         """What no implementation can avoid to move: inputs and upstream gradients read, results and gradient written."""
         x, returned = self.x.nbytes, sum(result.nbytes for result in results)
-        forward = self.passes * (x + sum(values.nbytes for values in self.forward_maps)) + returned
+        forward = Traffic(self.passes * (x + sum(values.nbytes for values in self.forward_maps)), returned)
         # Upstream gradients are as large as the results; an index among these is read once more.
         of_input = 0 if self.linear else x
-        backward = x + self.passes * (
-            of_input + sum(values.nbytes for values in self.backward_maps) + returned
-        )
+        maps = sum(values.nbytes for values in self.backward_maps)
+        backward = Traffic(self.passes * (of_input + maps + returned), x)
         return {"forward": forward, "backward": backward, "step": forward + backward}
 
 
@@ -172,8 +189,8 @@ def _dice_ce(inputs: Inputs) -> Operation:
 
 
 def _prompt_mix(inputs: Inputs) -> Operation:
-    text = torch.randn(inputs.workload.num_classes, inputs.workload.d)
-    return Operation(inputs.logits, lambda x: (prompt_mix(x, text),), 1)
+    text = torch.randn(inputs.workload.num_classes, inputs.workload.d).requires_grad_()
+    return Operation(inputs.logits, lambda x: (prompt_mix(x, text),), 1, trained=(text,))
 
 
 def _masked_class_mean(inputs: Inputs) -> Operation:
@@ -191,14 +208,20 @@ def _masked_class_mean(inputs: Inputs) -> Operation:
 
 def _batch_norm_relu(inputs: Inputs) -> Operation:
     weight, bias, *running = (torch.rand(inputs.workload.d) for _ in range(4))
-    return Operation(inputs.z, lambda z: (batch_norm_relu(z, weight, bias, *running),), 1, passes=2)
+    trained = weight.requires_grad_(), bias.requires_grad_()
+    return Operation(
+        inputs.z, lambda z: (batch_norm_relu(z, *trained, *running),), 1, trained=trained, passes=2
+    )
 
 
 def _linear_classifier(inputs: Inputs) -> Operation:
     workload = inputs.workload
-    weight, bias = torch.randn(workload.num_classes, workload.d), torch.randn(workload.num_classes)
+    shapes = (workload.num_classes, workload.d), (workload.num_classes,)
+    trained = tuple(torch.randn(shape).requires_grad_() for shape in shapes)
     kept = torch.randint(0, 2, (workload.batch, workload.d)) * 2.0
-    return Operation(inputs.z, lambda z: (linear_classifier(z, weight, bias, kept),), 1, rounded=True)
+    return Operation(
+        inputs.z, lambda z: (linear_classifier(z, *trained, kept),), 1, trained=trained, rounded=True
+    )
 
 
 def _linear_upsampling(inputs: Inputs) -> Operation:

@@ -34,9 +34,14 @@ OPERATIONS["cpu"] -= {"linear_upsampling"}
 MAX_CLUSTERS = 512
 MAX_WIDTH = {"cpu": 4096, "cuda": 1024, "triton": 1024}
 MIN_CAPABILITY = (8, 0)
-# From so many prototypes or classes on, "auto" prefers Triton's tensor cores to CUDA C++. The first two measured on an
+# From so many prototypes or classes on, "auto" prefers Triton's tensor cores to CUDA C++. The first three measured on an
 # H200; of the others it is known only that CUDA C++ is quicker with 12 and fewer. Components are no product of anything.
-TRITON_CLUSTERS = {"prompt_mix": 1, "masked_class_mean": 14, "largest_components": MAX_CLUSTERS + 1}
+TRITON_CLUSTERS = {
+    "prompt_mix": 1,
+    "masked_class_mean": 14,
+    "linear_classifier": 14,
+    "largest_components": MAX_CLUSTERS + 1,
+}
 OTHER_TRITON_CLUSTERS = 32
 
 

@@ -128,8 +128,11 @@ def test_a_wrong_kernel_is_refused(module, name):
     kernel.forward = lambda: tuple(1.01 * result for result in forward())
     with pytest.raises(AssertionError):
         contestants.assert_agreement(kernel, reference)
-    if operation.differentiable:
-        kernel.forward, kernel.backward = forward, lambda results: 1.01 * backward(results)
+    kernel.forward = forward
+    for wrong in range(len(backward(forward()))):
+        kernel.backward = lambda results, wrong=wrong: [
+            (1.01 if i == wrong else 1) * gradient for i, gradient in enumerate(backward(results))
+        ]
         with pytest.raises(AssertionError):
             contestants.assert_agreement(kernel, reference)
 

@@ -95,31 +95,46 @@ def test_nan_is_a_difference(module, shape):
         compare(torch.full(shape, torch.nan), torch.ones(shape))
 
 
-def test_compulsory_bytes(module):
+def test_compulsory_traffic(module):
     workloads = module("workloads")
-    shape = workloads.Workload(2, (3, 5), 4)  # 30 voxels, d = 16, C = 4
-    similarity = workloads.make_operation("prototype_similarity", shape, torch.bfloat16)
-    moved = similarity.compulsory_bytes(similarity.function(similarity.x))
-    assert moved["forward"] == 30 * (2 * 16 + 2 * 4 + 4)  # z, similarity, index
-    assert moved["backward"] == 30 * (2 * 16 + 2 * 4 + 4 + 2 * 16)  # and the gradient
-    mix = workloads.make_operation("prompt_mix", shape)
-    moved = mix.compulsory_bytes(mix.function(mix.x))
+    Traffic = workloads.Traffic
+
+    def traffic(name, dtype=torch.float32):
+        operation = workloads.make_operation(name, workloads.Workload(2, (3, 5), 4), dtype)
+        return operation.compulsory_traffic(operation.function(operation.x))  # 30 voxels, d = 16, C = 4
+
+    moved = traffic("prototype_similarity", torch.bfloat16)
+    assert moved["forward"] == Traffic(30 * 2 * 16, 30 * (2 * 4 + 4))  # z; similarity and index
+    assert moved["backward"] == Traffic(30 * (2 * 16 + 2 * 4 + 4), 30 * 2 * 16)  # and the gradient
+    moved = traffic("prompt_mix")
     assert moved == {
-        "forward": 30 * (4 * 4 + 4 * 16),
-        "backward": 30 * (2 * 4 * 4 + 4 * 16),
-        "step": 30 * 176,
+        "forward": Traffic(30 * 4 * 4, 30 * 4 * 16),
+        "backward": Traffic(30 * (4 * 4 + 4 * 16), 30 * 4 * 4),
+        "step": Traffic(30 * (2 * 4 * 4 + 4 * 16), 30 * (4 * 16 + 4 * 4)),
     }
-    head = workloads.make_operation("prototype_head", shape)
-    moved = head.compulsory_bytes(head.function(head.x))
+    assert moved["step"].total == 30 * 176
+    moved = traffic("prototype_head")
     results = 4 * (2 + 2 + 1 + 12 * 16) + 8 * 12
-    assert moved["forward"] == 30 * (4 * 16 + 3) + results
-    assert moved["step"] == 30 * (4 * 16 + 3 + 2 * 4 * 16 + 2) + 2 * results
-    mean = workloads.make_operation("masked_class_mean", shape)
-    moved = mean.compulsory_bytes(mean.function(mean.x))
-    assert moved["forward"] == moved["backward"] == 30 * (4 * 16 + 4 * 4) + 4 * 4 * 16
-    norm = workloads.make_operation("batch_norm_relu", shape)
-    moved = norm.compulsory_bytes(norm.function(norm.x))
-    assert moved == {"forward": 30 * 3 * 4 * 16, "backward": 30 * 5 * 4 * 16, "step": 30 * 8 * 4 * 16}
+    assert moved["forward"] == Traffic(30 * (4 * 16 + 3), results)
+    assert moved["step"].total == 30 * (4 * 16 + 3 + 2 * 4 * 16 + 2) + 2 * results
+    moved = traffic("masked_class_mean")
+    assert moved["forward"] == Traffic(30 * (4 * 16 + 4 * 4), 4 * 4 * 16)
+    assert moved["backward"] == Traffic(30 * 4 * 4 + 4 * 4 * 16, 30 * 4 * 16)
+    moved = traffic("batch_norm_relu")
+    assert moved["forward"] == Traffic(30 * 2 * 4 * 16, 30 * 4 * 16)
+    assert moved["backward"] == Traffic(30 * 4 * 4 * 16, 30 * 4 * 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("linear_classifier", [(4, 16), (4,)]), ("batch_norm_relu", [(16,), (16,)]), ("prompt_mix", [(4, 16)]), ("dice_ce", [])],
+)  # fmt: skip
+def test_contestants_compute_the_gradients_of_the_parameters_too(module, name, shapes):
+    workloads = module("workloads")
+    operation = workloads.make_operation(name, workloads.SIZES["tiny"]["2d"])
+    contestant = module("contestants").Contestant(operation, "reference")
+    gradients = contestant.backward(contestant.forward())
+    assert [gradient.shape for gradient in gradients] == [operation.x.shape, *shapes]
 
 
 def made_up_results():
