@@ -8,7 +8,7 @@ from contestants import Contestant
 from torch import Tensor
 from workloads import OPERATIONS, Workload, make_operation
 
-from semiseg_kernels import backends, momentum_update_, use_backend
+from semiseg_kernels import backends, largest_components, momentum_update_, use_backend
 
 WORKLOADS = (
     Workload(2, (3, 5, 11), 2),
@@ -25,22 +25,25 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def run_everything() -> None:
+def run_everything(device: str, backend: str) -> None:
     operations = [name for name in OPERATIONS if name in backends.OPERATIONS["cuda"]]
     for workload, dtype, name in itertools.product(WORKLOADS, (torch.float32, torch.bfloat16), operations):
-        contiguous = make_operation(name, workload, dtype, "cuda")
+        contiguous = make_operation(name, workload, dtype, device)
         for operation in (contiguous, dataclasses.replace(contiguous, x=channels_last(contiguous.x))):
-            Contestant(operation, "cuda").forward_and_backward()
+            Contestant(operation, backend).forward_and_backward()
         if name == "prompt_mix":  # whose upstream gradient is the large input
-            contestant = Contestant(contiguous, "cuda")
+            contestant = Contestant(contiguous, backend)
             contestant.cotangents = [channels_last(x) for x in contestant.cotangents]
             contestant.forward_and_backward()
-    prototypes = torch.randn(4, 3, 16, device="cuda")
-    count = torch.arange(12, device="cuda").view(4, 3).double()
-    with use_backend("cuda"):
-        momentum_update_(prototypes, torch.randn(4, 3, 16, device="cuda"), count, 0.999)
-    torch.cuda.synchronize()
+    with torch.device(device), use_backend(backend):
+        count = torch.arange(12).view(4, 3).double()
+        momentum_update_(torch.randn(4, 3, 16), torch.randn(4, 3, 16), count, 0.999)
+        for workload in WORKLOADS:
+            classes = workload.num_classes
+            label = torch.randint(0, classes, (workload.batch, *workload.spatial), dtype=torch.uint8)
+            largest_components(label, classes)
 
 
 if __name__ == "__main__":
-    run_everything()
+    run_everything("cuda", "cuda")
+    torch.cuda.synchronize()

@@ -117,7 +117,7 @@ tests() {
         for part in peak_memory offsets "not (peak_memory or offsets)"; do
             printf '%s\0' tests/kernels/test_gpu.py "triton and $part"
         done
-        printf '%s\0' tests/kernels/test_gpu.py cuda
+        printf '%s\0' tests/kernels/test_gpu.py cuda tests/kernels/test_cuda.py cuda
         for file in prototype_head prototype_info_nce cluster_mean prototype_similarity; do
             for dtype in dtype0 dtype1 dtype2; do
                 for layout in contiguous channels_last; do

@@ -65,7 +65,10 @@ def rounded(network: nn.Module, forward: Rounding, backward: Rounding) -> Iterat
             layer.weight.copy_(forward(layer.weight))
     for layer in layers:
         hooks.append(
-            layer.register_forward_pre_hook(lambda _, inputs: _Rounded.apply(inputs[0], forward, backward))
+            # The classifier is given dropout's scales as well, without which its gradient is another one.
+            layer.register_forward_pre_hook(
+                lambda _, inputs: (_Rounded.apply(inputs[0], forward, backward), *inputs[1:])
+            )
         )
         hooks.append(
             layer.register_forward_hook(lambda _, inputs, output: _Rounded.apply(output, forward, backward))

@@ -74,7 +74,8 @@ def step_table(results: Results) -> str:
         f"{title}\n\n{markdown_table([STEP_HEADING, *map(step_cells, members)])}"
         for title, members in groups(rows, key=kernel_title)
     ]
-    return "\n\n".join(tables)
+    where = results["environment"]
+    return "\n\n".join([*tables, f"{where['cpu']}; commit {where['commit']}.{note(results)}"])
 
 
 STEP_HEADING = ("operation, step", "ms", "eager takes", "compiled takes", "MB", "MB eager", "MB compiled")
@@ -126,15 +127,18 @@ def gpu_summary_table(results: Results) -> str:
     for name, members in groups(rows, key=lambda row: f"{row['operation']} {row['part']}"):
         of_dtype = {row["dtype"]: gpu_summary_cells(row) for row in members}
         lines.append([name, *(cell for dtype in dtypes for cell in of_dtype.get(dtype, [NO_FIGURE] * 3))])
-    size = "×".join(map(str, first["spatial"]))
+    size, where = "×".join(map(str, first["spatial"])), results["environment"]
     return (
         f"{markdown_table([heading, *lines])}\n\nB = {first['batch']}, {size} voxels, d = {first['d']}, "
-        f"C = {first['num_classes']}, K = {first['per_class']}; {results['environment']['gpu']['name']}"
+        f"C = {first['num_classes']}, K = {first['per_class']}; {where['gpu']['name']}; commit {where['commit']}."
+        f"{note(results)}"
     )
 
 
 def gpu_summary_cells(row: Row) -> list[str]:
-    automatic, eager = row["contestants"][row["automatic"]], row["contestants"]["eager"]
+    automatic, eager = row["contestants"].get(row["automatic"]), row["contestants"]["eager"]
+    if automatic is None:
+        return [NO_FIGURE] * 3
     ratio = eager["median_us"] / automatic["median_us"]
     return [f"{automatic['median_us']:.0f}", f"{100 * automatic['of_copy']:.0f} %", f"{ratio:.1f}×"]
 
@@ -405,7 +409,7 @@ def training_table(results: Results) -> str:
 def evaluations_table(results: Results) -> str:
     """A line a way to evaluate a trained network."""
     rows = [evaluation_header(), *map(evaluation_cells, results["rows"])]
-    notes = training_notes(results, evaluation_header(), "of the whole training")
+    notes = training_notes(results, evaluation_header())
     return f"{markdown_table(rows)}\n\n{notes}{note(results)}"
 
 

@@ -14,7 +14,7 @@ class Timed:
         raise NotImplementedError
 
     def backward(self, results: Any) -> Any:
-        """The gradients, or None of an operation that has none."""
+        """The gradients, none of an operation that has none."""
         raise NotImplementedError
 
     def forward_and_backward(self) -> Any:

@@ -50,11 +50,15 @@ def _entry(metric: str, values: list[dict[str, float]]) -> str:
 
 
 def training_rows(results: dict[str, Any]) -> list[list[str]]:
-    """A line per configuration and number of labelled cases, in the order of the file."""
+    """A line per configuration, in the order of the file."""
+    return [training_cells(rows) for rows in of_configurations(results)]
+
+
+def of_configurations(results: dict[str, Any]) -> list[list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
         groups.setdefault(row["name"], []).append(row)
-    return [training_cells(rows) for rows in groups.values()]
+    return list(groups.values())
 
 
 def paired_rows(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]]:
@@ -76,18 +80,23 @@ def paired_rows(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]
 def training_notes(
     results: dict[str, Any],
     header: list[str],  # the columns to explain
-    minutes: str = "the median training, on a machine that ran other work beside it",
 ) -> str:
     """What stands below a table."""
-    machines = dict.fromkeys(
-        f"{where['gpu']['name'] if 'gpu' in where else where['cpu']}, torch {where['versions']['torch']}"
-        for where in (row["environment"] for row in results["rows"])
-    )
-    several = len({row["seed"] for row in results["rows"]}) > 1
-    spread = "seeds' means" if several else "cases"
+    commits: dict[str, dict[str, None]] = {}  # of a machine, in the order of the file
+    for where in (row["environment"] for row in results["rows"]):
+        machine = f"{where['gpu']['name'] if 'gpu' in where else where['cpu']}, torch {where['versions']['torch']}"
+        commits.setdefault(machine, {})[where["commit"]] = None
+    machines = "; ".join(f"{machine}, commit {', '.join(of_machine)}" for machine, of_machine in commits.items())
+    of_seeds = [len(rows) > 1 for rows in of_configurations(results)] if "seeds" in header else [False]
+    spread = "seeds' means or, of a single seed, the cases" if any(of_seeds) else "cases"
+    if all(of_seeds):
+        spread = "seeds' means"
+    minutes = "all iterations at the median pace of their stage"
+    if "seeds" in header:
+        minutes += ", the median training, on a machine that ran other work beside it"
     texts = sorted({row["text"]["source"] for row in results["rows"] if "text" in row})
     text = f" Text embeddings: {', '.join(texts)}." if texts else ""
     return (
         f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
-        f"medpy defines them; {EMPTY if 'empty' in header else ''}minutes: {minutes}. {'; '.join(machines)}.{text}"
+        f"medpy defines them; {EMPTY if 'empty' in header else ''}minutes: {minutes}. {machines}.{text}"
     )

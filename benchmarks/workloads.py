@@ -87,7 +87,6 @@ class Operation:
     backward_maps: tuple[Tensor, ...] = ()  # and backward
     gemm: Callable[[Tensor], Results] | None = None  # the same results by way of a matrix product
     linear: bool = False  # its backward does not read x
-    rounded: bool = False  # the reference computes in the dtype of x, the kernels in float32
     passes: int = 1  # over what it reads: with two, no result can be written before all was read
 
     def compulsory_traffic(self, results: Results) -> dict[str, Traffic]:
@@ -219,9 +218,7 @@ def _linear_classifier(inputs: Inputs) -> Operation:
     shapes = (workload.num_classes, workload.d), (workload.num_classes,)
     trained = tuple(torch.randn(shape).requires_grad_() for shape in shapes)
     kept = torch.randint(0, 2, (workload.batch, workload.d)) * 2.0
-    return Operation(
-        inputs.z, lambda z: (linear_classifier(z, *trained, kept),), 1, trained=trained, rounded=True
-    )
+    return Operation(inputs.z, lambda z: (linear_classifier(z, *trained, kept),), 1, trained=trained)
 
 
 def _linear_upsampling(inputs: Inputs) -> Operation:

@@ -26,7 +26,11 @@ INLINE void with_columns(int64_t channels, const Work& work) {
   work(Columns<2>{});
 }
 
-INLINE vfloat relu(vfloat x, float negative_slope) { return x > 0 ? x : negative_slope * x; }
+INLINE vfloat relu(vfloat x, float negative_slope) {
+  // 0 times an infinity would be NaN.
+  const vfloat below = negative_slope == 0 ? vfloat{} : negative_slope * x;
+  return x < 0 ? below : x;
+}
 
 // A number that the compiler knows.
 template <int64_t N>

@@ -165,8 +165,8 @@ def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
     """
     given = parse_overrides(overrides)
     path = _find(name_or_path)
-    preset = given.get("preset") or _merge_files(path, "paper").get("preset", "paper")
-    preset = _convert(preset, Preset, "preset")
+    own = _convert(_merge_files(path, "paper").get("preset", "paper"), Preset, "preset")
+    preset = _convert(given.get("preset", own), Preset, "preset")
     values = _merge_files(path, preset)
     # Of a run's configuration, which has no sections for presets, another would be no more than a word in the results.
     if preset != values.get("preset", preset) and values == _merge_files(path, values["preset"]):

@@ -14,8 +14,16 @@ from semiseg.commands import EXPECTED, command
 from semiseg.destinations import check_destination, check_utf8
 from semiseg.engine.allocator import restart_with_tight_heap
 from semiseg.engine.trainer import choose_device
-from semiseg.prediction import Predictor
-from semiseg.preparation.volume_files import NIFTI_ENDINGS, SCAN_ENDINGS, has_ending, read_header, stem
+from semiseg.prediction import Predictor, check_spacing
+from semiseg.preparation.volume_files import (
+    NIFTI_ENDINGS,
+    SCAN_ENDINGS,
+    dicom_files,
+    has_ending,
+    is_hidden,
+    read_header,
+    stem,
+)
 
 
 @command
@@ -49,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="e.g. evaluation.largest_component=true, training.precision=bfloat16, training.device=cpu",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.spacing is not None:
+        check_spacing(options.spacing)
     if arguments is None and choose_device("auto").type == "cpu":
         restart_with_tight_heap()  # before the checks, which would be done and told twice
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
@@ -106,10 +116,8 @@ def find_scans(source: Path) -> list[Path]:
         raise ValueError(f"{source}: accepted are files that end in {', '.join(SCAN_ENDINGS)}, and folders")
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: missing; expected a scan or a folder")
-    files = sorted(
-        path for path in source.iterdir() if has_ending(path, SCAN_ENDINGS) and path.name[0] != "."
-    )
-    has_dicom = any(path.suffix.lower() == ".dcm" for path in source.rglob("*"))
+    files = sorted(path for path in source.iterdir() if has_ending(path, SCAN_ENDINGS) and not is_hidden(path))
+    has_dicom = bool(dicom_files(source))
     if files and has_dicom:
         raise ValueError(f"{source}: holds NIfTI or NRRD files and DICOM files; expected one kind")
     if not files and not has_dicom:

@@ -230,11 +230,16 @@ def _interpolated(values: Tensor, axis: int, positions: np.ndarray) -> Tensor:
     return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), weight)
 
 
+def check_spacing(spacing: Sequence[float]) -> None:
+    """Raise ValueError unless a spacing is three positive numbers."""
+    if len(spacing) != 3 or not all(0 < size < float("inf") for size in spacing):
+        raise ValueError(f"spacing is {tuple(spacing)}, accepted are three positive numbers of mm")
+
+
 def _with_spacing(volume: Volume, spacing: Sequence[float] | None) -> Volume:
     if spacing is None:
         return volume
-    if len(spacing) != 3 or not all(0 < size < float("inf") for size in spacing):
-        raise ValueError(f"spacing is {tuple(spacing)}, accepted are three positive numbers of mm")
+    check_spacing(spacing)
     affine = volume.affine.copy()
     affine[:3, :3] *= np.divide(spacing, volume.spacing)
     return replace(volume, affine=affine)

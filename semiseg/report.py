@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semiseg.commands import command
 from semiseg.data.description import DatasetDescription
+from semiseg.destinations import check_destination
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import open_configured_dataset
 from semiseg.evaluation.evaluator import predict_case
@@ -36,10 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"--output is {output}, accepted is a file in a folder that exists")
     if len(options.runs) == 1:
         run, config = RunDirectory.open(options.runs[0])
+        output = output or run.report
+        check_destination(output)  # pictures may take minutes
         reason = complete_pictures(run)
         if reason:
             print(f"the pictures that need predictions could not be drawn: {reason}")
-        output = output or run.report
         write_report(run, config, output, reason)
     else:
         output = output or Path(COMPARISON)

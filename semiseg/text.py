@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import urllib.request
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from semiseg.atomic import replace_atomically
+from semiseg.errors import first_line
 
 CLASS_PLACEHOLDER = "[CLS]"
 CLIP_FILES = "https://huggingface.co/{model}/resolve/main/config.json"
 REACH_TIMEOUT = 10.0  # seconds
-UNREADABLE = (
-    SafetensorError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(frozen=True)
@@ -79,9 +71,11 @@ def clip_text(
     except ImportError:
         raise ValueError(_without_clip(model, "transformers is not installed")) from None
 
+    place = os.path.expanduser(model)
+
     def load(local_files_only: bool) -> tuple:
-        tower = CLIPTextModelWithProjection.from_pretrained(model, local_files_only=local_files_only)
-        tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local_files_only)
+        tower = CLIPTextModelWithProjection.from_pretrained(place, local_files_only=local_files_only)
+        tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=local_files_only)
         # Without its files transformers makes an empty tokenizer.
         if len(tokenizer) != tower.config.vocab_size:
             raise OSError(f"tokenizer of {len(tokenizer)} words for a tower of {tower.config.vocab_size}")
@@ -91,13 +85,13 @@ def clip_text(
         try:
             tokenizer, tower = load(local_files_only=True)
         except OSError:
-            if Path(model).is_dir():
+            if os.path.isdir(place):
                 raise
             # transformers would try again for minutes
             urllib.request.urlopen(CLIP_FILES.format(model=model), timeout=REACH_TIMEOUT).close()
             tokenizer, tower = load(local_files_only=False)
-    except UNREADABLE as error:
-        raise ValueError(_without_clip(model, _reason(error))) from None
+    except Exception as error:  # of a damaged file tokenizers raise nothing narrower
+        raise ValueError(_without_clip(model, _reason(error))) from error
     tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         embeddings = tower.eval()(**tokens).text_embeds
@@ -117,7 +111,7 @@ def _without_clip(model: str, reason: str) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return "it does not hold tensors alone; anything else could run code and is not loaded"
-    return str(error).splitlines()[0]
+    return first_line(error)
 
 
 def file_text(
@@ -133,12 +127,13 @@ def file_text(
     if not path.is_file():
         raise FileNotFoundError(f"method.text_file is {str(path)!r}, which does not exist")
     try:
-        arrays = _read_arrays(path)
-    except UNREADABLE as error:
-        raise ValueError(f"method.text_file {path}: {_reason(error)}") from None
+        # Detached, as what a model gave may have been stored with its gradient still asked for.
+        arrays = [torch.as_tensor(array).detach() for array in _read_arrays(path)]
+    except Exception as error:  # a damaged pickle ends in an error of any kind
+        raise ValueError(f"method.text_file {path}: {_reason(error)}") from error
     if len(arrays) != 1:
         raise ValueError(f"method.text_file {path} holds {len(arrays)} arrays, accepted is one")
-    embeddings = torch.as_tensor(arrays[0])
+    embeddings = arrays[0]
     if embeddings.dim() != 2 or len(embeddings) != num_classes or not embeddings.is_floating_point():
         raise ValueError(
             f"method.text_file {path} holds {str(embeddings.dtype).removeprefix('torch.')} "

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 class _Made(NamedTuple):
     version: int  # of the weight; it counts changes in place
-    memory: Tensor  # the weight's, held so that no other takes its address
+    memory: Tensor  # the weight's, as it lay; held so that no other takes its address
     by_purpose: dict[Hashable, Tensor]
 
 
@@ -22,9 +22,9 @@ def fix_weight(weight: Tensor) -> None:
 
     What the CPU's kernel derives from it for the first image is kept for the next ones, in up to 5.3 times the weight's
     memory (twice that where sides differ so much that images take tiles of both kinds), as long as the weight itself.
-    A change in place that PyTorch counts is noticed, and so is other memory, as of `vector_to_parameters`. PyTorch does
-    not count writes through `.data` or NumPy, nor the steps of fused optimisers; so nothing is kept of a weight that
-    requires a gradient, nor of one made in inference mode.
+    A change in place that PyTorch counts is noticed, and so is other memory, as of `vector_to_parameters`, or another order
+    of the same. PyTorch does not count writes through `.data` or NumPy, nor the steps of fused optimisers; so nothing is
+    kept of a weight that requires a gradient, nor of one made in inference mode.
     """
     if not weight.is_inference():
         _fixed[weight] = _nothing_made(weight)
@@ -50,7 +50,8 @@ def made_of_weight(
     if not is_fixed(weight):
         return make()
     made = _fixed[weight]
-    if made.version != weight._version or made.memory.data_ptr() != weight.data_ptr():
+    lies = [(x.data_ptr(), x.stride()) for x in (made.memory, weight)]
+    if made.version != weight._version or lies[0] != lies[1]:
         made = _fixed[weight] = _nothing_made(weight)
     if purpose not in made.by_purpose:
         made.by_purpose[purpose] = make()

@@ -74,7 +74,9 @@ def recomputable(
     """
     result = function(*inputs)
     if result.device.type == "cpu" and all(_recomputation(x) is not None for x in inputs):
-        offer_recomputation(result, function, *inputs)
+        # The backward pass is outside of what autocast the forward pass has.
+        autocast = torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+        offer_recomputation(result, autocast(function), *inputs)
     return result
 
 

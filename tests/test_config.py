@@ -108,6 +108,14 @@ def test_a_preset_without_sections_for_it_is_refused(tmp_path):
         load_config(str(path), ["preset=released"])
 
 
+@pytest.mark.parametrize("preset", ["relased", ["paper"]])
+def test_the_preset_of_a_file_is_checked_where_an_override_gives_another(preset, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"base": "la_mper", "preset": preset}))
+    with pytest.raises(ValueError, match=rf"^preset is {re.escape(repr(preset))}, accepted are paper, released$"):
+        load_config(str(path), ["preset=paper"])
+
+
 def test_overrides_come_last():
     config = load_config("la_mper", ["method.prototype_momentum=0.5", "preset=released", "seed=7",
                                      "training.patch_size=[80, 80, 64]", "training.weight_decay=1e-3"])  # fmt: skip
@@ -133,6 +141,8 @@ def test_file_with_base(tmp_path):
         ("training.labeled_batch=2", "training.labelled_batch"),
         ("method.name=mpr", "accepted are supervised, mper"),
         ("preset=best", "accepted are paper, released"),
+        ("preset=null", "preset is None, accepted are paper, released"),
+        ("preset=false", "preset is False, accepted are paper, released"),
         ("training.patch_size=[112, 112]", "training.patch_size has 2 sides, accepted for network.name=vnet are 3"),
         ("training.patch_size=112", "training.patch_size is 112, accepted is a list"),
         ("training.labelled_batch=two", "training.labelled_batch is 'two', accepted is a value of type int"),

@@ -304,6 +304,7 @@ def test_hidden_files_of_a_folder_are_no_scans(tmp_path):
     """Such as those that macOS puts beside each file."""
     for name in ("b.nii.gz", "._a.nii.gz", "a.nrrd", "notes.txt"):
         (tmp_path / name).write_text("never read")
+    (tmp_path / "._slice.dcm").write_text("never read")
     assert find_scans(tmp_path) == [tmp_path / "a.nrrd", tmp_path / "b.nii.gz"]
 
 
@@ -576,6 +577,13 @@ def test_bad_names_and_destinations_are_refused_before_the_network_is_read(monke
     refused("afile/masks/scan.nii.gz: cannot be written, as .*afile is no folder", "afile/masks")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     refused("mask.nii: cannot be written, as the folder .* is not writable", "mask.nii")
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_an_impossible_spacing_is_refused_before_any_scan_is_read(size, monkeypatch, tmp_path):
+    monkeypatch.setattr("semiseg.predict.find_scans", None)
+    with pytest.raises(ValueError, match=r"spacing is \(1.0, .*, accepted are three positive numbers of mm"):
+        predict(["--run", "run", "--input", "scans", "--output", str(tmp_path), "--spacing", "1", size, "1"])
 
 
 def test_a_folder_may_have_a_dot_in_its_name(thresholding, tmp_path):

@@ -1,6 +1,7 @@
 """`python -m semiseg.report`: pages that need nothing else, runs against each other, and what is wrong in one line."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -375,3 +376,12 @@ def test_output_in_a_folder_that_does_not_exist(tmp_path, capsys):
     path = make_run(tmp_path, "run", 1)
     status, _, errors = report_of(path, "--output", tmp_path / "no" / "page.html", capsys=capsys)
     assert status == 2 and "--output is" in errors
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_pictures_are_drawn(tmp_path, monkeypatch, capsys):
+    path = make_run(tmp_path, "run", 1)
+    monkeypatch.setattr(report, "complete_pictures", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    for options in ([], ["--output", tmp_path / "page.html"]):
+        status, _, errors = report_of(path, *options, capsys=capsys)
+        assert status == 2 and ".html: cannot be written, as the folder" in errors

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from semiseg.config import load_config
 from semiseg.engine.trainer import build_method, choose_device
 from semiseg.methods import VCLIPSeg
+from semiseg.models.folding import fold_batch_norm
 from semiseg.text import TextEmbeddings, class_prompts, clip_text, file_text, random_text
 
 PROMPTS = ["A pixel of background", "A pixel of left atrium"]
@@ -147,10 +148,32 @@ def test_files_that_are_refused(tmp_path, capsys):
     np.savez(tmp_path / "nan.npz", text=np.full((2, 3), np.nan))
     with pytest.raises(ValueError, match="NaN or infinite"):
         file_text(tmp_path / "nan.npz", 2)
+    np.savez(tmp_path / "words.npz", text=np.array(["a", "b"]))
+    with pytest.raises(ValueError, match="words.npz: can't convert"):
+        file_text(tmp_path / "words.npz", 2)
     torch.save(Payload(), tmp_path / "code.pt")
     with pytest.raises(ValueError, match="code.pt"):
         file_text(tmp_path / "code.pt", 2)
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_that_was_cut_short_is_named(zipped, tmp_path):
+    path = tmp_path / "text.pt"
+    torch.save(torch.randn(2, 8), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 10):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"^method.text_file {path}: .") as error:
+            file_text(path, 2)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_text_stored_with_its_gradient_is_frozen(tmp_path):
+    torch.save(torch.randn(2, 8, requires_grad=True) * 1, tmp_path / "text.pt")
+    text = file_text(tmp_path / "text.pt", 2)
+    config = load_config("phantom_vclipseg", ["network.filters=[2]"])
+    fold_batch_norm(build_method(config, 2, choose_device("cpu"), text))  # which a graph would refuse to copy
 
 
 def test_without_clip_one_line_names_three_ways_out_before_anything_is_made(tmp_path):
@@ -177,6 +200,28 @@ def test_a_folder_without_its_tokenizer(clip_folder, tmp_path):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes())
     with pytest.raises(ValueError, match="words for a tower of 56.*three ways out"):
         clip_text(str(tmp_path), PROMPTS)
+
+
+def test_a_damaged_tokenizer(clip_folder, tmp_path):
+    for path in clip_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "vocab.json").write_text('{"a": 0')
+    with pytest.raises(ValueError, match="three ways out") as error:
+        clip_text(str(tmp_path), PROMPTS)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_model_that_no_address_can_name():
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="cannot load 'my models/clip text' .*three ways out"):
+        clip_text("my models/clip text", PROMPTS)
+
+
+def test_a_folder_may_begin_with_a_tilde(clip_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(clip_folder.parent))
+    text = clip_text(f"~/{clip_folder.name}", PROMPTS)
+    assert torch.equal(text.embeddings, clip_text(str(clip_folder), PROMPTS).embeddings)
+    assert text.origin["model"] == f"~/{clip_folder.name}"
 
 
 def test_a_folder_without_a_model_and_a_missing_package(tmp_path, monkeypatch):

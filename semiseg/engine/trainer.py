@@ -265,8 +265,9 @@ class Training:
         self.processes.wait()
 
     def _text(self) -> TextEmbeddings | None:
-        saved = self.resume.load_text() if self.resume is not None else None
-        return saved or METHODS[self.config.method.name].text(self.config, self.dataset.class_names)
+        if self.resume is not None:
+            return self.resume.load_text()  # no other: a file may hold something else by now
+        return METHODS[self.config.method.name].text(self.config, self.dataset.class_names)
 
     def _open_directory(self) -> RunDirectory:
         config, resuming = self.config, ""

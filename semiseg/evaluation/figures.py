@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from scipy.ndimage import gaussian_filter1d
 
 from semiseg.atomic import replace_atomically
@@ -236,4 +237,14 @@ def class_colours(count: int) -> list[str]:
 def save_figure(figure: Figure, picture: Path) -> None:
     """Write a picture; it appears whole or not at all."""
     with replace_atomically(picture) as temporary:
-        figure.savefig(temporary, dpi=130)
+        draw_figure(figure, temporary)
+
+
+def draw_figure(
+    figure: Figure,
+    target: Path | IO[bytes],  # .png
+) -> None:
+    """Write a picture whose texts are what they are: in names of cases and classes dollar signs make no formulas."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.savefig(target, format="png", dpi=130)

@@ -1,6 +1,7 @@
 """Writing the folder that training reads, whole or not at all, and telling how far it is."""
 
 import glob
+import io
 import os
 import shutil
 import socket
@@ -15,8 +16,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from semiseg.atomic import write_text
 from semiseg.destinations import check_destination
-from semiseg.errors import first_line
 
 Item = TypeVar("Item")
 # Unicode categories: control characters, line and paragraph separators, and bytes that are not UTF-8.
@@ -46,20 +47,25 @@ def write_case(
     image: np.ndarray,  # [*S] float32
     label: np.ndarray | None,  # [*S] uint8
 ) -> None:
-    """Write one HDF5 file with `image` and, where there is one, `label`. OSError if the disk is full."""
+    """Write one new HDF5 file with `image` and, where there is one, `label`. OSError if the disk is full or the file
+    exists, as the one of another case does whose name a file system takes for the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Through memory: on a full disk HDF5 ends the whole process by a segmentation fault.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for key, array in (("image", image), ("label", label)):
+            if array is not None:
+                file.create_dataset(key, data=array, compression="gzip")
     try:
-        with h5py.File(path, "w") as file:
-            for key, array in (("image", image), ("label", label)):
-                if array is not None:
-                    file.create_dataset(key, data=array, compression="gzip")
-    except (OSError, RuntimeError) as error:  # HDF5 raises the latter where closing the file fails
-        raise OSError(f"{path.name}: cannot be written ({first_line(error)})") from error
+        with path.open("xb") as stream:
+            stream.write(content.getbuffer())
+    except OSError as error:
+        raise OSError(f"{path.name}: cannot be written ({error.strerror})") from error
 
 
 def write_list(path: Path, names: Iterable[str]) -> None:
     """Write one name a line."""
-    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_text(path, "".join(f"{name}\n" for name in names))
 
 
 @contextmanager

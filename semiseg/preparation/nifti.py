@@ -27,7 +27,7 @@ from semiseg.preparation.survey import (
     read_label,
     survey,
 )
-from semiseg.preparation.volume import resample_label, sides
+from semiseg.preparation.volume import on_grid_of, resample_label, sides
 from semiseg.preparation.volume_files import read_header
 
 FINDINGS = "findings.md"
@@ -73,8 +73,9 @@ def prepare_nifti(
         check_class_names(choices.classes)
     dest = dest.resolve()
     labelled, unlabelled = find_scans(images, labels, choices.patient)
-    # Impossible choices end here, not after every scan has been read.
+    # Impossible choices, and what headers tell, end here, not after every scan has been read.
     divide(labelled, choices.test, choices.validation, choices.labelled)
+    check_headers([*labelled, *unlabelled])
     if choices.spacing is not None:
         try:
             check_memory([*labelled, *unlabelled], choices.spacing)
@@ -174,6 +175,14 @@ def _write_cases(
     for list_name, members in division.splits.items():
         others = division.without_label if list_name == TRAINING_LIST else []
         write_list(folder / list_name, (scan.name for scan in (*members, *others)))
+
+
+def check_headers(scans: Sequence[Scan]) -> None:
+    """Raise ValueError, naming the file, for headers that cannot be read or a label on another grid than its image."""
+    for scan in scans:
+        image = read_header(scan.image)
+        if isinstance(scan, LabelledScan):
+            on_grid_of(image, read_header(scan.label))
 
 
 def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.layout import check_name
 from semiseg.preparation.splits import LabelledScan, Scan, Splits, listed, split
-from semiseg.preparation.volume_files import NIFTI_ENDINGS, has_ending, stem
+from semiseg.preparation.volume_files import NIFTI_ENDINGS, has_ending, is_hidden, stem
 
 FIRST_CHANNEL = "_0000"  # behind the names of images, and perhaps of their labels
 LABEL_ENDING = re.compile(r"_(gt|seg|label)$")  # behind the name of a label
@@ -122,13 +122,15 @@ def _nifti_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if has_ending(path, NIFTI_ENDINGS) and not path.name.startswith(".")
+        if has_ending(path, NIFTI_ENDINGS) and not is_hidden(path)
     ]
 
 
 def _label_name(path: Path, image_of: Mapping[str, Path], channel: str) -> str:
     name = LABEL_ENDING.sub("", stem(path))
-    return name if unicodedata.normalize("NFC", name) in image_of else name.removesuffix(channel)
+    # The last is for images whose own names end as those of labels may.
+    likely = (name, name.removesuffix(channel), stem(path))
+    return next((one for one in likely if unicodedata.normalize("NFC", one) in image_of), likely[1])
 
 
 def _by_name(names: Mapping[Path, str]) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,7 +63,8 @@ def read_label(
 
     Raises ValueError where the grids differ, a value is no whole number from 0 to 65535 or nothing is labelled.
     """
-    label = on_grid_of(image, read_nifti(scan.label)).turned(ORIENTATION)
+    # Turned by the affine of the image, as the image is.
+    label = replace(on_grid_of(image, read_nifti(scan.label)), affine=image.affine).turned(ORIENTATION)
     values = np.rint(label.values) if label.values.dtype.kind == "f" else label.values
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(label.values - values) <= WHOLE) | (values < 0) | (values > LARGEST_LABEL)

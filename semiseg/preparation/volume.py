@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import from_matvec
 from nibabel.orientations import (
     aff2axcodes,
     apply_orientation,
@@ -56,7 +57,20 @@ class Volume:
         """Permute and reverse axes until they lead to `orientation` (None: as they are), without interpolation."""
         if orientation is None:
             return self
-        turn = ornt_transform(io_orientation(self.affine), axcodes2ornt(orientation))
+        return self._turned(ornt_transform(io_orientation(self.affine), axcodes2ornt(orientation)))
+
+    def turned_along(self, other: "Volume") -> "Volume":
+        """Permute and reverse axes until each leads where that of another volume leads, without interpolation.
+
+        The two are compared with each other: axes that lie half-way between two of the body may be called by either
+        name, and a difference of rounding in the headers decides by which.
+        """
+        return self._turned(io_orientation(from_matvec(np.linalg.solve(_directions(other), _directions(self)))))
+
+    def _turned(
+        self,
+        turn: np.ndarray,  # [3, 2] as nibabel has it: for each axis where it goes and whether it is reversed
+    ) -> "Volume":
         return replace(
             self,
             values=apply_orientation(self.values, turn),
@@ -125,7 +139,7 @@ def on_grid_of(image: Volume, label: Volume) -> Volume:
     Raises ValueError if the shapes, spacings or directions then differ. Origins may differ: labels are often
     stored without one.
     """
-    turned = label.turned(image.orientation)
+    turned = label.turned_along(image)
     directions, expected = _directions(turned), _directions(image)
     for what, ours, theirs, same in (
         ("shape", turned.values.shape, image.values.shape, turned.values.shape == image.values.shape),

@@ -40,6 +40,16 @@ def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(endings)
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a name begins with a dot, such as of the files that macOS puts beside each one on other file systems."""
+    return path.name.startswith(".")
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The files `*.dcm` anywhere below a folder, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if has_ending(path, (".dcm",)) and not is_hidden(path))
+
+
 def stem(path: Path) -> str:
     """A scan's name without its ending."""
     path = path.absolute()
@@ -118,7 +128,7 @@ def read_dicom_series(folder: Path) -> Volume:
     Raises ValueError if a file cannot be read or holds anything but one image of grey values, dark ones low, there is
     not exactly one series, its slices are not parallel, not one behind the other or not equally far apart.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".dcm")
+    paths = dicom_files(folder)
     if len(paths) < 2:
         raise ValueError(f"{folder}: holds {len(paths)} DICOM files (*.dcm); expected a series of slices")
     slices = [_read_slice(path) for path in paths]

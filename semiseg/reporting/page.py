@@ -10,6 +10,8 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from semiseg.evaluation.figures import draw_figure
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -27,7 +29,7 @@ class Picture:
     def of_figure(cls, figure: Figure, text: str) -> Picture:
         """A picture that is on no disk."""
         content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
+        draw_figure(figure, content)
         return cls.of_png(content.getvalue(), text)
 
 

@@ -65,7 +65,7 @@ def _convolve(
 
     def make_matrices() -> Tensor:
         count, _ = layout
-        matrices = torch.empty(count)
+        matrices = _empty((count,))
         launch(backend, "convolution_matrices", x.device, **given, matrices=matrices.data_ptr())
         return matrices
 
@@ -108,7 +108,7 @@ def unpadded_rows(
 
 
 def empty_rows(shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, memory_format=channels_last(len(shape)))
+    return _empty(shape, memory_format=channels_last(len(shape)))
 
 
 def finish_rows(y: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
@@ -131,7 +131,7 @@ def taps(
 
 def empty_taps(weight: Tensor) -> Tensor:
     out_channels, in_channels = (side + -side % CHANNEL_MULTIPLE for side in weight.shape[:2])
-    return torch.empty(out_channels, in_channels, *weight.shape[2:])
+    return _empty((out_channels, in_channels, *weight.shape[2:]))
 
 
 def laid_out_as_weight(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -162,6 +162,11 @@ def geometry(
         "in_stride": matrix.stride(1 - out_axis),
         "tap_stride": matrix.stride(-1),
     }
+
+
+def _empty(shape: Sequence[int], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """What the kernels write, whatever PyTorch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=memory_format)
 
 
 def _padded(x: Tensor, axis: int) -> Tensor:

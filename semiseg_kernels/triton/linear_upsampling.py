@@ -20,6 +20,7 @@ from semiseg_kernels.triton.launch import launch
 from semiseg_kernels.triton.tiles import stride_of
 
 NEAR, FAR = tl.constexpr(0.75), tl.constexpr(0.25)
+LARGE_PLANE = 2**31  # elements of y, which 32 bits do not count
 _SIZES = ["depth", "height", "width", "C", "tiles_per_plane"]
 
 
@@ -58,8 +59,20 @@ def _rows(layer, layers, height):
 
 
 @triton.jit
+def _side(width, LARGE: tl.constexpr):
+    """`width`, as int64 where that is what it takes to count the elements of a plane of y."""
+    return tl.cast(width, tl.int64) if LARGE else width
+
+
+@triton.jit
+def _at(data, row, column, c, width, column_stride, channel_stride):
+    """Where elements of the plane at `data` lie."""
+    return data + (row * width + column).to(tl.int64) * column_stride + c * channel_stride
+
+
+@triton.jit
 def _read(data, row, column, c, width, column_stride, channel_stride, exists):
-    at = data + (row * width + column).to(tl.int64) * column_stride + c * channel_stride
+    at = _at(data, row, column, c, width, column_stride, channel_stride)
     return tl.load(at, mask=exists, other=0).to(tl.float32)
 
 
@@ -92,7 +105,7 @@ def _interpolated(
 
 @triton.jit
 def _write(data, row, column, c, rows, width, column_stride, channel_stride, values, exists):
-    at = data + (row * width + column).to(tl.int64) * column_stride + c * channel_stride
+    at = _at(data, row, column, c, width, column_stride, channel_stride)
     inside = exists & (row >= 0) & (row < rows) & (column >= 0) & (column < width)
     tl.store(at, values.to(data.dtype.element_ty), mask=inside)
 
@@ -123,7 +136,9 @@ def _forward(
     BLOCK: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
+    LARGE: tl.constexpr,
 ):
+    width = _side(width, LARGE)
     image, layer, row, column, c, exists = _place(
         depth + 1 if VOLUMES else 1, height + 1, width + 1, C, tiles_per_plane, CHANNELS, BLOCK
     )
@@ -174,7 +189,9 @@ def _backward(
     CHANNELS_LAST: tl.constexpr,  # of grad_x
     UPSTREAM_CHANNELS_LAST: tl.constexpr,  # of grad_y
     ALIGNED: tl.constexpr,
+    LARGE: tl.constexpr,
 ):
+    width = _side(width, LARGE)
     image, layer, row, column, c, exists = _place(depth, height, width, C, tiles_per_plane, CHANNELS, BLOCK)
     C = stride_of(C, ALIGNED)
     layers = 2 * depth if VOLUMES else 1
@@ -212,6 +229,7 @@ def _sizes(
         "depth": depth[0] if depth else 1, "height": height, "width": width, "C": C,
         "tiles_per_plane": tiles_per_plane, "VOLUMES": bool(depth), "CHANNELS": tiles.channels,
         "BLOCK": tiles.block, "CHANNELS_LAST": channels_last, "ALIGNED": C % 16 == 0,
+        "LARGE": 4 * height * width >= LARGE_PLANE,
     }  # fmt: skip
     return planes * tiles_per_plane * triton.cdiv(C, tiles.channels), arguments
 

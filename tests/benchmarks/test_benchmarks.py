@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from semiseg.config import load_config
+from semiseg.engine.trainer import build_method
+from semiseg.methods.method import Batch
 from semiseg_kernels import available_backends
 
 ROOT = Path(__file__).parents[2]
@@ -179,7 +182,15 @@ def test_training_table_joins_seeds(module):
     assert cells[1][4:] == ["4.00 ± 0.50", "1.50 ± 0.50", "1", "2"]
     assert "Text" not in lines[-1]
     notes = module("tables").training_table({"rows": [*rows, {**rows[0], "text": {"source": "random"}}]})
-    assert notes.endswith("a cpu, torch 2.13. Text embeddings: random.")
+    assert notes.endswith("a cpu, torch 2.13, commit abc. Text embeddings: random.")
+    assert "deviation of the seeds' means or, of a single seed, the cases;" in notes
+    for named, spread in (("mper", "seeds' means;"), ("supervised", "cases;")):
+        of_one = [row for row in rows if row["name"] == named]
+        assert f"deviation of the {spread}" in module("tables").training_table({"rows": of_one})
+    later = {**rows[0], "environment": {**rows[0]["environment"], "commit": "abd"}}
+    assert "torch 2.13, commit abc, abd." in module("tables").training_table({"rows": [*rows, later]})
+    table = module("training_table")
+    assert "deviation of the cases;" in table.training_notes({"rows": rows}, table.evaluation_header())
 
 
 def test_unknown_operation(module):
@@ -194,6 +205,20 @@ def test_inputs_do_not_depend_on_the_order_of_operations(module):
     workloads.make_operation("dice_ce", workloads.SIZES["tiny"]["3d"])
     again = workloads.make_operation("prototype_head", workloads.SIZES["tiny"]["3d"])
     assert torch.equal(first.x, again.x)
+
+
+def test_rounding_that_rounds_nothing_changes_no_gradient(module, monkeypatch):
+    rounding = module("gradient_rounding")
+    monkeypatch.setattr(
+        rounding, "ROUNDINGS", {"none": lambda network: rounding.rounded(network, rounding.exact, rounding.exact)}
+    )
+    config = load_config("phantom_supervised", ["network.filters=[4]", "network.dropout=[0.5]"])
+    method = build_method(config, 3, torch.device("cpu"))
+    method.network.train()
+    image, label = torch.randn(2, 1, 32, 16, 16), torch.randint(0, 3, (2, 32, 16, 16), dtype=torch.uint8)
+    (stage,) = method.stages(torch.Generator())
+    found = rounding.differences(method, stage, [Batch(image, label, image[:0])], step=0)
+    assert found == {"none": 0}
 
 
 @needs_cpu

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.image import imread
 
-from semiseg_kernels import available_backends
+from semiseg_kernels import available_backends, backends
 from semiseg_kernels.backends import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,47 @@ def test_contestants_compute_the_gradients_of_the_parameters_too(module, name, s
     assert [gradient.shape for gradient in gradients] == [operation.x.shape, *shapes]
 
 
+@pytest.mark.parametrize(("dtype", "error", "accepted"), [
+    (torch.float32, 2e-3, True), (torch.float32, 1e-2, False), (torch.bfloat16, 1e-2, True), (torch.bfloat16, 0.1, False),
+])  # fmt: skip
+def test_voxels_of_one_value_at_the_border_of_a_relu(module, dtype, error, accepted):
+    """They may all go the other way, and the gradients of parameters with them."""
+    contestants, workloads = module("contestants"), module("workloads")
+    operation = workloads.make_operation("batch_norm_relu", workloads.SIZES["tiny"]["2d"], dtype)
+    reference, other = (contestants.Contestant(operation, "reference") for _ in range(2))
+    backward = other.backward
+
+    def moved(results):
+        of_x, of_weight, of_bias = backward(results)
+        return of_x, of_weight, (1 + error) * of_bias
+
+    other.backward = moved
+    with nullcontext() if accepted else pytest.raises(AssertionError, match="of its norm"):
+        contestants.assert_agreement(other, reference)
+
+
+def test_logits_of_bfloat16_are_compared_as_what_they_are(module):
+    contestants, workloads = module("contestants"), module("workloads")
+    operation = workloads.make_operation("linear_classifier", workloads.SIZES["tiny"]["2d"], torch.bfloat16)
+    reference, other = (contestants.Contestant(operation, "reference") for _ in range(2))
+    forward = other.forward
+    other.forward = lambda: tuple(1.01 * result for result in forward())
+    with pytest.raises(AssertionError, match="in .* of the values"):
+        contestants.assert_agreement(other, reference)
+
+
+def test_the_sanitizer_watches_every_cuda_kernel(module, monkeypatch):
+    select, selected = backends.select, set()
+
+    def recorded(operation, *arguments):
+        selected.add(operation)
+        return select(operation, *arguments)
+
+    monkeypatch.setattr(backends, "select", recorded)
+    module("every_cuda_path").run_everything("cpu", "auto")
+    assert selected == OPERATIONS["cuda"] & OPERATIONS["triton"]
+
+
 def made_up_results():
     def figures(microseconds, share, megabytes):
         return {
@@ -192,6 +234,17 @@ def test_table_where_the_automatic_choice_failed(module):
         cell.strip() for cell in module("tables").gpu_table(results).splitlines()[4].strip("|").split("|")
     ]
     assert cells[1:5] == ["cuda", "100", "125", "–"] and cells[-5:] == ["–", "–", "–", "–", "2019"]
+
+
+def test_summary_says_of_what_it_is(module):
+    results = made_up_results() | {"note": "dice_ce is of abd."}
+    for row in results["rows"]:
+        row["part"] = "forward"
+    results["rows"][0]["contestants"]["cuda"] = None
+    lines = module("tables").gpu_summary_table(results).splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells == ["prototype_head forward", "–", "–", "–", "110", "91 %", "36.4×"]
+    assert lines[-1].endswith("a GPU; commit abc. dice_ce is of abd.")
 
 
 def test_operations_of_the_roofline(module):
@@ -273,7 +326,8 @@ def test_gpu_check_runs_every_test_of_a_gpu_once(tmp_path):
     ]
     every = {file for file, _ in calls}
     tests = [path for path in (ROOT / "tests").glob("*/test_*.py") if path != Path(__file__)]
-    for_a_gpu = {str(path.relative_to(ROOT)) for path in tests if "mark.gpu" in path.read_text()}
+    marks = re.compile(r"mark\.gpu|pytestmark = .*\"cuda\"")
+    for_a_gpu = {str(path.relative_to(ROOT)) for path in tests if marks.search(path.read_text())}
     on_both = {f"tests/kernels/test_{name}.py" for name in OPERATIONS["cuda"] & OPERATIONS["triton"]}
     assert for_a_gpu and on_both and for_a_gpu | on_both <= every
     assert all((ROOT / file).is_file() for file in every)

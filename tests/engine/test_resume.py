@@ -182,6 +182,17 @@ def test_a_better_checkpoint_is_followed_by_a_state(configured, monkeypatch):
     assert saved == [(0, -1.0), (4, 0.5), (6, 0.6)]
 
 
+def test_a_run_is_resumed_with_its_own_text(configured, tmp_path, monkeypatch):
+    """And not with what another file of that name holds by now, of which the run would have no copy to be evaluated."""
+    config, run = configured(RUNS["vclipseg"], "run"), RunDirectory(tmp_path / "run")
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(config)
+    run.text.unlink()
+    with pytest.raises(ValueError, match=f"the run's {run.text.name} is missing"):
+        train(config, run)
+
+
 def test_a_state_from_before_a_key_existed_is_resumed(configured, tmp_path, monkeypatch):
     config = configured(SUPERVISED, "run")
     interrupt_at(monkeypatch, 2)

@@ -8,8 +8,9 @@ import pytest
 
 from semiseg.data import Case
 from semiseg.evaluation import figures
-from semiseg.evaluation.figures import COLOURS, learning_curves, overlay
+from semiseg.evaluation.figures import COLOURS, difference_figure, learning_curves, overlay
 from semiseg.evaluation.metrics import case_overlaps
+from semiseg.reporting.page import Picture
 
 NAMES = ("background", "ball", "shell")
 
@@ -82,6 +83,15 @@ def test_an_overlay_says_the_dice_it_is_given(tmp_path, monkeypatch):
     overlay(case, case.label, metrics, tmp_path / "overlay.png", "given", NAMES)
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert texts[:2] == ["ball, Dice 0.750", "shell, Dice 0.250"]
+
+
+def test_dollar_signs_in_names_make_no_formula(tmp_path):
+    case = case_of((20, 24, 28))
+    names = ("background", "$_$", "b$\\x$")
+    metrics = case_overlaps(case.label, case.label, names)
+    overlay(case, case.label, metrics, tmp_path / "overlay.png", "best: scan$^$", names)
+    assert_picture(tmp_path / "overlay.png", 400)
+    assert Picture.of_figure(difference_figure(["a$_$", "b"], {"$_$": np.arange(2.0)}), "").source
 
 
 def test_learning_curves(tmp_path):

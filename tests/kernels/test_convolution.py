@@ -170,6 +170,16 @@ def test_relu_of_the_result(kernel, case, negative_slope):
         assert torch.equal(convolution(*given[:3], negative_slope=negative_slope), actual["result"])
 
 
+@pytest.mark.parametrize("negative_slope", [0.0, 0.25])
+def test_relu_of_infinities(kernel, negative_slope):
+    """Of few channels, which are multiplied without transforms; others are NaN near an infinity."""
+    x, weight = torch.randn(2, 1, 5, 6), torch.randn(16, 1, 3, 3)
+    x[1, 0, 2, 3] = torch.inf
+    expected = reference.convolution(x, weight, negative_slope=negative_slope)
+    assert expected.isinf().any() and not expected.isnan().any()
+    torch.testing.assert_close(convolution(x, weight, negative_slope=negative_slope), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 @pytest.mark.parametrize("case", ["3d", "2d"])
 def test_no_gradient_passes_a_unit_that_is_off(backend, case, value):
@@ -269,6 +279,19 @@ def test_result_may_be_changed_in_place(kernel, case):
     actual = torch.autograd.grad(convolution(*given).relu_(), given, cotangent)
     expected = torch.autograd.grad(reference.convolution(*given).relu(), given, cotangent)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_defaults_of_pytorch_change_nothing(kernel):
+    """Neither the default dtype nor the default device is that of what the kernels write."""
+    given = make_inputs("2d")
+    expected = everything(kernel, *given)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            actual = everything(kernel, *given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_channels_last_is_never_copied(kernel, monkeypatch):

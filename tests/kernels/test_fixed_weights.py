@@ -125,6 +125,17 @@ def test_other_memory_is_noticed(convolution_calls):
     assert len(transformed(convolution_calls)) == 3 * (1 + 2)
 
 
+@pytest.mark.parametrize("axes", [(0, 1), (2, 3)])
+def test_another_order_of_the_same_memory_is_noticed(convolution_calls, axes):
+    x, weight = make_inputs(16, (8, 9))
+    fix_weight(weight)
+    convolved(x, weight)
+    weight.data = weight.data.transpose(*axes)
+    for _ in range(2):
+        assert torch.equal(convolved(x, weight), convolved(x, weight.clone()))
+    assert len(transformed(convolution_calls)) == 1 + 1 + 2
+
+
 def test_nothing_is_kept_in_inference_mode(convolution_calls):
     x, weight = make_inputs()
     with torch.inference_mode():

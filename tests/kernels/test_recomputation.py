@@ -96,6 +96,24 @@ def test_what_is_made_of_results_is_not_kept_either(inputs, is_kept):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+def test_autocast_is_that_of_the_forward_pass(inputs):
+    x, (first, second) = inputs
+    parameters = [value(16) for value in (torch.ones, torch.zeros, torch.zeros, torch.ones)]
+
+    def layers_with(combine):
+        y = batch_norm_relu(x, *parameters)
+        z = combine(lambda y: conv3d(y, first.detach(), padding=1), y)
+        return conv3d(z, second, padding=1), z
+
+    with torch.autocast("cpu", torch.bfloat16):
+        y, z = layers_with(lambda function, given: function(given))
+        with recomputed_results():
+            again, _ = layers_with(recomputable)
+    assert z.dtype == torch.bfloat16
+    expected, actual = (torch.autograd.grad(y.float().square().mean(), (x, second)) for y in (y, again))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("changed", ["input", "weight"])
 def test_a_change_between_forward_and_backward_is_noticed(kernel, inputs, changed):
     """Also of what a result is computed again from, though batch normalisation itself is not differentiated."""

@@ -116,6 +116,17 @@ def test_relu_of_the_result(kernel, direction, case, negative_slope):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("negative_slope", [0.0, 0.25])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_relu_of_infinities(kernel, direction, negative_slope):
+    x, weight, bias, _ = make_inputs(direction, "2d")
+    x[1, 3, 4, 5] = torch.inf
+    expected = getattr(reference, direction)(x, weight, bias, negative_slope)
+    assert expected.isinf().any() and not expected.isnan().any()
+    actual = getattr(semiseg_kernels, direction)(x, weight, bias, negative_slope)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["3d", "2d", "thin", "no batch"])

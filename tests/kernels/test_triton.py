@@ -12,6 +12,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, assert_accurate, in_layout, make_embedding, make_prototypes
 
+import semiseg_kernels
 from semiseg_kernels import (
     backends,
     batch_norm_relu,
@@ -25,6 +26,10 @@ from semiseg_kernels import (
 
 pytest.importorskip("triton")
 
+import triton.language as tl
+from triton import jit
+
+from semiseg_kernels.triton import linear_upsampling
 from semiseg_kernels.triton.configurations import (
     class_product_tiles,
     class_tiles,
@@ -150,6 +155,34 @@ def test_programs_of_several_tiles(triton, monkeypatch, layout):
             y = batch_norm_relu(x, weight, bias, *running)
             results.append((y, *running, torch.autograd.grad(y, x, upstream)[0]))
     torch.testing.assert_close(results[0], results[1])
+
+
+@jit
+def write_offset(offset, row, column, c, width, column_stride, channel_stride, LARGE: tl.constexpr):
+    wide = linear_upsampling._side(width, LARGE)
+    tl.store(offset, linear_upsampling._at(0, row, column, c, wide, column_stride, channel_stride))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_upsampling_reaches_every_element_of_a_plane(triton, monkeypatch, layout):
+    """Beyond 32 bits too; a whole plane of so many would take the interpreter days."""
+    height, width, C = 40_000, 60_000, 3  # of y
+    for rows in (height // 2, 1):
+        x = torch.empty(1, C, 1, 1).expand(-1, -1, rows, width // 2)
+        _, arguments = linear_upsampling._sizes(x, backward=False)
+        assert arguments["LARGE"] == (rows > 1)
+    strides = (1, height * width) if layout == "contiguous" else (C, 1)
+    offset = torch.empty((), dtype=torch.int64)
+    write_offset[(1,)](offset, height - 1, width - 1, C - 1, width, *strides, LARGE=True)
+    assert offset == C * height * width - 1
+    monkeypatch.setattr(linear_upsampling, "LARGE_PLANE", 1)
+    for shape in ((2, 3, 4, 5, 3), (1, 5, 7, 6)):
+        x, results = in_layout(torch.randn(shape), layout).requires_grad_(), []
+        for backend in ("triton", "reference"):
+            with use_backend(backend):
+                y = semiseg_kernels.linear_upsampling(x)
+            results.append((y, torch.autograd.grad(y.square().sum(), x)[0]))
+        torch.testing.assert_close(results[0], results[1])
 
 
 def are_powers_of_two(numbers):

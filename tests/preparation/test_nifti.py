@@ -14,6 +14,7 @@ import nifti_files as files
 import numpy as np
 import pytest
 import yaml
+from scipy.spatial.transform import Rotation
 
 from semiseg.config import load_config
 from semiseg.data import UnlabelledCase, open_dataset
@@ -283,6 +284,14 @@ def test_labels_may_end_in_the_channel_as_their_images_do(source):
     assert [names(dest, split) for split in ("train", "test")] == [names(expected, split) for split in ("train", "test")]
 
 
+def test_images_may_end_as_labels_do(source):
+    for folder in source:
+        for path in sorted(folder.iterdir()):
+            path.rename(path.with_name(path.name.replace(".nii", "_seg.nii")))
+    dest = prepare(source)
+    assert stored(dest, "scan_0_seg")[1] is not None and len(names(dest, "train")) == 7
+
+
 def test_a_number_of_the_only_label_is_no_channel(source):
     for folder, ending in zip(source, ("_0000", ""), strict=True):
         for path in sorted(folder.iterdir()):
@@ -404,6 +413,31 @@ def test_a_spacing_that_takes_too_much_memory_is_refused_before_the_survey(sourc
     monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
     message = refusal(capsys, source, "--spacing", "0.001", "0.001", "0.001")
     assert re.search(r"--spacing is 0.001 × 0.001 × 0.001: \S+scan_0.nii.gz: .* which take .* GB", message)
+
+
+@pytest.mark.parametrize("damage", ["shape", "spacing", "four axes"])
+def test_what_headers_tell_is_refused_before_the_survey(source, capsys, monkeypatch, damage):
+    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
+    change, message = DAMAGES[damage]
+    change(*source)
+    assert message in refusal(capsys, source)
+
+
+def test_a_label_half_way_between_two_axes_is_turned_as_its_image_is(source):
+    def rotate(folder: Path, degrees: float) -> None:
+        placed = np.eye(4)
+        placed[:3, :3] = Rotation.from_euler("z", degrees, degrees=True).as_matrix() * files.SPACING
+        for path in folder.iterdir():
+            nibabel.save(nibabel.Nifti1Image(np.array(read_nifti(path).values), placed), path)
+
+    for folder in source:
+        rotate(folder, 44.9999)
+    expected = prepare(source)
+    rotate(source[1], 45.0001)
+    dest = prepare(source, name="rotated")
+    for number in range(6):
+        for ours, theirs in zip(stored(dest, f"scan_{number}"), stored(expected, f"scan_{number}"), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_header_that_takes_too_much_memory_is_named(source, capsys):

@@ -51,6 +51,14 @@ def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
     np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [10 - 0.7, -20 - 1.8, -30 + 7.5, 1])
 
 
+def test_hidden_files_beside_the_slices_are_none(tmp_path):
+    """Such as those that macOS puts beside each file on a stick."""
+    files.write_dicom_series(tmp_path / "series", np.arange(60.0).reshape(4, 3, 5), (1.0, 1.0, 2.0))
+    for path in list((tmp_path / "series").iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert read_dicom_series(tmp_path).values.shape == (4, 3, 5)
+
+
 def test_pixels_are_read_of_one_series_only_slice_by_slice(tmp_path, monkeypatch):
     values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
     for name in ("one", "two"):
@@ -262,6 +270,23 @@ def test_axes_of_a_label_may_differ_from_its_image_s_by_one_degree(degrees, same
     else:
         with pytest.raises(ValueError, match="label: the label has directions"):
             on_grid_of(image, label)
+
+
+@pytest.mark.parametrize("axis", "xyz")
+def test_axes_half_way_between_two_of_the_body_are_those_of_the_image(axis):
+    """Rounding decides by which of the two names an axis is called, for an image otherwise than for its label."""
+    values = np.arange(24).reshape(2, 3, 4)
+    affines = []
+    for degrees in (44.9999, 45.0001):
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix() * (0.7, 0.7, 5)
+        affines.append(affine)
+    image, label = (Volume(Path("scan"), values, affine) for affine in affines)
+    assert image.orientation != label.orientation
+    np.testing.assert_array_equal(on_grid_of(image, label).values, values)
+    turned = on_grid_of(image, label.turned("LIP"))
+    np.testing.assert_array_equal(turned.values, values)
+    np.testing.assert_allclose(turned.affine, label.affine, atol=1e-12)
 
 
 def test_axes_of_length_one_behind_those_of_space_are_dropped(tmp_path):
