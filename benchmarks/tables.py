@@ -466,6 +466,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "la-gpu": evaluations_table,
     "la-prototypes": evaluations_table,
     "acdc": training_table,
+    "acdc-mper": evaluations_table,
 }
 
 

@@ -16,18 +16,21 @@ def training_header() -> list[str]:
 
 
 def evaluation_header() -> list[str]:
-    return ["configuration", "labelled", "seed", "trained with", "head", "components", *METRICS.values(), "minutes"]
+    how = "trained with", "checkpoint", "head", "components"
+    return ["configuration", "labelled", "seed", *how, *METRICS.values(), "minutes"]
 
 
 def evaluation_cells(row: dict[str, Any]) -> list[str]:
     """One line from one evaluation of one run: mean ± sd of cases."""
     evaluation = row["evaluation"]
-    overrides = [word for word in row["environment"]["command"].split() if "=" in word]
+    words = row["environment"]["command"].split()
+    overrides = [word for word in words if "=" in word and not word.startswith("seed=")]
     return [
         row["name"],
         str(row["labelled"]),
         str(row["seed"]),
         ", ".join(overrides),
+        row["checkpoint"],
         evaluation["head"],
         "largest" if evaluation["largest_component"] else "all",
         *(_entry(metric, [row["summary"]["mean"][metric]]) for metric in METRICS),
@@ -96,7 +99,9 @@ def training_notes(
         minutes += ", the median training, on a machine that ran other work beside it"
     texts = sorted({row["text"]["source"] for row in results["rows"] if "text" in row})
     text = f" Text embeddings: {', '.join(texts)}." if texts else ""
+    checkpoints = sorted({row["checkpoint"] for row in results["rows"]})
+    checkpoint = "" if "checkpoint" in header else f"Checkpoint: {', '.join(checkpoints)}. "
     return (
-        f"Checkpoint: the last one. Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
+        f"{checkpoint}Mean over classes and cases ± standard deviation of the {spread}; 95HD and ASD as "
         f"medpy defines them; {EMPTY if 'empty' in header else ''}minutes: {minutes}. {machines}.{text}"
     )

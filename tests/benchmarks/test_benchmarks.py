@@ -172,7 +172,7 @@ def test_training_table_joins_seeds(module):
         summary = {"mean": figures, "empty_prediction": 1}
         where = {"cpu": "a cpu", "cores": 2, "versions": {"torch": "2.13"}, "commit": "abc"}
         return {"name": name, "labelled": 4, "seed": seed, "summary": summary, "training_minutes": 2.4,
-                "environment": where}  # fmt: skip
+                "environment": where, "checkpoint": "last"}  # fmt: skip
 
     rows = [row("mper", 0, 0.8), row("supervised", 0, 0.7), row("mper", 1, 0.9)]
     lines = module("tables").training_table({"rows": rows}).splitlines()
