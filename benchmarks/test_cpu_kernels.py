@@ -38,7 +38,7 @@ def test_operation(
     }
     assert_agreement(contestants["cpu"], contestants["eager"])
     assert_agreement(contestants["compiled"], contestants["eager"])
-    embeddings = torch.ones(shape.batch, shape.d, *shape.spatial)  # beyond any cache
+    embeddings = torch.ones(shape.batch, shape.d, *shape.spatial)  # logits alone could lie in a cache
     accesses = plain_accesses(embeddings)
     seconds_per_byte: dict[str, list[float]] = {kind: [] for kind in accesses}
 
