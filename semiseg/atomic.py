@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
+def name_start(name: str) -> str:
+    """A name, or its first 150 bytes: with a few more characters a longer one would be too long for a file system."""
+    return os.fsencode(name)[:150].decode(errors="ignore")
+
+
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` if the block ends without an exception.
@@ -16,7 +21,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     An OSError of the block, such as a full disk, names `path`.
     """
     # The ending tells writers the format.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{name_start(path.stem)}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

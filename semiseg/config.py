@@ -1,26 +1,20 @@
-"""Configuration: YAML files that build on each other, `key=value` overrides, and the dataclasses they must fit."""
+"""Configuration: the dataclasses of its sections, and how the keys and values of files and overrides are checked."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
+from semiseg.config_files import Preset, find_config, merge, parse_overrides, read_config
 from semiseg.models.vnet import SIDE_MULTIPLE
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
 UNET_STAGES = 5
-Preset = Literal["paper", "released"]
-PRESETS: tuple[str, ...] = typing.get_args(Preset)
 
 
 @dataclass(frozen=True)
@@ -151,11 +145,6 @@ class Config:
     output: str | None = None  # the run directory; default runs/<name>, numbered if that exists
 
 
-def config_names() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
-
-
 def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration, the files it builds on, its preset and the overrides, and check every key.
 
@@ -164,13 +153,14 @@ def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
     Raises ValueError naming the key, what was given and what is accepted; FileNotFoundError for a missing file.
     """
     given = parse_overrides(overrides)
-    path = _find(name_or_path)
-    own = _convert(_merge_files(path, "paper").get("preset", "paper"), Preset, "preset")
+    path = find_config(name_or_path)
+    own = _convert(read_config(path, "paper").get("preset", "paper"), Preset, "preset")
     preset = _convert(given.get("preset", own), Preset, "preset")
-    values = _merge_files(path, preset)
+    values = read_config(path, preset)
+    written = _convert(values.get("preset", preset), Preset, "preset")
     # Of a run's configuration, which has no sections for presets, another would be no more than a word in the results.
-    if preset != values.get("preset", preset) and values == _merge_files(path, values["preset"]):
-        raise ValueError(f"preset is {preset!r}, accepted for {name_or_path}, made with another, is {values['preset']}")
+    if preset != written and values == read_config(path, written):
+        raise ValueError(f"preset is {preset!r}, accepted for {name_or_path}, made with another, is {written}")
     values = merge(values, given)
     values["preset"] = preset
     values.setdefault("name", path.stem)
@@ -182,6 +172,25 @@ def load_config(name_or_path: str, overrides: Iterable[str] = ()) -> Config:
             "set evaluation.validation_interval to choose among checkpoints"
         )
     return config
+
+
+def overridden(
+    config: Config,
+    overrides: Iterable[str],  # `section.key=value` with YAML values
+    accepted: Sequence[str],  # keys, and sections whose every key is accepted
+) -> Config:
+    """The configuration of a run with another value of some keys.
+
+    Raises ValueError for a key that is not accepted, and as `config_from_mapping` does.
+    """
+    overrides = list(overrides)
+    given = parse_overrides(overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in accepted):
+            keys = ", ".join(name if "." in name else f"keys of {name}" for name in accepted)
+            raise ValueError(f"override {override!r}, accepted for a run that exists are {keys}")
+    return config_from_mapping(merge(config_to_mapping(config), given))
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> Config:
@@ -202,7 +211,10 @@ def config_from_mapping(values: Mapping[str, Any]) -> Config:
 
 def config_to_mapping(config: Config) -> dict[str, Any]:
     """The configuration as nested plain mappings, ready for YAML or JSON."""
-    return _plain(asdict(config))
+    return asdict(
+        config,
+        dict_factory=lambda items: {key: list(value) if isinstance(value, tuple) else value for key, value in items},
+    )
 
 
 def flatten(values: Mapping[Any, Any], divider: str = ".", prefix: str = "") -> dict[str, Any]:
@@ -215,16 +227,14 @@ def flatten(values: Mapping[Any, Any], divider: str = ".", prefix: str = "") -> 
 
 
 def _check(config: Config) -> None:
-    if config.name in ("", ".", "..") or "/" in config.name or "\\" in config.name:
+    if config.name in ("", ".", "..") or set(config.name) & set("/\\\0"):
         raise ValueError(f"name is {config.name!r}, accepted is the name of a folder")
     network, dimensions = config.network.name, config.network.dimensions
     stages = 1 if network == "vnet" else UNET_STAGES
     for key in ("filters", "dropout"):
-        if len(getattr(config.network, key)) != stages:
-            raise ValueError(
-                f"network.{key} has {len(getattr(config.network, key))} values, accepted for network.name={network} "
-                f"are {stages}"
-            )
+        count = len(getattr(config.network, key))
+        if count != stages:
+            raise ValueError(f"network.{key} has {count} values, accepted for network.name={network} are {stages}")
     patch_size = config.training.patch_size
     if len(patch_size) != dimensions:
         raise ValueError(
@@ -250,160 +260,6 @@ def _check(config: Config) -> None:
         )
     if dimensions == 3 and evaluation.stride is None:
         raise ValueError(f"evaluation.stride is null, accepted for network.name={network} is one stride a side")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose keys are texts, none of them twice in a section, where PyYAML would keep the last without a word.
-
-    Numbers are decimal: to PyYAML 010 is 8 and 1:30 is 90.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, because later the keys that `<<` merges in stand among the section's own.
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]  # PyYAML refuses others
-        for key in scalars:
-            kind = key.tag.rpartition(":")[2]
-            if kind not in ("str", "merge"):
-                problem = f"key {key.value!r} is read as {kind}, accepted are names"
-            elif key.value in seen:
-                problem = f"key {key.value!r} is given twice, accepted is once in a section"
-            else:
-                seen.add(key.value)
-                continue
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-        return node
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:e[-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$", re.IGNORECASE),
-    list("-+0123456789."),
-)
-
-
-def _read_yaml(text: str | bytes, failure: str) -> Any:
-    """What a text holds. Raises ValueError with the failure and, in the same line, what is wrong and where."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of dates and numbers that are none
-        reason = str(error).splitlines()[0]
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
-        raise ValueError(f"{failure}: {reason}") from None
-
-
-def overridden(
-    config: Config,
-    overrides: Iterable[str],  # `section.key=value` with YAML values
-    accepted: Sequence[str],  # keys, and sections whose every key is accepted
-) -> Config:
-    """The configuration of a run with another value of some keys.
-
-    Raises ValueError for a key that is not accepted, and as `config_from_mapping` does.
-    """
-    overrides = list(overrides)
-    given = parse_overrides(overrides)
-    for override in overrides:
-        key = override.partition("=")[0]
-        if not any(key == name or key.startswith(f"{name}.") for name in accepted):
-            keys = ", ".join(name if "." in name else f"keys of {name}" for name in accepted)
-            raise ValueError(f"override {override!r}, accepted for a run that exists are {keys}")
-    return config_from_mapping(merge(config_to_mapping(config), given))
-
-
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """The nested mapping of `section.key=value` with YAML values. Raises ValueError naming the one that is none."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"override {override!r} is not of the form section.key=value")
-        if not text.strip():
-            raise ValueError(f"override {override!r} has no value; null says none")
-        if " #" in text and text[0] not in "'\"":
-            raise ValueError(
-                f"override {override!r} holds ' #', where YAML begins a comment, accepted is a quoted text"
-            )
-        value = _read_yaml(text, f"override {override!r}: the value is not YAML")
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        values = merge(values, value)
-    return values
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises ValueError naming the file where it holds anything else."""
-    content = _read_yaml(path.read_bytes(), f"{path} cannot be read")
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no mapping of keys to values")
-    return content
-
-
-def _merge_files(path: Path, preset: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file over the files it names as `base`, each with its own part of the preset.
-
-    chain: the files that led to this one, each the base of the one before.
-    """
-    chain = (*chain, path.resolve())
-    if chain[-1] in chain[:-1]:
-        raise ValueError(
-            f"{path} builds on itself: base leads from {' to '.join(map(str, chain))}, "
-            "accepted are bases without a cycle"
-        )
-    content = read_mapping(path)
-    bases = content.pop("base", [])
-    names = [bases] if isinstance(bases, str) else bases
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"{path}: base is {bases!r}, accepted are a configuration's name or file, or a list of such"
-        )
-    presets = content.pop("presets", {})
-    if not isinstance(presets, dict) or not all(
-        key in PRESETS and isinstance(section, dict) for key, section in presets.items()
-    ):
-        raise ValueError(
-            f"{path}: presets is {presets!r}, accepted are sections of keys named {', '.join(PRESETS)}"
-        )
-    values: dict[str, Any] = {}
-    for name in names:
-        values = merge(values, _merge_files(_find(name, path), preset, chain))
-    return merge(merge(values, content), presets.get(preset, {}))
-
-
-def _find(
-    name_or_path: str,
-    built_on_it: Path | None = None,  # the file that names it as its base
-) -> Path:
-    """The file of a configuration; that of a base is looked for beside the file that names it first."""
-    shipped = CONFIG_FOLDER / f"{name_or_path}.yaml"
-    if built_on_it is None:
-        what, places = f"configuration {name_or_path!r} is neither a file", (shipped, Path(name_or_path))
-    else:
-        what = f"{built_on_it}: base {name_or_path!r} is neither a file beside it"
-        places = built_on_it.parent / name_or_path, shipped
-    for place in places:
-        if place.is_file():
-            return place
-    close = difflib.get_close_matches(name_or_path, config_names(), n=1, cutoff=0.0)
-    raise FileNotFoundError(
-        f"{what} nor one of {', '.join(config_names())}" + (f"; the nearest is {close[0]}" if close else "")
-    )
-
-
-def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`, section by section."""
-    merged = dict(low)
-    for key, value in high.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) -> Any:
@@ -469,12 +325,4 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         raise ValueError(f"{key} is {value!r}, accepted is a value of type {hint.__name__}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"{key} is {value}, accepted are finite numbers")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
     return value

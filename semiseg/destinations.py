@@ -3,10 +3,20 @@
 import os
 from pathlib import Path
 
+LONGEST_NAME = 255  # bytes, on nearly all file systems
+
 
 def check_destination(path: Path) -> None:
     """Raise ValueError or OSError, naming `path`, where no file or folder of this name can be made."""
     check_utf8(path)
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{path}: accepted are names of up to {LONGEST_NAME} bytes")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # the folders above say whether it can be made
+    except OSError as error:  # such as links in a loop
+        raise OSError(f"{path}: cannot be written ({error.strerror})") from None
     folders = path.resolve().parents
     if not folders:
         raise ValueError(f"{path}: is the root of the file system, accepted is a new name below it")

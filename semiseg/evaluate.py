@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,9 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
             "cases": cases,
         }
     results = {
-        "name": config.name,
-        "method": config.method.name,
-        "preset": config.preset,
-        "dataset": config.dataset.name,
-        "labelled": config.dataset.labelled,
-        "seed": config.seed,
-        "classes": list(dataset.class_names),
-        # What tells the cases of two datasets apart that have the same names, in whatever order.
-        "labels": hashlib.sha256(b"".join(labels[name] for name in sorted(labels))).hexdigest(),
+        **_about(config, dataset.class_names, labels),
         **({"text": text.origin} if text is not None else {}),
         "cost": method_cost(method, config.training.patch_size),
-        "evaluation": dataclasses.asdict(config.evaluation),
-        "checkpoint": reported,
-        **({"warning": SELECTED_ON_TEST} if reported == "test" else {}),
         **evaluated.pop(reported),
         "other_checkpoints": evaluated,
     }
@@ -106,6 +96,28 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     draw_pictures(run, config, method, dataset, device, cases, predicted)
     write_report(run, config, run.report)
     return results
+
+
+def _about(
+    config: Config,
+    class_names: Sequence[str],
+    labels: Mapping[str, bytes],  # digest of every case
+) -> dict[str, Any]:
+    """What was trained, and how and on which cases it is evaluated."""
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "preset": config.preset,
+        "dataset": config.dataset.name,
+        "labelled": config.dataset.labelled,
+        "seed": config.seed,
+        "classes": list(class_names),
+        # What tells the cases of two datasets apart that have the same names, in whatever order.
+        "labels": hashlib.sha256(b"".join(labels[name] for name in sorted(labels))).hexdigest(),
+        "evaluation": dataclasses.asdict(config.evaluation),
+        "checkpoint": config.evaluation.select,
+        **({"warning": SELECTED_ON_TEST} if config.evaluation.select == "test" else {}),
+    }
 
 
 if __name__ == "__main__":

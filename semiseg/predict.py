@@ -29,34 +29,7 @@ from semiseg.preparation.volume_files import (
 @command
 def main(arguments: list[str] | None = None) -> None:
     """Write the label of every voxel as NIfTI, on the grid of the scan, background 0."""
-    parser = argparse.ArgumentParser("python -m semiseg.predict", description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, help="a run directory")
-    parser.add_argument(
-        "--input", required=True, type=Path,
-        help="a NIfTI or NRRD file, a folder of them, or a folder with one DICOM series (*.dcm)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", required=True, type=Path,
-        help="a new .nii.gz or .nii file, or a folder where masks get the names of their scans; "
-        "a file that exists is never overwritten",
-    )  # fmt: skip
-    parser.add_argument(
-        "--probabilities", action="store_true",
-        help="also write NAME_probabilities.nii.gz: float32, the classes along a fourth axis",
-    )  # fmt: skip
-    parser.add_argument(
-        "--skip-existing", action="store_true",
-        help="leave out scans whose mask exists, to go on where a folder's prediction was stopped",
-    )  # fmt: skip
-    parser.add_argument(
-        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"),
-        help="mm along each axis of the files, where their headers are wrong",
-    )  # fmt: skip
-    parser.add_argument(
-        "overrides", nargs="*", metavar="evaluation.key=value",
-        help="e.g. evaluation.largest_component=true, training.precision=bfloat16, training.device=cpu",
-    )  # fmt: skip
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.spacing is not None:
         check_spacing(options.spacing)
     if arguments is None and choose_device("auto").type == "cpu":
@@ -69,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     masks = mask_paths(options.input, scans, options.output)
     wanted = [*masks, *(map(probabilities_path, masks) if options.probabilities else ())]
     check_distinct(wanted, scans)
-    check_destination(masks[0])
+    for path in wanted:
+        check_destination(path)
     if options.skip_existing:
         found = len(scans)
         scans, masks = missing_masks(scans, masks)
@@ -103,6 +77,37 @@ def main(arguments: list[str] | None = None) -> None:
         tqdm.write(f"written to {mask}", file=sys.stdout)
     if failed:
         raise ValueError(f"{len(failed)} of {len(scans)} scans have no mask: {', '.join(failed)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m semiseg.predict", description=__doc__)
+    parser.add_argument("--run", required=True, type=Path, help="a run directory")
+    parser.add_argument(
+        "--input", required=True, type=Path,
+        help="a NIfTI or NRRD file, a folder of them, or a folder with one DICOM series (*.dcm)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, type=Path,
+        help="a new .nii.gz or .nii file, or a folder where masks get the names of their scans; "
+        "a file that exists is never overwritten",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true",
+        help="also write NAME_probabilities.nii.gz: float32, the classes along a fourth axis",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skip-existing", action="store_true",
+        help="leave out scans whose mask exists, to go on where a folder's prediction was stopped",
+    )  # fmt: skip
+    parser.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"),
+        help="mm along each axis of the files, where their headers are wrong",
+    )  # fmt: skip
+    parser.add_argument(
+        "overrides", nargs="*", metavar="evaluation.key=value",
+        help="e.g. evaluation.largest_component=true, training.precision=bfloat16, training.device=cpu",
+    )  # fmt: skip
+    return parser
 
 
 def find_scans(source: Path) -> list[Path]:

@@ -116,8 +116,10 @@ class Predictor:
         self, scan: str | Path | Volume, spacing: Sequence[float] | None, probabilities: bool, progress: bool
     ) -> Segmentation:
         volume = scan if isinstance(scan, Volume) else read_volume(Path(scan))
-        affine, file_axes = volume.affine, io_orientation(volume.affine)
+        affine = volume.affine
         volume = _with_spacing(volume, spacing)
+        # Of the affine that is turned: at 45 degrees the other spacing's rounding can name the axes otherwise.
+        file_axes = io_orientation(volume.affine)
         orientation = self.description.preprocessing.orientation
         if self.config.network.dimensions == 2:
             # The slices of an oblique stack may be nearest to any plane of the body. Cut along another one, they are

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.data.description import DatasetDescription
 from semiseg.destinations import check_destination
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import open_configured_dataset
@@ -65,8 +64,7 @@ def complete_pictures(run: RunDirectory) -> str:
         )
         config, method, device = predictor.config, predictor.method, predictor.device
         dataset = open_configured_dataset(config)
-        if DatasetDescription.of(dataset).class_names != predictor.description.class_names:
-            raise ValueError(f"{config.dataset.name} has other classes than the run was trained on")
+        run.check_dataset(dataset)
         folded = fold_batch_norm(method)  # as in the evaluation, whose figures are shown
         draw_pictures(
             run,

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pickle
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from semiseg.atomic import replace_atomically
 from semiseg.errors import first_line
 
 CLASS_PLACEHOLDER = "[CLS]"
-CLIP_FILES = "https://huggingface.co/{model}/resolve/main/config.json"
 REACH_TIMEOUT = 10.0  # seconds
 
 
@@ -67,6 +65,7 @@ def clip_text(
     sources where transformers is not installed, the hub cannot be reached, or the folder holds no such model.
     """
     try:
+        from huggingface_hub import model_info
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
     except ImportError:
         raise ValueError(_without_clip(model, "transformers is not installed")) from None
@@ -88,7 +87,7 @@ def clip_text(
             if os.path.isdir(place):
                 raise
             # transformers would try again for minutes
-            urllib.request.urlopen(CLIP_FILES.format(model=model), timeout=REACH_TIMEOUT).close()
+            model_info(model, timeout=REACH_TIMEOUT)
             tokenizer, tower = load(local_files_only=False)
     except Exception as error:  # of a damaged file tokenizers raise nothing narrower
         raise ValueError(_without_clip(model, _reason(error))) from error
@@ -133,16 +132,17 @@ def file_text(
         raise ValueError(f"method.text_file {path}: {_reason(error)}") from error
     if len(arrays) != 1:
         raise ValueError(f"method.text_file {path} holds {len(arrays)} arrays, accepted is one")
-    embeddings = arrays[0]
+    (embeddings,) = arrays
     if embeddings.dim() != 2 or len(embeddings) != num_classes or not embeddings.is_floating_point():
         raise ValueError(
             f"method.text_file {path} holds {str(embeddings.dtype).removeprefix('torch.')} "
             f"{list(embeddings.shape)}, accepted is floating point [{num_classes}, width]: "
             "one row a class, background first"
         )
+    embeddings = embeddings.float().contiguous()
     if not embeddings.isfinite().all():
-        raise ValueError(f"method.text_file {path} holds NaN or infinite values")
-    return TextEmbeddings(embeddings.float().contiguous(), {"source": "file", "file": path.name})
+        raise ValueError(f"method.text_file {path} holds NaN or infinite values, or some too large for float32")
+    return TextEmbeddings(embeddings, {"source": "file", "file": path.name})
 
 
 def _read_arrays(path: Path) -> list:

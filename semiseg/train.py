@@ -10,7 +10,8 @@ from math import prod
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.config import Config, config_names, load_config, overridden
+from semiseg.config import Config, load_config, overridden
+from semiseg.config_files import config_names
 from semiseg.engine.allocator import restart_with_tight_heap, tight_environment
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted

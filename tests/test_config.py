@@ -16,10 +16,10 @@ from semiseg.config import (
     NetworkConfig,
     TrainingConfig,
     config_from_mapping,
-    config_names,
     config_to_mapping,
     load_config,
 )
+from semiseg.config_files import config_names
 from semiseg.data.dataset import ON_DISK
 from semiseg.engine.trainer import choose_device
 from semiseg.methods import METHODS
@@ -109,11 +109,12 @@ def test_a_preset_without_sections_for_it_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["relased", ["paper"]])
-def test_the_preset_of_a_file_is_checked_where_an_override_gives_another(preset, tmp_path):
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump({"base": "la_mper", "preset": preset}))
+@pytest.mark.parametrize("in_section", [False, True])
+def test_the_preset_of_a_file_is_checked_where_an_override_gives_another(preset, in_section, tmp_path):
+    path, content = tmp_path / "own.yaml", {"preset": preset}
+    path.write_text(yaml.safe_dump({"base": "la_mper", **({"presets": {"released": content}} if in_section else content)}))
     with pytest.raises(ValueError, match=rf"^preset is {re.escape(repr(preset))}, accepted are paper, released$"):
-        load_config(str(path), ["preset=paper"])
+        load_config(str(path), ["preset=released"])
 
 
 def test_overrides_come_last():
@@ -145,6 +146,9 @@ def test_file_with_base(tmp_path):
         ("preset=false", "preset is False, accepted are paper, released"),
         ("training.patch_size=[112, 112]", "training.patch_size has 2 sides, accepted for network.name=vnet are 3"),
         ("training.patch_size=112", "training.patch_size is 112, accepted is a list"),
+        ("network.filters=[16, 32]", "network.filters has 2 values, accepted for network.name=vnet are 1"),
+        ("network.name=unet", "network.filters has 1 values, accepted for network.name=unet are 5"),
+        ("network.dropout=[0.5, 0.5]", "network.dropout has 2 values, accepted for network.name=vnet are 1"),
         ("training.labelled_batch=two", "training.labelled_batch is 'two', accepted is a value of type int"),
         ("training.labelled_batch=0", "training.labelled_batch is 0, accepted are values from 1"),
         ("training=3", "training is 3, accepted is a section of keys"),
@@ -165,6 +169,7 @@ def test_file_with_base(tmp_path):
         ("output=runs/a #2", "holds ' #', where YAML begins a comment"),
         ("name=''", "name is '', accepted is the name of a folder"),
         ("name=../a", "name is '../a', accepted is the name of a folder"),
+        (r'name="a\0b"', r"name is 'a\x00b', accepted is the name of a folder"),
         ("method=3", "method.name is None, accepted are supervised, mper, vclipseg"),
     ],
 )
@@ -331,7 +336,7 @@ def test_strides_that_leave_gaps(name, key, stride, patch):
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_no_checkpoint_is_judged_by_finer_windows_than_the_last(name, preset):
     evaluation = load_config(name, [f"preset={preset}"]).evaluation
     if evaluation.validation_stride is not None:

@@ -58,5 +58,12 @@ def test_every_switch_of_a_method_is_explained(name):
 
 def test_links_between_documents_lead_somewhere():
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
-            assert "://" in target or (document.parent / target).exists(), f"{document.name}: {target}"
+        for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", document.read_text()):
+            if "://" in target:
+                continue
+            linked = document.parent / target if target else document
+            assert linked.exists(), f"{document.name}: {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+                assert anchor in anchors, f"{document.name}: {target}#{anchor}"

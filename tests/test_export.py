@@ -98,6 +98,16 @@ def test_a_file_that_computes_something_else_is_not_left(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_without_onnxruntime_a_file_is_left_and_said_to_be_uncompared(monkeypatch, tmp_path, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    monkeypatch.setitem(export.FORMATS, ".onnx", (lambda program, path, metadata: path.touch(), export.run_onnx))
+    run = untrained_run(tmp_path / "run", "acdc_supervised")
+    main(["--run", str(run), "--output", str(tmp_path / "model.onnx")])
+    assert "model.onnx: not compared with the original, as onnxruntime is not installed" in capsys.readouterr().out
+    assert (tmp_path / "model.onnx").is_file()
+
+
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_a_destination_that_cannot_be_written_is_refused_before_the_network_is_read(
     ending, monkeypatch, tmp_path

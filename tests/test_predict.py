@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from challenge_files import LPS, anatomy, write_dicom_series, write_nifti, write_nrrd
+from nibabel.affines import from_matvec
+from nibabel.orientations import io_orientation
 from scipy import ndimage
 from untrained_runs import untrained_run
 
@@ -226,6 +228,25 @@ def test_three_lines_of_python_and_a_true_spacing(thresholding, tmp_path):
     for wrong in ((1.0, 1.0), (0.0, 1.0, 1.0)):
         with pytest.raises(ValueError, match="three positive numbers"):
             predictor.predict(tmp_path / "scan.nrrd", spacing=wrong)
+
+
+def test_a_true_spacing_leaves_a_scan_at_45_degrees_as_it_lies(thresholding, tmp_path):
+    """Its axes may be called by either name, and another spacing's rounding may choose the other."""
+    a, b = np.cos(np.pi / 4), np.sin(np.pi / 4)  # a last digit apart
+    random, turn = np.random.default_rng(0), np.array([[b, a, 0], [0, 0, 1], [a, -b, 0]])
+    for _ in range(1000):
+        header, true = random.uniform(0.3, 3, (2, 3))
+        affine = np.eye(4)
+        affine[:3, :3] = turn * header
+        sizes = Volume(WHERE, scan(), affine).spacing  # the header's but for rounding
+        if (io_orientation(affine) != io_orientation(from_matvec(affine[:3, :3] * np.divide(true, sizes)))).any():
+            break
+    predictor = Predictor(
+        untrained_run(tmp_path / "run", preprocessing=Preprocessing("LPS", None, "fixed", None, 0.0, 1.0))
+    )
+    image = scan((40, 37, 34))
+    classes = predictor.predict(Volume(WHERE, image, affine), spacing=tuple(true)).classes
+    assert np.array_equal(classes, image > THRESHOLD)
 
 
 def test_only_the_largest_component(thresholding, tmp_path):
@@ -575,6 +596,11 @@ def test_bad_names_and_destinations_are_refused_before_the_network_is_read(monke
     refused(r"'.*M\\udcfcller.nii': accepted are names in UTF-8", "masks", os.fsdecode(b"M\xfcller.nii"))
     (tmp_path / "afile").write_text("precious")
     refused("afile/masks/scan.nii.gz: cannot be written, as .*afile is no folder", "afile/masks")
+    (tmp_path / "scans").mkdir()
+    for name in ("a.nii", f"{'b' * 251}.nii"):
+        (tmp_path / "scans" / name).write_text("never read")
+    with pytest.raises(ValueError, match="b.nii.gz: accepted are names of up to 255 bytes"):
+        predict(["--run", "run", "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     refused("mask.nii: cannot be written, as the folder .* is not writable", "mask.nii")
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +121,7 @@ def make_run(
         "cpu": "abacus",
         "cores": 2,
         "versions": {"torch": "2"},
-        "commit": "c0ffee",
+        "commit": "c0ffee-dirty",
     }
     run.environment.write_text(json.dumps(environment))
     run.metrics.write_text('{"iteration": 1, "stage": "supervised", "total": 0.5}\n')
@@ -145,7 +146,7 @@ def test_report_without_test_data_says_what_is_missing(tmp_path, capsys):
     page = assert_self_contained(path / "report.html")
     for part in (
         "phantom_supervised", "train <script>", "abacus", "c0ffee", "1.23 million parameters", "8.9 billion",
-        "selected on the test set", "Not all pictures could be drawn", "Checkpoint validation, iteration 3", *CASES, *CLASSES,
+        "selected on the test set", "The code was changed after the commit", "Not all pictures could be drawn", "Checkpoint validation, iteration 3", *CASES, *CLASSES,
     ):  # fmt: skip
         assert part in page.text, part
     summary = json.loads((path / "results.json").read_text())["summary"]["classes"]["shell"]["dice"]
@@ -170,16 +171,18 @@ def test_pictures_take_the_files_of_the_cases_shown_alone(left_atrium, tmp_path,
     (left_atrium / "test.list").write_text("\n".join(names))
     shutil.rmtree(left_atrium / "2018LA_Seg_Training Set" / "CASE4")
     drawn = []
-    monkeypatch.setattr(pictures_module, "overlay", lambda case, *_: drawn.append(case.name))
+    monkeypatch.setattr(
+        pictures_module, "overlay", lambda case, prediction, _, path, *__: drawn.append((path.stem, case.name, prediction))
+    )
     monkeypatch.setattr(pictures_module, "surfaces", lambda *_: None)
     monkeypatch.setattr(pictures_module, "sample_embeddings", lambda *_: (np.zeros((1, 2)), np.zeros(1)))
     monkeypatch.setattr(pictures_module, "embedding_map", lambda *_: None)
     run, config = RunDirectory(tmp_path / "run"), load_config("la_supervised")
     run.path.mkdir()
     method = SimpleNamespace(network=torch.nn.Identity(), num_classes=2, prototypes=None)
-    given = run, config, method, open_dataset("la", left_atrium), torch.device("cpu"), cases, lambda case: case.label
+    given = run, config, method, open_dataset("la", left_atrium), torch.device("cpu"), cases, lambda case: case.name[-1]
     draw_pictures(*given)
-    assert drawn == ["CASE3", "CASE5", "CASE6"]  # the worst, the median and the best
+    assert drawn == [("worst", "CASE3", "3"), ("median", "CASE5", "5"), ("best", "CASE6", "6")]
     (left_atrium / "test.list").write_text("\n".join(names[1:]))
     with pytest.raises(ValueError, match="the test split of la has no case CASE3, which the results name"):
         draw_pictures(*given)
@@ -199,9 +202,10 @@ def test_evaluation_leaves_a_report_that_can_be_made_again(name, request, tmp_pa
     save_checkpoint(run.checkpoint(), method, iteration=2)
     validated = name != "la_mper"  # the left atrium has no validation split
     if validated:
-        save_checkpoint(run.checkpoint("validation"), method, iteration=1)
+        other = build_method(config, len(dataset.class_names), torch.device("cpu"))  # whose pictures are not drawn
+        save_checkpoint(run.checkpoint("validation"), other, iteration=1)
     monkeypatch.setattr(pictures_module, "VOXELS", 300)  # t-SNE takes seconds for more
-    evaluate.main(["--run", str(run_path)])
+    evaluate.main(["--run", str(run_path), "evaluation.largest_component=true"])
     results = json.loads(run.results.read_text())
     assert ("validation" in results.get("other_checkpoints", {})) == validated
     pictures = prediction_pictures(run)
@@ -211,12 +215,16 @@ def test_evaluation_leaves_a_report_that_can_be_made_again(name, request, tmp_pa
     assert len(set(contents.values())) >= 5  # two test cases, so that one is best or worst and median
 
     run.report.unlink()
-    pictures[3].unlink()
+    pictures[3].write_bytes(b"of an earlier evaluation")
+    os.utime(pictures[3], (0, 0))
     assert report_of(run_path, capsys=capsys)[0] == 0
     assert {path: path.read_bytes() for path in pictures} == contents
     assert assert_self_contained(run.report).text == first.text
 
     pictures[3].unlink()
+    replace(DatasetDescription.of(dataset), preprocessing=Preprocessing("LPS", (9.0, 9.0, 9.0))).save(run.dataset)
+    assert "was trained on another dataset" in report_of(run_path, capsys=capsys)[1]
+    DatasetDescription.of(dataset).save(run.dataset)
     (root / "test.list").unlink()
     _, output, _ = report_of(run_path, capsys=capsys)
     assert "test.list: missing" in output
@@ -241,6 +249,11 @@ def test_comparison_of_two_configurations(tmp_path, capsys):
     assert cells[1:3] == ["Dice [%]", f"{differences.mean():+.2f} ± {differences.std():.2f}"]
     assert cells[4:] == ["6", "0", "0"]
     assert 0 < float(cells[3]) < 0.05  # six differences of one sign
+    [row] = [line for line in output.splitlines() if line.startswith(f"| {names[1]}") and "ASD [voxel]" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2].startswith("-") and cells[4:] == ["6", "0", "0"]  # shorter distances are better ones
+    means = f"{100 * np.mean(dice[1]):.2f} ± {100 * np.std(dice[1]):.2f}"
+    assert any(line.startswith(f"| {names[1]}") and means in line for line in output.splitlines())
     page = assert_self_contained(output_file)
     assert all(part in page.text for part in (*names, *CASES, f"{differences[0]:+.2f}"))
 

@@ -52,7 +52,7 @@ class CompactImage:
 def compact(
     image: np.ndarray,  # [*S] float32
 ) -> Tensor | CompactImage:
-    """An image of at most 256 values as a CompactImage where that takes half its memory or less, else as it is, shared."""
+    """An image of at most 256 values as a CompactImage where that halves its memory at least, else as it is, shared."""
     tensor = torch.as_tensor(image, dtype=torch.float32)
     voxels = missing = tensor.flatten()
     indices, values = torch.zeros_like(voxels, dtype=torch.int32), voxels[:0]

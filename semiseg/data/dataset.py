@@ -48,7 +48,7 @@ class Dataset(Protocol):
         """Return the labelled and the unlabelled training cases, all in memory.
 
         `labelled` counts volumes, or patients where the cases are slices. Before a case is read, raises ValueError if a
-        training patient is in an evaluation list, FileNotFoundError if one of these or a file that it names is missing.
+        patient is in two lists, FileNotFoundError if an evaluation list or a file that it names is missing.
         """
         ...
 

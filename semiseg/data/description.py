@@ -30,7 +30,7 @@ class DatasetDescription:
         return cls(dataset.class_names, dataset.dimensions, dataset.preprocessing, dataset.label_values)
 
     def difference(self, other: DatasetDescription) -> str:
-        """The first field in which another dataset's cases differ, what it was and what it is; empty where none does."""
+        """The first field in which another dataset's cases differ, what it was and is; empty where none does."""
         given = other._fields()
         for name, value in self._fields().items():
             # Without an orientation, as older versions described the left atrium, axes are those of any file.

@@ -37,20 +37,21 @@ def check_evaluation_lists(
     training: Iterable[str],  # names of cases
     patient: Callable[[str], str],  # of a case's name
 ) -> None:
-    """Raise ValueError if a list names a case of a training patient, FileNotFoundError if a case has no file.
+    """Raise ValueError if a patient is in two of all lists, FileNotFoundError if a case to be evaluated has no file.
 
     No file of a case is opened. Raises as `read_list` too.
     """
-    trained = {patient(name): name for name in training}
+    earlier = {patient(name): f"the training list {name!r}" for name in training}
     for path in lists:
-        for name in read_list(path):
-            if patient(name) in trained:
+        names = read_list(path)
+        for name in names:
+            if patient(name) in earlier:
                 raise ValueError(
-                    f"{path}: names {name!r}, and the training list {trained[patient(name)]!r}; "
-                    "a patient may be in only one of the lists"
+                    f"{path}: names {name!r}, and {earlier[patient(name)]}; a patient may be in only one of the lists"
                 )
             if not file_of(name).is_file():
                 raise FileNotFoundError(f"{file_of(name)}: missing; {path} names {name!r}")
+        earlier |= {patient(name): f"{path.name} {name!r}" for name in names}
 
 
 def read_case(
@@ -63,11 +64,11 @@ def read_case(
     """Read one HDF5 file into a Case.
 
     Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is not in
-    it, their shapes differ or are not `axes` long, the image holds NaN or infinity, or the label a value that
-    is no class.
+    it or holds no numbers, their shapes differ or are not `axes` long, the image holds NaN or infinity, or the label
+    a value that is no class.
     """
     with _open(path) as file:
-        _check_shapes(path, file, axes, ("image", "label"))
+        _check_arrays(path, file, axes, ("image", "label"))
         image, stored_label = _read_image(path, file), _read(path, file, "label")
     with np.errstate(invalid="ignore"):
         label = stored_label.astype(np.uint8)
@@ -86,7 +87,7 @@ def read_unlabelled_case(
 ) -> UnlabelledCase:
     """Read the image of one HDF5 file, whether it holds a label or not. Raises as read_case does."""
     with _open(path) as file:
-        _check_shapes(path, file, axes, ("image",))
+        _check_arrays(path, file, axes, ("image",))
         return UnlabelledCase(name, _read_image(path, file))
 
 
@@ -97,7 +98,7 @@ def has_label(path: Path) -> bool:
 
 
 def read_cases_lazily(
-    paths: Sequence[Path],
+    file_of: Callable[[str], Path],  # a case's name
     names: Sequence[str],
     axes: int,
     num_classes: int,
@@ -107,12 +108,10 @@ def read_cases_lazily(
 
     Raises as read_case does.
     """
-    for path in paths:
-        with _open(path) as file:
-            _check_shapes(path, file, axes, ("image", "label"))
-    return (
-        read_case(path, name, axes, num_classes, spacing) for path, name in zip(paths, names, strict=True)
-    )
+    for name in names:
+        with _open(file_of(name)) as file:
+            _check_arrays(file_of(name), file, axes, ("image", "label"))
+    return (read_case(file_of(name), name, axes, num_classes, spacing) for name in names)
 
 
 def check_labelled(labelled: int, available: int, unit: str, source: Path | str) -> None:
@@ -146,11 +145,13 @@ def _read_image(path: Path, file: h5py.File) -> np.ndarray:
     return image
 
 
-def _check_shapes(path: Path, file: h5py.File, axes: int, keys: Sequence[str]) -> None:
+def _check_arrays(path: Path, file: h5py.File, axes: int, keys: Sequence[str]) -> None:
     expected = " and ".join(map(repr, keys))
     for key in keys:
         if file.get(key, getclass=True) is not h5py.Dataset:
             raise ValueError(f"{path}: has no dataset {key!r}; it holds {sorted(file)}, expected {expected}")
+        if file[key].dtype.kind not in "biuf":
+            raise ValueError(f"{path}: {key!r} holds values of type {file[key].dtype}; expected one number a voxel")
     shapes = [file[key].shape for key in keys]
     if len(set(shapes)) > 1:
         raise ValueError(

@@ -41,13 +41,12 @@ class OwnData(Volumes):
 
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Read all training volumes; the first `labelled` of train.list that have a label are labelled."""
-        source = self.root / TRAINING_LIST
         names = self.training_names()
         with_label = [name for name in names if has_label(self.path(name))]
-        check_labelled(labelled, len(with_label), "labelled volumes", source)
+        check_labelled(labelled, len(with_label), "labelled volumes", self.root / TRAINING_LIST)
         chosen = with_label[:labelled]
-        others = [name for name in names if name not in set(chosen)]
+        others = [name for name in names if name not in chosen]
         return (
             [self.read(name) for name in chosen],
-            [read_unlabelled_case(self.path(name), name, self.dimensions) for name in others],
+            [read_unlabelled_case(self.path(name), name, 3) for name in others],
         )

@@ -39,9 +39,9 @@ def restart_with_tight_heap() -> None:
 def tight_environment() -> dict[str, str]:
     """This process's environment, and in it what tells glibc, when a process starts, to make freed blocks reusable.
 
-    To align a block glibc cuts slivers off its ends. They stay with the thread, and the hole that the block leaves is too
-    short for another of the same size: of the heap's memory a third to a half is such holes. Without a cache of small
-    blocks for every thread the slivers join the hole again. What the user says of that cache holds.
+    To align a block glibc cuts slivers off its ends. They stay with the thread, and the hole that the block leaves is
+    too short for another of the same size: of the heap's memory a third to a half is such holes. Without a cache of
+    small blocks for every thread the slivers join the hole again. What the user says of that cache holds.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if _glibc() is None or "tcache_count" in tunables:

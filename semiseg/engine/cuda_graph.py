@@ -16,10 +16,10 @@ Function = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 class CudaGraph:
     """A function from tensors to tensors as a CUDA graph, with the same operations on the same memory in every call.
 
-    The first calls run as they are. The next is captured, and from then on what is given is copied into the tensors of the
-    capture and the graph replayed. Whatever the function moves in place (parameters, buffers, states of the optimiser,
-    PyTorch's random numbers) moves in every call. The function must not wait for the GPU, choose by what is in a tensor, or
-    make a tensor of numbers on the processor; PyTorch raises a RuntimeError where it does.
+    The first calls run as they are. The next is captured, and from then on what is given is copied into the tensors of
+    the capture and the graph replayed. Whatever the function moves in place (parameters, buffers, states of the
+    optimiser, PyTorch's random numbers) moves in every call. The function must not wait for the GPU, choose by what is
+    in a tensor, or make a tensor of numbers on the processor; PyTorch raises a RuntimeError where it does.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -17,7 +17,7 @@ PACKAGES = ("torch", "numpy", "semiseg")
 def environment() -> dict[str, Any]:
     """Processor, cores, GPU if there is one, versions and commit.
 
-    "-dirty" marks a commit with changes in its tracked files; where git does not know the commit, SEMISEG_COMMIT tells it.
+    "-dirty" marks a commit with changes in its tracked files; where git does not know it, SEMISEG_COMMIT tells it.
     """
     return {
         "cpu": _cpu_model(),

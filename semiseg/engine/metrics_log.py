@@ -22,7 +22,7 @@ INTERVAL = 10  # iterations
 class MetricsLog:
     """Scalars of every iteration, to JSON lines and TensorBoard.
 
-    Values are kept as tensors and read `interval` iterations at a time, so that a GPU is not made to wait every step.
+    Values are kept as tensors and read INTERVAL iterations at a time, so that a GPU is not made to wait every step.
     Leaving its context does not write what is pending; `flush` does.
     """
 
@@ -30,7 +30,6 @@ class MetricsLog:
         self,
         run: RunDirectory,
         sizes: Mapping[str, int] | None = None,  # of the files, as `sizes` gave them; what follows is cut off
-        interval: int = INTERVAL,
     ):
         """Raises ValueError where a file is shorter than `sizes` says, OSError where one cannot be written."""
         self.run = run
@@ -42,7 +41,6 @@ class MetricsLog:
         self._records = RecordWriter(self._events)
         if not self._events.size:
             self._add_event(Event(file_version="brain.Event:2"))
-        self._interval = interval
         self._pending: list[tuple[int, str, dict]] = []
         self.latest: dict[str, float] = {}
 
@@ -57,10 +55,10 @@ class MetricsLog:
         """Log scalars (tensors or floats) of an iteration, counted from 1 over all stages.
 
         Raises FloatingPointError naming the iteration where the total loss is NaN or infinite; it may come up to
-        `interval` iterations late.
+        INTERVAL iterations late.
         """
         self._pending.append((iteration, stage, values))
-        if len(self._pending) >= self._interval:
+        if len(self._pending) >= INTERVAL:
             self.flush()
 
     def flush(self) -> None:

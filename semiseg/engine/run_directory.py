@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ import torch
 import yaml
 
 from semiseg.atomic import remove_leftovers, write_json, write_new_text
-from semiseg.config import Config, config_from_mapping, config_to_mapping, read_mapping
+from semiseg.config import Config, config_from_mapping, config_to_mapping
+from semiseg.config_files import read_mapping
 from semiseg.data import Dataset
 from semiseg.data.description import DatasetDescription
 from semiseg.data.files import read_list
@@ -93,7 +95,7 @@ class RunDirectory:
         return TextEmbeddings.load(self.text) if self.text.is_file() else None
 
     def check_dataset(self, dataset: Dataset) -> None:
-        """Raise ValueError where a dataset is not like the one trained on; of a run too old to know, any is accepted."""
+        """Raise ValueError where a dataset is not like the one trained on; a run too old to know accepts any."""
         if not self.dataset.is_file():
             return
         difference = DatasetDescription.load(self.dataset).difference(DatasetDescription.of(dataset))
@@ -107,18 +109,18 @@ class RunDirectory:
         self,
         names: Sequence[str],  # of all cases to train on, in their order
     ) -> None:
-        """Raise ValueError where these are not the cases trained on so far; of a run too old to know, any are accepted."""
+        """Raise ValueError where these are not the cases trained on so far; a run too old to know accepts any."""
         if not self.training_cases.is_file():
             return
         for number, (trained, given) in enumerate(zip_longest(read_list(self.training_cases), names), start=1):
             if trained != given:
                 raise ValueError(
-                    f"{self.path} is trained on {trained or 'no case'} as training case {number}, and the dataset given "
-                    f"has {given or 'none'} there, accepted are the same cases in the same order"
+                    f"{self.path} is trained on {trained or 'no case'} as training case {number}, and the dataset "
+                    f"given has {given or 'none'} there, accepted are the same cases in the same order"
                 )
 
     def check_test_cases(self, dataset: Dataset) -> None:
-        """Raise ValueError where a test case is one trained on; of a run too old to know, all are accepted."""
+        """Raise ValueError where a test case is one trained on; a run too old to know accepts all."""
         if not self.training_cases.is_file():
             return
         trained = {dataset.patient(name) for name in read_list(self.training_cases)}
@@ -162,7 +164,7 @@ class RunDirectory:
         if config.output is None:
             check_destination(_default_path(config))  # the run's own folder may have another number
             return
-        path = Path(config.output).expanduser()
+        path = _expanded(config.output)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise _taken(path)
         check_destination(path / "config.yaml")
@@ -177,8 +179,8 @@ class RunDirectory:
         if config.output is None:
             path = _make_first_free(_default_path(config))
         else:
-            path = Path(config.output).expanduser()
-            path.mkdir(parents=True, exist_ok=True)
+            path = _expanded(config.output)
+            _make_folder(path)
         run = cls(path)
         try:
             write_new_text(run.config, yaml.safe_dump(config_to_mapping(config), sort_keys=False))
@@ -211,12 +213,21 @@ def _default_path(config: Config) -> Path:
     return Path("runs") / config.name
 
 
+def _expanded(output: str) -> Path:
+    # Not Path.expanduser, which raises RuntimeError where there is no such user or home.
+    return Path(os.path.expanduser(output))
+
+
+def _make_folder(path: Path) -> None:
+    path.resolve().mkdir(parents=True, exist_ok=True)  # also of a link to a folder that is gone
+
+
 def _taken(path: Path) -> ValueError:
     return ValueError(f"output is {path}, which exists already, accepted is a new or an empty folder")
 
 
 def _make_first_free(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     candidate, number = path, 1
     while True:
         try:

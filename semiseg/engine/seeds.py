@@ -10,5 +10,4 @@ def derived_seed(seed: int, purpose: int, number: int) -> int:
     if number == 0:
         return seed
     # Not a sum or stride: of a seed PyTorch's generator on the CPU keeps the low 32 bits only.
-    entropy = seed % 2**64  # as PyTorch reads a negative one
-    return int(np.random.SeedSequence(entropy, spawn_key=(purpose, number)).generate_state(1)[0])
+    return int(np.random.SeedSequence(seed, spawn_key=(purpose, number)).generate_state(1)[0])

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -34,9 +34,9 @@ from semiseg.text import TextEmbeddings
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a configuration asks for; `auto` is the GPU where there is one. One asked for by number becomes current.
+    """The device a configuration asks for; `auto` is the GPU where there is one.
 
-    Raises ValueError for any other than the CPU and the GPUs that PyTorch finds.
+    One asked for by number becomes current. Raises ValueError for any other than the CPU and the GPUs PyTorch finds.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +47,8 @@ def choose_device(name: str) -> torch.device:
         gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         devices = ["auto", "cpu", *(["cuda", *gpus] if gpus else [])]
         raise ValueError(
-            f"training.device is {name!r}, accepted with the {len(gpus)} GPUs that PyTorch finds are {', '.join(devices)}"
+            f"training.device is {name!r}, accepted with the {len(gpus)} GPUs that PyTorch finds are "
+            + ", ".join(devices)
         )
     device = torch.device(name)
     if device.index is not None:
@@ -151,11 +152,12 @@ class Training:
         """Train from where it stands to the end."""
         if self.processes.is_main:
             self.directory = self._open_directory()
+        first_stage, log_sizes = (self.state.stage, self.state.log_sizes) if self.state is not None else (0, None)
         with (
             deterministic_algorithms(self.config.training.deterministic),
             self.processes.joined(self.device),
             Interruption() as interruption,
-            _metrics_log(self.directory, self.state) as log,
+            _metrics_log(self.directory, log_sizes) as log,
             tqdm(
                 total=self.total,
                 initial=self.iteration,
@@ -167,7 +169,7 @@ class Training:
             ) as progress,
         ):
             self.processes.seed(self.config.seed + self.iteration)
-            for number in range(self.state.stage if self.state is not None else 0, len(self.stages)):
+            for number in range(first_stage, len(self.stages)):
                 self._run_stage(number, interruption, log, progress)
             if log is not None:
                 log.flush()
@@ -198,9 +200,10 @@ class Training:
         progress.set_description(stage.name)
         optimiser = build_optimiser(config, method)
         first_step = 0
-        if self.state is not None and number == self.state.stage:
+        if self.state is not None:
             first_step = self.state.step
             self.state.restore_stage(sampler, optimiser)
+            self.state = None  # the other stages start afresh, and its tensors need not stay in memory
         else:
             if log is not None:
                 log.flush()  # a loss that is not finite explains more than what comes of it here
@@ -218,14 +221,8 @@ class Training:
             values = take_step(Batch(*sampler.next()), step)
             self.iteration += 1
             if log is not None:
-                log.add(
-                    self.iteration,
-                    stage.name,
-                    {**values, "learning_rate": optimiser.param_groups[0]["lr"]},
-                )
-                progress.set_postfix(
-                    {name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False
-                )
+                log.add(self.iteration, stage.name, {**values, "learning_rate": optimiser.param_groups[0]["lr"]})
+                progress.set_postfix({name: f"{value:.3f}" for name, value in log.latest.items()}, refresh=False)
                 progress.update()
             # Before the last stage there is no trained method, however well the network does.
             if stage is self.stages[-1] and self.selection.due(self.iteration, self.total):
@@ -317,15 +314,20 @@ def _check_classes(labelled: Sequence[Case], class_names: Sequence[str]) -> None
 
 
 @contextmanager
-def _metrics_log(run: RunDirectory | None, state: TrainingState | None) -> Iterator[MetricsLog | None]:
+def _metrics_log(
+    run: RunDirectory | None,
+    sizes: Mapping[str, int] | None,  # of its files where it is resumed
+) -> Iterator[MetricsLog | None]:
     """The log of the process that writes; a loss that is not finite then also names the checkpoint that is left."""
     if run is None:
         yield None
         return
-    with MetricsLog(run, state.log_sizes if state is not None else None) as log:
+    with MetricsLog(run, sizes) as log:
         try:
             yield log
         except FloatingPointError as error:
+            if not run.training_state.is_file():  # before the first step
+                raise
             raise FloatingPointError(
                 f"{error}; the last good checkpoint is {run.training_state}, "
                 f"of iteration {saved_iteration(run.training_state)}"
@@ -385,6 +387,7 @@ class Selection:
             dataset.evaluation_cases(self.split)  # what is missing is found here
 
     def due(self, iteration: int, total: int) -> bool:
+        """Whether to evaluate after an iteration (counted from 1) of `total`: every so many, and after the last."""
         interval = self.config.evaluation.validation_interval
         return self.split is not None and (iteration == total or (interval > 0 and iteration % interval == 0))
 

@@ -1,7 +1,7 @@
 """The state of a run that is not finished: one file from which training resumes as if it had never stopped.
 
-On several processes that is so but for their random states, of which the file holds the first one's alone: dropout's masks
-are drawn anew.
+On several processes that is so but for their random states, of which the file holds the first one's alone: dropout's
+masks are drawn anew.
 """
 
 from __future__ import annotations
@@ -80,8 +80,10 @@ class TrainingState:
     def restore_stage(self, sampler: TrainingSampler, optimiser: torch.optim.Optimizer) -> None:
         """Put back what belongs to the stage under way. Raises ValueError where there are other training cases."""
         sampler.load_state_dict(self._values["sampler"])
+        # In the order in which the optimiser's state_dict numbers them.
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         for number, buffers in self._values.get("optimiser", {}).items():
-            parameter = _parameters(optimiser)[int(number)]
+            parameter = parameters[int(number)]
             # In the parameter's memory format again: arithmetic over another one may round otherwise.
             optimiser.state[parameter] = {
                 name: torch.empty_like(parameter).copy_(buffer) for name, buffer in buffers.items()
@@ -134,11 +136,6 @@ def saved_iteration(path: Path) -> int:
     """How many iterations were done when a state was written."""
     _, metadata = read_tensors(path)
     return json.loads(metadata[METADATA])["iteration"]
-
-
-def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order in which the optimiser's state_dict numbers them."""
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ def check_cuda_graph(config: Config, device: torch.device, processes: Processes)
     """Raise ValueError where a step is to be a CUDA graph and cannot."""
     if config.training.cuda_graph and not _can_be_a_graph(device, processes):
         raise ValueError(
-            f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process on a "
-            "GPU with a cuda or triton backend"
+            f"training.cuda_graph is true on {device.type} with {processes.count} processes, accepted is one process "
+            "on a GPU with a cuda or triton backend"
         )
 
 

@@ -97,18 +97,9 @@ def embedding_map(
         axis.scatter(across, up, s=260, c=colour, marker="*", edgecolors="black", linewidths=1.2, zorder=3)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
     if prototypes is not None:
-        handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker="*",
-                markersize=14,
-                color="white",
-                markeredgecolor="black",
-                label="prototype",
-            )
-        )
+        star = Line2D([], [], linestyle="none", marker="*", markersize=14, color="white", markeredgecolor="black")
+        star.set_label("prototype")
+        handles.append(star)
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     axis.set_aspect("equal", adjustable="datalim")
     axis.set_xticks([])

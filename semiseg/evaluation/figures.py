@@ -24,10 +24,8 @@ RATES = ("learning_rate", "ramp_up")
 VALIDATION = "validation_dice"
 SMOOTHING = 0.02  # of a stage's length, the standard deviation of the Gaussian that smooths a loss
 MAX_POINTS = 2000  # drawn per line
-SLICES = 3  # of a stack shown; for a volume, the planes through the truth's centre
-STACK_RATIO = (
-    3.0  # a volume whose first axis is this many times coarser or shorter than the others is a stack
-)
+SLICES = 3  # of a stack shown, at most; for a volume, the planes through the truth's centre
+STACK_RATIO = 3.0  # a volume whose first axis is so many times coarser or shorter than the others is a stack
 MARGIN = 0.15  # around the structures shown, of their extent
 LEGEND_COLUMN = 2.4  # inches
 FILL = 0.22  # opacity of a prediction
@@ -118,7 +116,7 @@ def overlay(
 ) -> None:
     """Draw truth (solid line) and prediction (filled, dashed line) over planes of the image.
 
-    A volume is shown in its three planes through the centre of the truth, a stack of slices in three slices
+    A volume is shown in its three planes through the centre of the truth, a stack of slices in up to three
     spread over the truth, a 2D image as it is; each cropped to the structures. The legend says every class's
     Dice.
     """
@@ -156,7 +154,8 @@ def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
     if not len(structures):
         structures = np.array([np.zeros(3, int), np.array(case.image.shape) - 1])
     if is_stack(case.image.shape, spacing):
-        positions = np.linspace(structures[:, 0].min(), structures[:, 0].max(), SLICES + 2)[1:-1].round()
+        spread = np.linspace(structures[:, 0].min(), structures[:, 0].max(), SLICES + 2)[1:-1]
+        positions = np.unique(spread.round())  # of fewer slices each once
         return [(f"slice {k:.0f}", (int(k), whole, whole), spacing[1] / spacing[2]) for k in positions]
     centre = structures.mean(axis=0).round().astype(int)
     planes = []

@@ -40,8 +40,13 @@ def _checkpoint_table(name: str, result: Mapping[str, Any]) -> str:
     summary = result["summary"]
     cases = f"{summary['num_cases']} {'case' if summary['num_cases'] == 1 else 'cases'}"
     heading = f"checkpoint {name}, iteration {result['iteration']}, {cases}, mean ± standard deviation"
+    return f"{heading}\n\n{summary_table(summary)}\n\n{empty_counts(summary)}"
+
+
+def empty_counts(summary: Mapping[str, Any]) -> str:
+    """How many predictions and truths of a summary hold no voxel of a class."""
     empties = [f"{summary[f'empty_{what}']} empty {what}s" for what in ("prediction", "truth")]
-    return f"{heading}\n\n{summary_table(summary)}\n\n{', '.join(empties)} among all cases and classes"
+    return f"{', '.join(empties)} among all cases and classes"
 
 
 def summary_table(

@@ -47,7 +47,7 @@ class Stage:
         return {}
 
     def losses(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars of one step from its batch and `inputs`; the one called `total` is minimised, the others are logged."""
+        """Scalars of a step from its batch and `inputs`; the one called `total` is minimised, the others are logged."""
         raise NotImplementedError
 
     def parts(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -62,9 +62,9 @@ class Stage:
 
     def learning_rate(self, base: float, iteration: int) -> float:
         """Learning rate of an iteration (counted from 0): the base, cut tenfold every `learning_rate_step`."""
-        return (
-            base if self.learning_rate_step is None else base * 0.1 ** (iteration // self.learning_rate_step)
-        )
+        if self.learning_rate_step is None:
+            return base
+        return base * 0.1 ** (iteration // self.learning_rate_step)
 
 
 def add_losses(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -115,11 +115,7 @@ class Method(nn.Module):
         text: TextEmbeddings | None,  # of a method that learns from text
     ) -> Method:
         """The method of a configuration around a fresh network (from torch's global generator)."""
-        network = build_network(
-            config.network.name,
-            **config.network.options,
-            num_classes=num_classes,
-        )
+        network = build_network(config.network.name, **config.network.options, num_classes=num_classes)
         initialise(network, config.network.initialisation)
         return cls(config.method, network, num_classes)
 

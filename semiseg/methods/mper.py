@@ -134,7 +134,7 @@ class MPER(Method):
         sides = zip(box, training.patch_size, strict=False)
         if len(box) != len(training.patch_size) or any(inner > outer for inner, outer in sides):
             raise ValueError(
-                f"method.zero_box is {list(box)}, accepted is a box within the patch {training.patch_size}"
+                f"method.zero_box is {list(box)}, accepted is a box within the patch {list(training.patch_size)}"
             )
 
     @property
@@ -330,7 +330,8 @@ class SelfTraining(CopyPasteStage):
         config, method = self.method.config, self.method
         updates = self.cluster_updates
         if config.prototype_steps == "one":
-            updates = [(sum(sums), sum(counts)) for sums, counts in [zip(*updates, strict=True)]]
+            sums, counts = zip(*updates, strict=True)
+            updates = [(sum(sums), sum(counts))]
         for cluster_sum, cluster_count in updates:
             method.classifier.update_(
                 cluster_sum,

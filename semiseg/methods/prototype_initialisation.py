@@ -29,9 +29,9 @@ def cluster_embeddings(
     """Cluster the embeddings of the labelled voxels into K centres a class (MiniBatchKMeans, MPER §II-A).
 
     The network runs in eval mode, the embeddings of a patch's depth are in memory at a time, and of every class a
-    random sample of 64 mini-batches of `batch` voxels, or all its voxels if fewer. Warns where a class has fewer voxels
-    than prototypes and duplicates them with a little noise; raises ValueError where a class has none, FloatingPointError
-    where embeddings are NaN or infinite, as a training that diverges makes them.
+    random sample of 64 mini-batches of `batch` voxels, or all its voxels if fewer. Warns where a class has fewer
+    voxels than prototypes and duplicates them with a little noise; raises ValueError where a class has none,
+    FloatingPointError where embeddings are NaN or infinite, as a training that diverges makes them.
     """
     clusterings = [_ClassClustering(num_prototypes, batch, seed) for _ in range(num_classes)]
     training = network.training
@@ -62,7 +62,7 @@ def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[
 
 
 def even_window(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Sides the network takes, at most the patch's, with which the fewest windows cover a volume with little overlap."""
+    """Sides the network takes, at most the patch's, of which the fewest cover a volume with little overlap."""
     windows = [-(-side // patch) for side, patch in zip(shape, patch_size, strict=True)]
     return tuple(
         SIDE_MULTIPLE * -(-side // (count * SIDE_MULTIPLE))
@@ -102,7 +102,8 @@ class _ClassClustering:
             )
         if len(voxels) < clusters:
             warnings.warn(
-                f"class {class_index} has {len(voxels)} labelled voxels for {clusters} prototypes: duplicated with noise",
+                f"class {class_index} has {len(voxels)} labelled voxels for {clusters} prototypes: duplicated with "
+                "noise",
                 stacklevel=2,
             )
             copies = voxels[np.arange(clusters) % len(voxels)]

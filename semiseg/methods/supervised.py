@@ -16,12 +16,16 @@ from semiseg_kernels import dice_ce
 
 @dataclass(frozen=True)
 class SupervisedConfig:
+    """How long the baseline trains."""
+
     name: str
     iterations: PositiveInt
     learning_rate_step: PositiveInt | None = None
 
 
 class SupervisedStage(Stage):
+    """The only stage."""
+
     name = "supervised"
 
     def __init__(self, method: Supervised):

@@ -43,8 +43,8 @@ def regions_by_image(
 ) -> tuple[Tensor, Tensor]:  # [B, *S] uint8, [B R], or of n processes [n B R]
     """Regions numbered image by image, and their weights divided among the images of the batch.
 
-    `region_weighted_loss` over them is the mean of each image's own loss. Within `use_process_group` the batch is that of
-    all processes, each with as many images.
+    `region_weighted_loss` over them is the mean of each image's own loss. Within `use_process_group` the batch is that
+    of all processes, each with as many images.
     """
     group = current_group()
     rank, processes = (0, 1) if group is None else (group.rank(), group.size())
@@ -59,7 +59,7 @@ def sigmoid_ramp_up(
     length: int,  # iterations until the weight is 1; 0 for no ramp
     step: int = 1,  # iterations between its moves
 ) -> float:
-    """λ(t) = exp(-5 (1 - min(t / T, 1))²), from 0.0067 at t = 0 to 1 from t = T on, t being the last multiple of the step.
+    """λ(t) = exp(-5 (1 - min(t / T, 1))²), from 0.0067 at t = 0 to 1 from t = T on, t the last multiple of the step.
 
     Source: S. Laine and T. Aila, Temporal ensembling, ICLR 2017 (λ of MPER eq. 6, λ_u of VCLIPSeg eq. 11).
     """

@@ -41,6 +41,7 @@ def _interpolate(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def check_upsampling(upsampling: str) -> None:
+    """Raise ValueError for an upsampling that no decoder has."""
     if upsampling not in UPSAMPLING:
         raise ValueError(f"upsampling is {upsampling!r}, accepted are {', '.join(map(repr, UPSAMPLING))}")
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from semiseg.data.acdc import ACDC, EVALUATION_LISTS, TRAINING_SLICES_LIST, slice_path, volume_path
-from semiseg.data.volumes import TRAINING_LIST
+from semiseg.data.acdc import ACDC, TRAINING_SLICES_LIST, slice_path
+from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.challenge import Challenge
 from semiseg.preparation.layout import write_case, write_list
 from semiseg.preparation.splits import LabelledScan, Splits
@@ -22,11 +22,7 @@ class ACDCChallenge(Challenge):
     whatever their numbers in the cine. Training cases are slices, the others volumes.
     """
 
-    splits: ClassVar = {
-        TRAINING_LIST: 70,
-        EVALUATION_LISTS["validation"]: 10,
-        EVALUATION_LISTS["test"]: 20,
-    }
+    splits: ClassVar = {TRAINING_LIST: 70, VALIDATION_LIST: 10, TEST_LIST: 20}
     stored_labels: ClassVar = {0: 0, 1: 1, 2: 2, 3: 3}
 
     def find(self, source: Path) -> list[LabelledScan]:
@@ -38,8 +34,10 @@ class ACDCChallenge(Challenge):
         return [scan for folder in folders for scan in _frames(folder)]
 
     def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
-        image = read_nifti(scan.image)
-        return image.turned(image.slice_orientation[::-1]), read_nifti(scan.label)
+        return read_nifti(scan.image), read_nifti(scan.label)
+
+    def orientation(self, image: Volume) -> str:
+        return image.slice_orientation[::-1]
 
     def check_spacing(self, image: Volume) -> None:
         x, y, z = image.spacing
@@ -54,7 +52,7 @@ class ACDCChallenge(Challenge):
 
     def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
         if list_name != TRAINING_LIST:
-            write_case(volume_path(folder, scan.name), image, label)
+            write_case(ACDC(folder).path(scan.name), image, label)
             return
         for name, image_slice, label_slice in zip(_slices(scan, len(image)), image, label, strict=True):
             write_case(slice_path(folder, name), image_slice, label_slice)
@@ -72,11 +70,11 @@ def _frames(folder: Path) -> list[LabelledScan]:
     path = folder / "Info.cfg"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; expected the frames ED and ES of the patient")
-    entries = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    entries = dict(line.split(":", 1) for line in path.read_text(errors="replace").splitlines() if ":" in line)
     scans = []
     for number, phase in enumerate(("ED", "ES"), start=1):
         frame = entries.get(phase, "").strip()
-        if not frame.isdigit():
+        if not frame.isdecimal():
             raise ValueError(f"{path}: {phase} is {frame!r}; expected the number of a frame")
         image, label = (
             folder / f"{folder.name}_frame{int(frame):02d}{ending}.nii.gz" for ending in ("", "_gt")

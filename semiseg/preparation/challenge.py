@@ -29,7 +29,11 @@ class Challenge(ABC):
 
     @abstractmethod
     def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
-        """The image, turned so that equal scans are equal whatever their files' axes, and the label as stored."""
+        """The image and the label as their files have them."""
+
+    @abstractmethod
+    def orientation(self, image: Volume) -> str | None:
+        """Where an image's axes are turned to, so that equal scans are equal whatever the axes of their files."""
 
     @abstractmethod
     def check_spacing(self, image: Volume) -> None:
@@ -63,17 +67,19 @@ class Challenge(ABC):
         self,
         scan: LabelledScan,
         mirror: tuple[int, ...] = (),  # axes to mirror the label along
-    ) -> tuple[Volume, np.ndarray, Volume]:
-        """Return an image, its label on its grid as classes [x, y, z] uint8, and the label as stored.
+    ) -> tuple[Volume, np.ndarray, Volume, str]:
+        """Return an image, turned, and its label on its grid as classes [x, y, z] uint8; then what `LabelPlacement`
+        wants: the label as stored and the orientation of the image as stored.
 
         Raises ValueError if voxels are NaN or infinite or all the same, the grids differ, a label value is
         unknown or nothing is labelled.
         """
-        image, stored = self.read(scan)
+        stored_image, stored = self.read(scan)
+        image = stored_image.turned(self.orientation(stored_image))
         self.check_spacing(image)
         check_image(image)
-        on_grid = on_grid_of(image, stored)
-        return image, np.flip(as_classes(on_grid, self.stored_labels), mirror), stored
+        classes = as_classes(on_grid_of(image, stored), self.stored_labels)
+        return image, np.flip(classes, mirror), stored, stored_image.orientation
 
 
 def prepare(
@@ -109,8 +115,8 @@ def prepare(
         for list_name, scan in progress(
             [(list_name, scan) for list_name, members in splits.items() for scan in members], "writing"
         ):
-            image, label, _ = challenge.load(scan, mirror)
-            challenge.write(folder, list_name, scan, *challenge.convert(image, label))
+            # Without names for them, as these would keep one scan while the next is read.
+            challenge.write(folder, list_name, scan, *challenge.convert(*challenge.load(scan, mirror)[:2]))
         challenge.write_lists(folder, splits)
     return splits
 
@@ -124,8 +130,7 @@ def check(
     """Read every scan; raise ValueError for what cannot be right and note what is odd."""
     placement = LabelPlacement(mirror, check_alignment)
     for scan in progress(scans, "checking"):
-        image, label, stored = challenge.load(scan, mirror)
-        placement.look_at(scan.name, image, label, stored)
+        placement.look_at(scan.name, *challenge.load(scan, mirror))  # no names: they would keep it as long
     placement.finish()
 
 

@@ -60,10 +60,11 @@ class LabelPlacement:
         image: Volume,
         label: np.ndarray,  # [x, y, z] uint8, on the image's grid
         stored: Volume,  # the label as its file has it
+        stored_orientation: str,  # of the image in its file
     ) -> None:
         """Compare one label with its image."""
         self._count += 1
-        if stored.orientation != image.orientation:
+        if stored.orientation != stored_orientation:
             self._turned.append(f"{name} ({stored.orientation})")
         if origins_differ(image, on_grid_of(image, stored)):
             self._displaced.append(name)

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from semiseg.atomic import write_text
+from semiseg.atomic import name_start, write_text
 from semiseg.destinations import check_destination
 
 Item = TypeVar("Item")
@@ -33,9 +33,14 @@ def check_new(dest: Path) -> None:
         raise ValueError(f"{dest} exists already, accepted is a new or an empty folder")
 
 
+def is_listable(text: str) -> bool:
+    """Whether a text file in UTF-8 holds it in one line."""
+    return not any(unicodedata.category(character) in UNLISTABLE for character in text)
+
+
 def check_name(name: str, path: Path) -> None:
     """Raise ValueError, naming the file it comes from, for a case's name that a list does not give back."""
-    if name != name.strip() or any(unicodedata.category(character) in UNLISTABLE for character in name):
+    if name != name.strip() or not is_listable(name):
         raise ValueError(
             f"{str(path)!r}: names the case {name!r}, accepted are names in UTF-8 without line breaks and control "
             "characters, and without spaces at their ends"
@@ -74,10 +79,11 @@ def whole_folder(dest: Path) -> Iterator[Path]:
 
     Notes what other processes have there: it is left behind where they are killed.
     """
+    start = name_start(dest.name)
     # Containers that share a folder may have the same process numbers.
-    temporary = dest.with_name(f".{dest.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary = dest.with_name(f".{start}.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process with the same number that was killed
-    others = dest.parent.glob(f".{glob.escape(dest.name)}.*.[0-9]*")
+    others = dest.parent.glob(f".{glob.escape(start)}.*.[0-9]*")
     note(
         sorted(map(str, others)),
         f"unfinished folders of {dest.name} may be removed if no other preparation is running",

@@ -39,7 +39,10 @@ class LeftAtriumChallenge(Challenge):
         return scans
 
     def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
-        return read_nrrd(scan.image).turned(LeftAtrium.preprocessing.orientation), read_nrrd(scan.label)
+        return read_nrrd(scan.image), read_nrrd(scan.label)
+
+    def orientation(self, image: Volume) -> str | None:
+        return LeftAtrium.preprocessing.orientation
 
     def check_spacing(self, image: Volume) -> None:
         if not any(np.allclose(image.spacing, accepted, rtol=0.01) for accepted in ACCEPTED_SPACINGS):

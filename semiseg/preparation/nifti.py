@@ -14,8 +14,16 @@ from semiseg.data.own import DESCRIPTION, OwnData
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.checks import as_classes
-from semiseg.preparation.layout import check_new, note, progress, whole_folder, write_case, write_list
-from semiseg.preparation.nifti_folder import divide, find_scans, join_patients, with_patient
+from semiseg.preparation.layout import (
+    check_new,
+    is_listable,
+    note,
+    progress,
+    whole_folder,
+    write_case,
+    write_list,
+)
+from semiseg.preparation.nifti_folder import divide, find_scans, join_patients
 from semiseg.preparation.plan import Plan, configurations, plan
 from semiseg.preparation.splits import LabelledScan, Scan, Splits
 from semiseg.preparation.survey import (
@@ -73,15 +81,11 @@ def prepare_nifti(
         check_class_names(choices.classes)
     dest = dest.resolve()
     labelled, unlabelled = find_scans(images, labels, choices.patient)
+    scans = [*labelled, *unlabelled]
     # Impossible choices, and what headers tell, end here, not after every scan has been read.
     divide(labelled, choices.test, choices.validation, choices.labelled)
-    check_headers([*labelled, *unlabelled])
-    if choices.spacing is not None:
-        try:
-            check_memory([*labelled, *unlabelled], choices.spacing)
-        except ValueError as error:
-            raise ValueError(f"--spacing is {sides(choices.spacing)}: {error}") from None
-    facts = survey([*labelled, *unlabelled], choices.mirror, choices.check_alignment)
+    check_headers(scans, choices.spacing)
+    facts = survey(scans, choices.mirror, choices.check_alignment)
     classes = name_classes([one for one in facts if one.voxels], choices.classes)
     modality = choices.modality or guess_modality(facts)
     found = findings(facts, classes, modality)
@@ -146,7 +150,7 @@ def _division(
 ) -> Division:
     """Divide so that no patient, nor an image under another name, is both trained and evaluated on."""
     patients = join_patients([*labelled, *unlabelled], {one.name: one.fingerprint for one in facts})
-    labelled = [with_patient(scan, patients) for scan in labelled]
+    labelled = [replace(scan, patient=patients[scan.name]) for scan in labelled]
     splits, count = divide(labelled, choices.test, choices.validation, choices.labelled)
     evaluated = {scan.patient for name, scans in splits.items() if name != TRAINING_LIST for scan in scans}
     division = Division(splits, [scan for scan in unlabelled if patients[scan.name] not in evaluated], count)
@@ -170,19 +174,31 @@ def _write_cases(
     class_names = ("background", *classes.values())
     DatasetDescription(class_names, 3, preprocessing, tuple(numbers)).save(folder / DESCRIPTION)
     dataset = OwnData(folder)
+    vanished = []
     for scan in progress(division.scans, "writing"):
-        write_case(dataset.path(scan.name), *convert(scan, preprocessing, numbers, mirror))
+        lost = _write_case(dataset.path(scan.name), scan, preprocessing, numbers, mirror)
+        vanished += [f"{scan.name} ({class_names[number]})" for number in lost]
+    note(vanished, "structures have no voxel left at the spacing chosen")
     for list_name, members in division.splits.items():
         others = division.without_label if list_name == TRAINING_LIST else []
         write_list(folder / list_name, (scan.name for scan in (*members, *others)))
 
 
-def check_headers(scans: Sequence[Scan]) -> None:
-    """Raise ValueError, naming the file, for headers that cannot be read or a label on another grid than its image."""
+def check_headers(
+    scans: Sequence[Scan],
+    spacing: tuple[float, ...] | None,  # mm, where one is asked for
+) -> None:
+    """Raise ValueError, naming the file, for headers that cannot be read, a label on another grid than its image, or an
+    image that takes more memory at the spacing than the machine has."""
     for scan in scans:
         image = read_header(scan.image)
         if isinstance(scan, LabelledScan):
             on_grid_of(image, read_header(scan.label))
+    if spacing is not None:
+        try:
+            check_memory(scans, spacing)
+        except ValueError as error:
+            raise ValueError(f"--spacing is {sides(spacing)}: {error}") from None
 
 
 def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:
@@ -192,9 +208,12 @@ def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Raise ValueError where two classes have one name, one has none, or one is called background."""
-    if len({"background", *names}) <= len(names) or not all(name.strip() for name in names):
-        raise ValueError(f"--classes is {shlex.join(names)}, accepted are distinct names, none of them background")
+    """Raise ValueError where two classes have one name, one has none, or a name is background or no single line."""
+    if len({"background", *names}) <= len(names) or not all(name.strip() and is_listable(name) for name in names):
+        raise ValueError(
+            f"--classes is {shlex.join(names)!r}, accepted are distinct names in UTF-8 without line breaks and control "
+            "characters, none of them background"
+        )
 
 
 def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict[int, str]:
@@ -225,32 +244,40 @@ def check_classes(
     classes: Mapping[int, str],
 ) -> None:
     """Raise ValueError where a class is nowhere to be learnt from."""
+    remedy = SWAPPED if len(classes) > MANY_CLASSES else "choose them with --labelled and --test"
     for value, name in classes.items():
         if not any(value in one.voxels for one in used):
             raise ValueError(
                 f"the {len(used)} cases to learn from hold no voxel of {name} (value {value}), accepted are cases that "
-                f"show every class: {SWAPPED if len(classes) > MANY_CLASSES else 'choose them with --labelled and --test'}"
+                f"show every class: {remedy}"
             )
 
 
-def convert(
+def _write_case(
+    path: Path,
     scan: Scan,
     preprocessing: Preprocessing,
     numbers: Mapping[int, int],  # value in the label files -> class
     mirror: tuple[int, ...],  # turned axes to mirror the label along
-) -> tuple[np.ndarray, np.ndarray | None]:  # [*S] float32, [*S] uint8
-    """Image and label as they are trained on. Raises ValueError where resampling leaves nothing labelled."""
+) -> Sequence[int]:
+    """Write image and label as they are trained on, and return the classes that resampling leaves no voxel of.
+
+    Raises ValueError where it leaves nothing labelled.
+    """
     spacing = preprocessing.spacing
     assert spacing is not None  # a plan has one
     stored, image = read_image(scan)
-    label = None
+    label, lost = None, []
     if isinstance(scan, LabelledScan):
         label = as_classes(replace(image, path=scan.label, values=read_label(scan, stored, mirror)), numbers)
         if not image.has_spacing(spacing):
+            shown = np.unique(label)
             label = resample_label(label, image.spacing, spacing)
+            lost = np.setdiff1d(shown, label).tolist()
         if not label.any():
             raise ValueError(f"{scan.label}: nothing labelled is left at {sides(spacing)} mm")
-    return image.prepared(preprocessing), label
+    write_case(path, image.prepared(preprocessing), label)
+    return lost
 
 
 def _decisions(
@@ -266,8 +293,8 @@ def _decisions(
         intensities = "mean 0 and deviation 1 of every scan"
     else:
         intensities = (
-            f"cut off at {preprocessing.clip[0]:g} and {preprocessing.clip[1]:g}, the percentiles of the labelled voxels, "
-            f"then less {preprocessing.mean:g} and divided by {preprocessing.deviation:g}"
+            f"cut off at {preprocessing.clip[0]:g} and {preprocessing.clip[1]:g}, the percentiles of the labelled "
+            f"voxels, then less {preprocessing.mean:g} and divided by {preprocessing.deviation:g}"
         )
     return "\n".join(
         [

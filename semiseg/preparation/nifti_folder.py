@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
@@ -24,9 +23,9 @@ def find_scans(
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
     A case is called as its file without .nii or .nii.gz, a label also without `_gt`, `_seg` or `_label`, and images
-    without `_0000` if all of them end so, where their labels may end so too. Names are in Unicode's composed form. Raises FileNotFoundError where there
-    are no images or no labels, ValueError where two files have one name or one that lists cannot hold, a label has no
-    image, or `patient` matches nothing.
+    without `_0000` if all of them end so, where their labels may end so too. Names are in Unicode's composed form.
+    Raises FileNotFoundError where there are no images or no labels, ValueError where two files have one name or one
+    that lists cannot hold, a label has no image, or `patient` matches nothing.
     """
     together = images.resolve() == labels.resolve()
     image_files = [
@@ -109,11 +108,6 @@ def divide(
     if isinstance(labelled, int):
         return splits, labelled
     return splits, len(first) or len(training)
-
-
-def with_patient(scan: LabelledScan, patients: Mapping[str, str]) -> LabelledScan:
-    """The scan with its patient as `join_patients` says."""
-    return replace(scan, patient=patients[scan.name])
 
 
 def _nifti_files(folder: Path) -> list[Path]:

@@ -50,7 +50,10 @@ class PancreasCT(Challenge):
         return [LabelledScan(f"image{number}", number, folder, labels[number]) for number, folder in folders.items()]
 
     def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
-        return read_dicom_series(scan.image).turned(PREPROCESSING.orientation), read_nifti(scan.label)
+        return read_dicom_series(scan.image), read_nifti(scan.label)
+
+    def orientation(self, image: Volume) -> str | None:
+        return PREPROCESSING.orientation
 
     def check_spacing(self, image: Volume) -> None:
         if max(image.spacing) > LARGEST_SPACING:

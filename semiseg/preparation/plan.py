@@ -78,7 +78,7 @@ def configurations(
 ) -> Mapping[str, Mapping[str, Any]]:
     """What `python -m semiseg.train --config` takes, by method; without unlabelled cases only the baseline.
 
-    Schedules and batches are those of the papers on the left atrium, but that learning rates that are cut are cut less often.
+    Schedules and batches are those of the papers on the left atrium, but that learning rates are cut less often.
     """
     configuration = functools.partial(_configuration, plan, root, labelled, validated)
     supervised = {"name": "supervised", "iterations": 17000, "learning_rate_step": LEARNING_RATE_STEP}

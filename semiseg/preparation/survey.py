@@ -110,7 +110,7 @@ def _facts(scan: Scan, mirror: tuple[int, ...], placement: LabelPlacement) -> Fa
         foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)].copy()
         numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
         classes = numbers.astype(np.uint8)[label]
-        placement.look_at(scan.name, image, classes, read_nifti(scan.label).turned(ORIENTATION))
+        placement.look_at(scan.name, image, classes, read_nifti(scan.label), stored.orientation)
     return Facts(
         scan.name,
         stored.orientation,

@@ -32,6 +32,7 @@ SAME_IN_A_SERIES = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientatio
 DICOM_NUMBERS = {**SAME_IN_A_SERIES, "ImagePositionPatient": 3, "RescaleSlope": 1, "RescaleIntercept": 1}
 RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}  # where they are missing
 ONE_GREY_IMAGE = {"SamplesPerPixel": 1, "NumberOfFrames": 1, "PhotometricInterpretation": "MONOCHROME2"}
+FLAT = 1e-6  # determinant of unit directions; below, they are not three
 HEADER, BLOCK = 540, 2**20  # bytes: the longest header of NIfTI, and what is read at once
 
 
@@ -148,7 +149,7 @@ def read_dicom_series(folder: Path) -> Volume:
     positions = np.array([slice.numbers["ImagePositionPatient"] for slice in slices])
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     gaps = np.diff(positions @ normal)
-    if gaps.max() - gaps.min() > 0.1 * np.median(gaps):
+    if gaps.max() - gaps.min() >= 0.1 * np.median(gaps):  # both are 0 where all lie in one place
         raise ValueError(
             f"{folder}: slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart; "
             "expected equal gaps: a slice is missing or there twice"
@@ -166,6 +167,8 @@ def read_dicom_series(folder: Path) -> Volume:
 
 
 def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
+    if header["dimension"] != 3:
+        raise ValueError(f"it has {header['dimension']} axes; expected three")
     affine = np.eye(4)
     if "space directions" in header:
         affine[:3, :3] = np.asarray(header["space directions"], dtype=float).T
@@ -250,8 +253,8 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 def _volume(path: Path, values: np.ndarray, affine: np.ndarray) -> Volume:
     if values.ndim != 3 or 0 in values.shape:
         raise ValueError(f"{path}: has shape {values.shape}; expected three axes, none of them empty")
-    directions = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(directions)) < 1e-9:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and spacing.all() and abs(np.linalg.det(affine[:3, :3] / spacing)) > FLAT):
         raise ValueError(f"{path}: its header gives no direction for some axis; expected a spacing for each")
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{path}: holds values of type {values.dtype}; expected one number a voxel")

@@ -49,11 +49,7 @@ class EvaluatedRun:
     @property
     def settings(self) -> dict[str, str]:
         """Every dotted key of the configuration as trained and evaluated, and of the data's preprocessing, in JSON."""
-        mapping = {
-            **config_to_mapping(self.config),
-            "evaluation": self.results["evaluation"],
-            "checkpoint": self.results["checkpoint"],
-        }
+        mapping = {**config_to_mapping(self.config), "evaluation": self.results["evaluation"]}
         if self.description is not None:
             mapping["preprocessing"] = dataclasses.asdict(self.description.preprocessing)
         return {key: json.dumps(value) for key, value in flatten(mapping).items()}

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from semiseg.engine.run_directory import RunDirectory
-from semiseg.evaluation.metrics import METRICS, summarise
+from semiseg.evaluation.metrics import summarise
 
 KEYS = ("name", "method", "preset", "dataset", "labelled", "seed", "classes", "evaluation", "checkpoint", "iteration",
         "other_checkpoints")  # fmt: skip
@@ -33,8 +33,4 @@ def load_results(run: RunDirectory) -> dict[str, Any]:
 
 
 def _with_summary(result: dict[str, Any]) -> dict[str, Any]:
-    for case in result["cases"].values():
-        for values in case.values():
-            for metric in METRICS:
-                float(values[metric])
     return {**result, "summary": summarise(result["cases"])}

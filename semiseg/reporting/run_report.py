@@ -13,7 +13,7 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.evaluation.figures import learning_curves
 from semiseg.evaluation.metrics import CaseMetrics
 from semiseg.evaluation.pictures import SHOWN
-from semiseg.evaluation.tables import metric_headings, scaled, summary_rows
+from semiseg.evaluation.tables import empty_counts, metric_headings, scaled, summary_rows
 from semiseg.preparation.volume import sides
 from semiseg.reporting.page import Picture, render
 from semiseg.reporting.results import load_results
@@ -120,11 +120,10 @@ def _machine(session: Mapping[str, Any]) -> str:
 
 def _checkpoint(name: str, result: Mapping[str, Any], role: str) -> dict[str, Any]:
     summary = result["summary"]
-    empties = [f"{summary[f'empty_{what}']} empty {what}s" for what in ("prediction", "truth")]
     return {
         "heading": f"Checkpoint {name}, iteration {result['iteration']}, {role}",
         "rows": summary_rows(summary),
-        "note": f"{summary['num_cases']} test cases; {', '.join(empties)} among all cases and classes.",
+        "note": f"{summary['num_cases']} test cases; {empty_counts(summary)}.",
     }
 
 

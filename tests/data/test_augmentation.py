@@ -224,7 +224,8 @@ def test_slice_policy_frequencies():
 
 
 @pytest.mark.parametrize(("name", "patch", "message"), [
-    ("mirror", (4, 4), "dataset.augmentation is 'mirror', accepted are crop, crop_dihedral, crop_rotate_flip, rotate_flip_resize"),
+    ("mirror", (4, 4),
+     "dataset.augmentation is 'mirror', accepted are crop, crop_dihedral, crop_rotate_flip, rotate_flip_resize"),
     ("rotate_flip_resize", (4, 4, 4), r"patch is \(4, 4, 4\), accepted with rotate_flip_resize are 2"),
     ("crop", (4, 0), r"patch is \(4, 0\)"),
     ("crop", (4,), r"patch is \(4,\), accepted with crop are 2 or 3"),

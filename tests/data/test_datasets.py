@@ -125,6 +125,10 @@ DAMAGES = {
     "no image": (lambda path, image, label: write_case(path, None, label), "no dataset 'image'"),
     "no label": (lambda path, image, label: write_case(path, image, None), "no dataset 'label'"),
     "group": (lambda path, image, label: as_group(path, image), "no dataset 'label'"),
+    "no numbers": (
+        lambda path, image, label: write_case(path, image.astype("S4"), label),
+        r"'image' holds values of type \|S4; expected one number a voxel",
+    ),
     "shapes": (
         lambda path, image, label: write_case(path, image, label[1:]),
         r"'image' has shape \(5, 6, 7\) and 'label' \(4, 6, 7\)",
@@ -200,10 +204,14 @@ def test_training_lists(name, list_name, request):
 @pytest.mark.parametrize(("name", "list_name", "overlap", "message"), [
     ("la", "test.list", "CASE4",
      "test.list: names 'CASE4', and the training list 'CASE4'; a patient may be in only one of the lists"),
-    ("acdc", "test.list", "patient011_frame02", "test.list: names 'patient011_frame02', and the training list 'patient011_"),
-    ("acdc", "val.list", "patient030_frame01", "val.list: names 'patient030_frame01', and the training list 'patient030_"),
+    ("acdc", "test.list", "patient011_frame02",
+     "test.list: names 'patient011_frame02', and the training list 'patient011_"),
+    ("acdc", "val.list", "patient030_frame01",
+     "val.list: names 'patient030_frame01', and the training list 'patient030_"),
+    ("acdc", "test.list", "patient005_frame02",
+     "test.list: names 'patient005_frame02', and val.list 'patient005_frame02'; a patient may be in only one"),
 ])  # fmt: skip
-def test_nobody_is_trained_and_tested_on(name, list_name, overlap, message, request, opened):
+def test_nobody_is_in_two_lists(name, list_name, overlap, message, request, opened):
     root = request.getfixturevalue({"la": "left_atrium", "acdc": "acdc"}[name])
     with (root / list_name).open("a") as file:
         file.write(f"{overlap}\n")

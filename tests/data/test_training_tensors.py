@@ -124,7 +124,9 @@ def test_images_of_few_values_are_kept_in_a_quarter_of_the_memory(count, closene
     torch.testing.assert_close(kept.expand(), torch.from_numpy(image), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("image", [few_values((256, 216), 200), np.random.default_rng(0).random((256, 216), np.float32)])
+@pytest.mark.parametrize(
+    "image", [few_values((256, 216), 200), np.random.default_rng(0).random((256, 216), np.float32)]
+)
 def test_no_temporary_is_larger_than_the_image(image):
     """Of more than a thousand slices they would leave holes of as many times their size in a heap that is kept."""
     with torch.profiler.profile(profile_memory=True) as profile:

@@ -1,7 +1,7 @@
 """What stands for CUDA graphs on the CPU: operations recorded while they run, undone, and repeated on the same memory.
 
-As on a GPU, a replay repeats the operations and nothing of the Python around them, so numbers that Python worked out during
-the capture stay what they were. What a capture on a GPU cannot contain is refused.
+As on a GPU, a replay repeats the operations and nothing of the Python around them, so numbers that Python worked out
+during the capture stay what they were. What a capture on a GPU cannot contain is refused.
 """
 
 from contextlib import contextmanager, nullcontext

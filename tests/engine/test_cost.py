@@ -17,9 +17,7 @@ def counted_by_hooks(network: nn.Module, image: torch.Tensor) -> int:
     def count(layer, inputs, output):
         nonlocal total
         transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
-        taps = layer.weight[
-            0
-        ].numel()  # a transposed convolution's weight is [in, out, *k], another's [out, in, *k]
+        taps = layer.weight[0].numel()  # a transposed convolution's weight is [in, out, *k], another's [out, in, *k]
         total += (inputs[0] if transposed else output).numel() * taps
 
     for layer in network.modules():
@@ -40,7 +38,10 @@ def test_a_plain_network():
 
 
 def test_prompt_second_decoder_and_projection_head():
-    options = ["network.filters=[2]", "method.prompt_width=8", "method.text_width=6"]
+    options = [
+        "network.filters=[2]", "method.prompt_width=8", "method.text_width=6", "method.controller_widths=[12, 5]",
+        "method.fusion_kernel=5",
+    ]  # fmt: skip
     costs = {}
     for prompt in ("true", "false"):
         for consistency in ("true", "false"):
@@ -55,10 +56,10 @@ def test_prompt_second_decoder_and_projection_head():
         return {key: with_it[when][key] - without_it[when][key] for key in with_it[when]}
 
     # The bottleneck has 2 x 2 x 1 voxels of 32 channels; the text of 3 classes is projected 6 -> 8 and folded
-    # into 32 x 27 taps.
-    projection, fold = 3 * 6 * 8, 3 * 8 * 32 * 27
-    voxels = 4 * (32 * 64 * 27 + 64 * 16 + 16 * 3 + (32 + 3) * 32 * 27)
-    parameters = (6 * 8 + 8) + (32 * 64 * 27 + 2 * 64 + 64 * 16 + 16 + 16 * 3 + 3) + (40 * 32 * 27 + 2 * 32)
+    # into 32 x 125 taps.
+    projection, fold = 3 * 6 * 8, 3 * 8 * 32 * 125
+    voxels = 4 * (32 * 12 * 27 + 12 * 5 + 5 * 3 + (32 + 3) * 32 * 125)
+    parameters = (6 * 8 + 8) + (32 * 12 * 27 + 2 * 12 + 12 * 5 + 5 + 5 * 3 + 3) + (40 * 32 * 125 + 2 * 32)
     for when in ("inference", "training"):
         assert difference(costs["true", "false"], costs["false", "false"], when) == {
             "parameters": parameters,

@@ -1,7 +1,11 @@
 import pytest
 import torch
+from small_runs import VOLUMES
 
+from semiseg.config import load_config
 from semiseg.engine.determinism import deterministic_algorithms
+from semiseg.engine.trainer import train
+from semiseg.methods.supervised import SupervisedStage
 
 
 def flags():
@@ -21,6 +25,15 @@ def test_algorithms_are_chosen_inside_and_as_before_outside():
         assert flags() == (before[0], True, before[2])
         raise KeyError
     assert flags() == before
+
+
+def test_a_run_is_deterministic_where_that_is_asked_for(left_atrium, monkeypatch):
+    enabled = []
+    note = lambda stage: enabled.append(torch.are_deterministic_algorithms_enabled())
+    monkeypatch.setattr(SupervisedStage, "update", note)
+    options = ["method.iterations=1", f"dataset.root={left_atrium}", f"output={left_atrium / 'run'}"]
+    train(load_config("la_supervised", [*VOLUMES, *options, "training.deterministic=true"]))
+    assert enabled == [True]
 
 
 @pytest.mark.gpu

@@ -27,6 +27,9 @@ def test_the_commit_is_that_of_the_package(repository, monkeypatch):
         ["git", "rev-parse", "--short", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
     )
     assert environment()["commit"] == commit.stdout.strip()
+    (repository / "new").touch()
+    subprocess.run(["git", "add", "new"], cwd=repository, check=True)
+    assert environment()["commit"] == f"{commit.stdout.strip()}-dirty"
 
 
 def test_a_project_that_the_package_is_installed_in_is_not_asked(repository, monkeypatch):

@@ -1,4 +1,4 @@
-"""One step of the fast path, kernels on channels-last tensors, against the plain one, PyTorch's operations on contiguous ones."""
+"""One step of the fast path (kernels, channels-last tensors) against the plain one (PyTorch's, contiguous ones)."""
 
 import pytest
 import torch

@@ -152,23 +152,40 @@ def test_a_run_is_resumed_with_its_own_training_cases(change, message, configure
     assert train(config, RunDirectory(tmp_path / "run")).is_finished
 
 
-def test_a_pre_training_that_diverges_says_so(configured, tmp_path):
+@pytest.mark.parametrize(
+    ("pretraining", "left"),
+    [(1, "; the last good checkpoint is {run}/training_state.safetensors, of iteration 0"), (0, "")],
+)
+def test_a_pre_training_that_diverges_says_so(pretraining, left, configured, tmp_path, monkeypatch):
     """And not what clustering makes of it."""
-    config = configured(RUNS["mper in 2D"], "run", "method.pretraining_iterations=1", "training.learning_rate=1e38")
+    if not pretraining:  # then it is the network's start that is not finite
+        build = trainer.build_method
+        monkeypatch.setattr(trainer, "build_method", lambda *given: with_infinite_weights(build(*given)))
+    config = configured(
+        RUNS["mper in 2D"], "run", f"method.pretraining_iterations={pretraining}", "training.learning_rate=1e38"
+    )
     with pytest.raises(FloatingPointError) as ended:
         train(config)
-    assert str(ended.value) == (
-        "the embeddings of the labelled images hold NaN or infinity; the last good checkpoint is "
-        f"{tmp_path}/run/training_state.safetensors, of iteration 0"
-    )
-    assert iterations(RunDirectory(tmp_path / "run")) == [1]
+    expected = "the embeddings of the labelled images hold NaN or infinity" + left.format(run=tmp_path / "run")
+    assert str(ended.value) == expected
+    assert iterations(RunDirectory(tmp_path / "run")) == list(range(1, pretraining + 1))
 
 
-def test_a_better_checkpoint_is_followed_by_a_state(configured, monkeypatch):
+def with_infinite_weights(method):
+    next(method.network.parameters()).data.fill_(float("inf"))
+    return method
+
+
+@pytest.mark.parametrize(
+    ("interval", "evaluated", "expected"),
+    [(1, [4, 5, 6, 7], [(0, -1.0), (4, 0.5), (6, 0.6)]), (3, [6, 7], [(0, -1.0), (6, 0.6)]), (0, [7], [(0, -1.0)])],
+)
+def test_a_better_checkpoint_is_followed_by_a_state(interval, evaluated, expected, configured, monkeypatch):
     """Else a run that is killed and resumed knows of a worse best one than the file holds."""
-    saved, dice = [], {4: 0.5, 5: 0.4, 6: 0.6, 7: 0.1}
+    saved, dice, asked = [], {4: 0.5, 5: 0.4, 6: 0.6, 7: 0.1}, []
 
     def evaluate(selection, method, run, iteration):
+        asked.append(iteration)
         selection.best = max(selection.best, dice[iteration])
         return dice[iteration]
 
@@ -178,8 +195,8 @@ def test_a_better_checkpoint_is_followed_by_a_state(configured, monkeypatch):
 
     monkeypatch.setattr(trainer.Selection, "evaluate", evaluate)
     monkeypatch.setattr(trainer, "save_training_state", save)
-    trainer.train(configured(RUNS["mper in 2D"], "run", "evaluation.validation_interval=1"))
-    assert saved == [(0, -1.0), (4, 0.5), (6, 0.6)]
+    trainer.train(configured(RUNS["mper in 2D"], "run", f"evaluation.validation_interval={interval}"))
+    assert asked == evaluated and saved == expected
 
 
 def test_a_run_is_resumed_with_its_own_text(configured, tmp_path, monkeypatch):
@@ -205,7 +222,8 @@ def test_a_state_from_before_a_key_existed_is_resumed(configured, tmp_path, monk
     for more in ({"config/network/of_later": 1}, {}):
         write_tensors(run.training_state, tensors, {METADATA: json.dumps({**values, **more})}, 1)
         if more:
-            with pytest.raises(ValueError, match="^checkpoint .*/training_state.safetensors belongs to another configuration: unknown key network.of_later"):
+            refused = f"checkpoint {run.training_state} belongs to another configuration: unknown key network.of_later"
+            with pytest.raises(ValueError, match=f"^{refused}"):
                 train(config, run)
     assert train(config, run).is_finished
 

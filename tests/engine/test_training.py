@@ -16,7 +16,7 @@ import torch
 import yaml
 from h5_files import write_left_atrium
 from safetensors.torch import load_file
-from small_runs import MPER, SLICES, VOLUMES
+from small_runs import MPER, SLICES, VOLUMES, iterations
 from torch import nn
 from untrained_runs import untrained_run
 
@@ -30,7 +30,7 @@ from semiseg.engine import trainer
 from semiseg.engine.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interruption
-from semiseg.engine.metrics_log import MetricsLog
+from semiseg.engine.metrics_log import INTERVAL, MetricsLog
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import Training, build_method, build_optimiser, choose_device, train
 from semiseg.engine.training_step import TrainingStep
@@ -132,7 +132,7 @@ CT = Preprocessing(None, PREPROCESSING.spacing, "fixed", (-125.0, 275.0), 80.0, 
             CLASSES,
             PREPROCESSING,
             ["evaluation.batch=2", "dataset.labelled=5"],
-            "override 'dataset.labelled=5', accepted for a run that exists are keys of evaluation, dataset.root, training",
+            "override 'dataset.labelled=5', accepted for a run that exists are keys of evaluation, dataset.root",
         ),
     ],
 )
@@ -180,6 +180,16 @@ def test_an_evaluation_that_fails_is_told_with_how_to_repeat_it(tmp_path, monkey
         f"{run.path} is trained, but its evaluation ended with status 137: "
         f"repeat it with `python -m semiseg.evaluate --run '{run.path}' dataset.root=moved`\n"
     )
+
+
+def test_the_seed_decides_the_weights_and_the_stages_random_numbers(left_atrium):
+    trainings = []
+    for seed in (3, 3, 4):
+        overrides = [*LEFT_ATRIUM_MPER, f"dataset.root={left_atrium}", f"seed={seed}"]
+        training = Training(load_config("la_mper", overrides), None, ExitStack())
+        assert training.generator.initial_seed() == seed
+        trainings.append(next(training.method.network.parameters()))
+    assert torch.equal(trainings[0], trainings[1]) and not torch.equal(trainings[0], trainings[2])
 
 
 def test_stages_draw_other_batches(left_atrium):
@@ -291,7 +301,11 @@ def test_what_is_missing_or_in_the_way_is_found_before_the_data_is_read(written,
         ("la_mper", ["dataset.augmentation=rotate_flip_resize"], "with rotate_flip_resize are 2 positive sizes"),
         ("la_vclipseg", ["method.text=file", "method.text_file=nowhere.npz"], "'nowhere.npz', which does not exist"),
         ("la_vclipseg", ["method.clip_model=."], "method.text=clip cannot load '.'"),
-        ("acdc_supervised", ["dataset.name=la"], "unet takes 2D images, but dataset.name=la gives 3D ones, accepted is vnet"),
+        ("acdc_supervised", ["dataset.name=la"],
+         "unet takes 2D images, but dataset.name=la gives 3D ones, accepted is vnet"),
+        ("la_supervised", [*VOLUMES, "training.precision=bfloat16", "training.device=cpu"],
+         "training.precision is bfloat16 and training.patch_size [32, 16, 16]"),
+        ("la_supervised", ["training.cuda_graph=true", "training.device=cpu"], "training.cuda_graph is true on cpu"),
     ],
 )  # fmt: skip
 def test_mistakes_that_need_no_data_are_found_before_it_is_read(
@@ -316,10 +330,12 @@ def test_cases_that_were_trained_on_are_no_test_cases(configuration, request, tm
     name = configuration.split("_")[0]
     root = request.getfixturevalue({"la": "left_atrium", "acdc": "acdc"}[name])
     small = VOLUMES if name == "la" else [*SLICES, "evaluation.validation_interval=0"]
-    config = load_config(configuration, [*small, "method.iterations=1", f"dataset.root={root}", f"output={tmp_path / 'run'}"])
+    overrides = [*small, "method.iterations=1", f"dataset.root={root}", f"output={tmp_path / 'run'}"]
+    config = load_config(configuration, overrides)
     run = train(config)
     trained = run.training_cases.read_text().split()
-    assert sorted(trained) == sorted((root / ("train.list" if name == "la" else "train_slices.list")).read_text().split())
+    listed = root / {"la": "train.list", "acdc": "train_slices.list"}[name]
+    assert sorted(trained) == sorted(listed.read_text().split())
     test = {"la": "CASE2", "acdc": "patient011_frame01"}[name]  # unlabelled
     (root / "test.list").write_text(f"{test}\n")
     monkeypatch.setattr(evaluate, "evaluate_cases", None)
@@ -391,24 +407,41 @@ def test_initial_weights(name, overrides, initialisation, factor):
     if name.endswith("mper"):  # copied, which another draw would not be
         pairs = zip(method.network.parameters(), method.teacher.parameters(), strict=True)
         assert all(torch.equal(student, teacher) for student, teacher in pairs)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    assert all(layer.weight.is_contiguous(memory_format=formats[layer.weight.dim()]) for layer in learned)
     assert len(ratios) > 5 and torch.stack(ratios).tolist() == pytest.approx([factor] * len(ratios), rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["phantom_supervised", "phantom_mper", "phantom_vclipseg"])
-def test_a_step_is_stochastic_gradient_descent(name):
+def test_the_network_has_the_dropout_and_the_embedding_of_its_configuration():
+    overrides = ["network.filters=[2]", "network.dropout=[0.3]", "network.embedding_after_dropout=true"]
+    network = build_method(load_config("phantom_mper", overrides), 3, torch.device("cpu")).network
+    assert network.encoder.dropout.probability == network.dropout.probability == 0.3
+    assert network.embedding_after_dropout
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("phantom_supervised", "float32"), ("phantom_mper", "bfloat16"), ("phantom_vclipseg", "float32")],
+)
+def test_a_step_is_stochastic_gradient_descent(name, precision):
     """With momentum, weight decay and a learning rate that is cut tenfold every three iterations."""
     overrides = [
-        "training.learning_rate=0.1", "training.momentum=0.6", "training.weight_decay=0.2", "training.precision=float32",
-        "method.learning_rate_step=3", "network.filters=[2]",
+        "training.learning_rate=0.1", "training.momentum=0.6", "training.weight_decay=0.2",
+        f"training.precision={precision}", "method.learning_rate_step=3", "network.filters=[2]",
     ]  # fmt: skip
     config, device = load_config(name, overrides), torch.device("cpu")
     method = build_method(config, 3, device, random_text(3, 64, 0))
     stage = method.stages(torch.Generator())[-1]
     weight = method.network.encoder.stages[0][0].weight
     gradient = torch.randn_like(weight)
-    stage.inputs = lambda batch, iteration: {}
-    stage.parts = lambda batch, inputs: iter([{"total": (weight * gradient).sum()}])
-    stage.update = lambda: None
+    in_bfloat16, weights_at_update = [], []
+
+    def parts(batch, inputs):
+        in_bfloat16.append(torch.is_autocast_enabled("cpu"))
+        yield {"total": (weight * gradient).sum()}
+
+    stage.inputs, stage.parts = lambda batch, iteration: {}, parts
+    stage.update = lambda: weights_at_update.append(weight.detach().clone())
     step = TrainingStep(config, method, stage, build_optimiser(config, method), device, Processes())
     expected, velocity = weight.detach().double(), 0.0
     for iteration, learning_rate in enumerate([0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001]):
@@ -416,14 +449,17 @@ def test_a_step_is_stochastic_gradient_descent(name):
         velocity = 0.6 * velocity + gradient + 0.2 * expected
         expected = expected - learning_rate * velocity
         torch.testing.assert_close(weight.detach(), expected.float())
+        assert torch.equal(weights_at_update[iteration], weight)
+    assert in_bfloat16 == [precision == "bfloat16"] * 7
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_iteration(tmp_path):
     run = RunDirectory(tmp_path)
-    with MetricsLog(run, interval=2) as log:
+    with MetricsLog(run) as log, pytest.raises(FloatingPointError, match="nan at iteration 2"):
         log.add(1, "supervised", {"total": torch.tensor(1.0)})
-        with pytest.raises(FloatingPointError, match="nan at iteration 2"):
-            log.add(2, "supervised", {"total": torch.tensor(float("nan"))})
+        for iteration in range(2, INTERVAL + 1):
+            log.add(iteration, "supervised", {"total": torch.tensor(float("nan"))})
+    assert iterations(run) == [1]
 
 
 def test_checkpoints_refuse_damage_and_other_configurations(tmp_path):
@@ -476,13 +512,24 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
     assert first.config.stat().st_ino == before
 
 
-def test_folders_may_begin_with_a_tilde(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    config = load_config("phantom_supervised", ["output=~/run"])
+@pytest.mark.parametrize(("output", "path"), [("~/run", "home/run"), ("~of-nobody/run", "~of-nobody/run")])
+def test_folders_may_begin_with_a_tilde(output, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    config = load_config("phantom_supervised", [f"output={output}"])
     RunDirectory.check_new(config)
-    assert RunDirectory.create(config, torch.device("cpu")).path == tmp_path / "run"
+    assert RunDirectory.create(config, torch.device("cpu")).path.resolve() == tmp_path / path
     with pytest.raises(ValueError, match="exists already"):
         RunDirectory.check_new(config)
+
+
+@pytest.mark.parametrize("output", ["output=link", "output=link/run", None])
+def test_a_link_may_lead_to_a_folder_that_is_gone(output, tmp_path, monkeypatch):
+    """Such as one to a disk that is cleaned from time to time."""
+    monkeypatch.chdir(tmp_path)
+    Path("link" if output else "runs").symlink_to(tmp_path / "gone" / "long ago")
+    run = RunDirectory.create(load_config("phantom_supervised", [output] if output else []), torch.device("cpu"))
+    assert run.config.resolve().is_relative_to(tmp_path / "gone" / "long ago")
 
 
 def test_an_ignored_signal_stays_ignored():

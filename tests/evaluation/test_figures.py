@@ -52,6 +52,13 @@ def test_overlay(tmp_path, shape, spacing):
     assert pixels_of(picture, COLOURS[2]) == 0
 
 
+@pytest.mark.parametrize(("slices", "shown"), [(1, [0]), (2, [0, 1]), (11, [2, 5, 8])])
+def test_slices_of_a_stack_are_spread_over_the_truth_each_once(slices, shown):
+    label = np.ones((slices, 60, 50), np.uint8)
+    planes = figures._planes(Case("case", np.zeros(label.shape, np.float32), label, None))
+    assert [name for name, _, _ in planes] == [f"slice {number}" for number in shown]
+
+
 @pytest.mark.parametrize("missing", ["prediction", "truth", "both", "one class"])
 def test_overlay_of_nothing(tmp_path, missing):
     case = case_of((12, 60, 50))

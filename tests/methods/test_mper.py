@@ -57,8 +57,9 @@ def batch(images=2):
     )
 
 
-def consistency(probabilities, label, region, config, weights=(1.0, 0.5)):
+def consistency(probabilities, label, region, config, weights=None):
     """(CE + Dice) / 2 of eq. 4, region by region, written out."""
+    weights = weights or (1.0, config.pseudo_label_weight)
     if config.dice_per_image and len(label) > 1:
         images = zip(probabilities.split(1), label.split(1), region.split(1), strict=True)
         return sum(consistency(*image, config, weights) for image in images) / len(label)
@@ -111,7 +112,9 @@ def test_pseudo_label_is_the_largest_component_and_reliable_where_confident():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dice_squared": False}, {"dice_per_image": True}, {"contrast_reduction": "sum"}], ids=str
+    "options",
+    [{}, {"dice_squared": False}, {"dice_per_image": True}, {"contrast_reduction": "sum", "pseudo_label_weight": 0.3}],
+    ids=str,
 )
 @pytest.mark.parametrize("join", [False, True])
 def test_losses_are_equations_4_to_6(join, options):
@@ -356,18 +359,18 @@ def test_the_network_is_in_evaluation_mode_while_its_embeddings_are_clustered():
     assert modes and not any(modes)
 
 
-def test_the_clustering_has_the_seed_of_the_run(monkeypatch):
-    seeds = []
+def test_the_clustering_has_the_seed_of_the_run_and_its_options(monkeypatch):
+    given = []
 
-    def centres(network, labelled, num_classes, num_prototypes, patch_size, batch, seed):
-        seeds.append(seed)
+    def centres(network, labelled, num_classes, num_prototypes, *others):
+        given.append((network, labelled, num_classes, num_prototypes, *others))
         return torch.zeros(num_classes, num_prototypes, WIDTH)
 
     monkeypatch.setattr("semiseg.methods.mper.cluster_embeddings", centres)
-    method, _, _ = build()
-    for seed in (3, -1):
+    method, _, _ = build(num_prototypes=5, kmeans_batch=70)
+    for seed in (3, 2**63 - 1):
         method.stages(torch.Generator().manual_seed(seed))[1].prepare([], PATCH)
-    assert seeds == [3, 2**32 - 1]
+    assert given == [(method.network, [], CLASSES, 5, PATCH, 70, seed) for seed in (3, 2**32 - 1)]
 
 
 @pytest.mark.parametrize("batch", [500, 2_000], ids=["a sample", "all voxels"])

@@ -167,7 +167,8 @@ def expected_losses(method, data, iteration):
 
     t = iteration // config.ramp_up_step * config.ramp_up_step
     ramp_up = math.exp(-5 * (1 - min(t / config.ramp_up_iterations, 1)) ** 2)
-    total = config.labelled_weight * (dice_a + dice_b) + ramp_up * unlabelled + 0.5 * regularisation
+    total = config.labelled_weight * (dice_a + dice_b) + ramp_up * unlabelled
+    total = total + config.consistency_weight * regularisation
     return {
         "dice_a": dice_a, "dice_b": dice_b, "unlabelled": unlabelled, "consistency": regularisation,
         "ramp_up": torch.tensor(ramp_up), "total": total,
@@ -195,7 +196,7 @@ def test_forward_agrees_with_plain_pytorch():
     [("paper", torch.float64, 1e-5), ("released", torch.float64, 1e-5), ("paper", torch.float32, 1e-3)],
 )
 def test_losses_are_equations_4_to_11(preset, dtype, tolerance):
-    method, stage = build(f"preset={preset}")
+    method, stage = build(f"preset={preset}", "method.consistency_weight=0.3")
     method.to(dtype)
     assert method.config.projection_heads == (1 if preset == "paper" else 2)
     data, iteration = batch(dtype), 170
@@ -235,7 +236,10 @@ def test_pseudo_labels_pass_no_gradient_and_the_labelled_half_is_not_in_them():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["method.pseudo_label=mutual", "method.sharpening_temperature=0.4"], lambda a, b: mutual_consistency(a, b, 0.4)),
+        (
+            ["method.pseudo_label=mutual", "method.sharpening_temperature=0.4"],
+            lambda a, b: mutual_consistency(a, b, 0.4),
+        ),
         (["method.pseudo_label=cross"], cross_pseudo_supervision),
     ],
     ids=["mutual", "cross"],

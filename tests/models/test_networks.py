@@ -131,7 +131,7 @@ def test_embedding_has_the_memory_format_of_the_weights(name):
 def test_bfloat16_autocast(name):
     network = small_network(name, **no_dropout(name))
     network.to(memory_format=channels_last(name))
-    # Batch normalisation of few values would magnify rounding; gradients of other sides can hold what was never written.
+    # Batch normalisation of few values would magnify rounding; other sides' gradients can hold what was never written.
     first_side = next(side for side in range(16, 64, 16) if side not in UNSAFE_FIRST_SIDES)
     x = images(name, batch=8, first_side=first_side)
     expected, _ = network(x)

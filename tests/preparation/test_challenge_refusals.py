@@ -56,6 +56,11 @@ def other_spacing(slices: list) -> None:
     slices[3].save_as(slices[3].filename)
 
 
+def move_to(slice: pydicom.Dataset, height: float) -> None:
+    slice.ImagePositionPatient[2] = height
+    slice.save_as(slice.filename)
+
+
 def without_position(slices: list) -> None:
     del slices[3].ImagePositionPatient
     slices[3].save_as(slices[3].filename)
@@ -88,6 +93,11 @@ DAMAGES = {
     ),
     "slice missing": ("pancreas", resliced(delete), "slices lie 2.00 to 4.00 mm apart"),
     "slice twice": ("pancreas", resliced(duplicate), "slices lie 0.00 to 2.00 mm apart"),
+    "one place": (
+        "pancreas",
+        resliced(lambda slices: [move_to(slice, 6) for slice in slices]),
+        "slices lie 0.00 to 0.00 mm apart",
+    ),
     "two series": ("pancreas", resliced(second_series), "holds 2 DICOM series; expected one"),
     "tilted gantry": ("pancreas", resliced(tilt), "slices are shifted against each other"),
     "mixed spacing": ("pancreas", resliced(other_spacing), "PixelSpacing is"),
@@ -131,6 +141,11 @@ DAMAGES = {
         lambda source: shutil.copy(source / PANCREAS_LABEL, source / "label0002.nii"),
         "is there twice",
     ),
+    "slices far apart": (
+        "pancreas",
+        resliced(lambda slices: [move_to(slice, 6 * number) for number, slice in enumerate(slices)]),
+        "PANCREAS_0002: spacing is (1.4, 1.4, 6.0) mm; expected at most 5.0 along every axis",
+    ),
     "no patients": ("acdc", empty, "no patientNNN folder"),
     "no Info.cfg": (
         "acdc",
@@ -141,6 +156,11 @@ DAMAGES = {
         "acdc",
         lambda source: (source / "patient002" / "Info.cfg").write_text("ED: 11\nES: last\n"),
         "ES is 'last'; expected the number of a frame",
+    ),
+    "no text": (
+        "acdc",
+        lambda source: (source / "patient002" / "Info.cfg").write_bytes(b"ED: 11\nES: \xb2\n"),
+        "patient002/Info.cfg: ES is '\ufffd'; expected the number of a frame",
     ),
     "no frame": (
         "acdc",

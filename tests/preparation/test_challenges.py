@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,7 +329,7 @@ def fed(run: Path, scan: Volume, monkeypatch) -> np.ndarray:
 @pytest.mark.parametrize("orientation", ["RAS", "LAS", "SPL", "IRA"])
 @pytest.mark.parametrize("name", ["la", "acdc"])
 def test_training_and_prediction_turn_a_scan_alike_whatever_its_axes(
-    name, orientation, tmp_path, monkeypatch
+    name, orientation, tmp_path, monkeypatch, capsys
 ):
     source = SOURCES[name](tmp_path / "source")
     expected = everything(prepare(name, source))
@@ -336,6 +337,7 @@ def test_training_and_prediction_turn_a_scan_alike_whatever_its_axes(
     store_along(orientation, source)
     dest = prepare(name, source)
     assert everything(dest) == expected
+    assert "along other axes than their images" not in capsys.readouterr().err
     dataset = open_dataset(name, dest)
     case = next(dataset.evaluation_cases("test"))
     run = untrained_run(tmp_path / "run", f"{name}_supervised", dataset.preprocessing, dataset.class_names)
@@ -353,7 +355,7 @@ def test_one_scan_along_other_axes_than_the_others(name, which, tmp_path):
 
 
 def test_a_stack_across_an_oblique_axis_is_cut_along_its_slices(acdc, tmp_path, monkeypatch):
-    """Short-axis slices whose normal leads to the left: training and prediction see them upright, as they were acquired."""
+    """Short-axis slices whose normal leads to the left: training and prediction see them as they were acquired."""
     expected = everything(prepare("acdc", acdc))
     shutil.rmtree(tmp_path / "dest")
     acquired = np.eye(4)
@@ -374,6 +376,22 @@ def test_a_label_of_another_series_by_name_is_not_needed(pancreas):
     """The collection holds labels of scans that were withdrawn from it."""
     shutil.copy(pancreas / PANCREAS_LABEL, pancreas / "labels" / "label0025.nii.gz")
     assert len(list(prepare("pancreas", pancreas).rglob("*.h5"))) == 3
+
+
+def test_one_scan_is_in_memory_at_a_time(challenge, monkeypatch):
+    name, source = challenge
+    volumes = []
+    read = CHALLENGES[name].read
+
+    def recorded(challenge, scan):
+        assert not any(volume() for volume in volumes)
+        image, label = read(challenge, scan)
+        volumes.extend((weakref.ref(image), weakref.ref(label)))
+        return image, label
+
+    monkeypatch.setattr(CHALLENGES[name], "read", recorded)
+    prepare(name, source)
+    assert len(volumes) == 2 * 2 * len(CHALLENGES[name]().find(source))  # checked, then written
 
 
 def test_given_lists_decide(left_atrium, tmp_path, capsys):

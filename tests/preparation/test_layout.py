@@ -42,6 +42,12 @@ def test_a_case_is_never_written_over_another(tmp_path):
     assert (tmp_path / "a.h5").read_bytes() == content
 
 
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
+    path = tmp_path / ("ü" * 125 + ".list")
+    write_list(path, ["a"])
+    assert path.read_text() == "a\n" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_list_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(path: Path, *_, **__) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -125,7 +125,7 @@ def test_configurations_follow_the_data(source):
     assert load_config(str(dest / "mper.yaml")).method.zero_box == (32, 21, 10)
 
 
-def test_the_files_say_which_axes_are_which(source, tmp_path):
+def test_the_files_say_which_axes_are_which(source, capsys):
     """One scan stored along other axes, its label along others again: the same cases come out."""
     expected = prepare(source)
     for path, orientation in (
@@ -140,7 +140,10 @@ def test_the_files_say_which_axes_are_which(source, tmp_path):
             )
         )
         nibabel.save(turned, path)
+    capsys.readouterr()
     dest = prepare(source, name="turned")
+    noted = "stored along other axes than their images; their headers say how, so they are turned: "
+    assert noted + "scan_0 (LPS), scan_1 (SRA)" in capsys.readouterr().err
     assert "RAS (7), PIL (1)" in (dest / "findings.md").read_text()
     for number in range(8):
         for ours, theirs in zip(
@@ -176,12 +179,21 @@ def test_another_spacing_is_resampled(source):
     np.testing.assert_allclose(np.diff(means) / (means[1] - means[0]), 1, atol=0.2)
 
 
-def test_spacing_and_patch_that_are_asked_for(source):
-    dest = prepare(source, "--spacing", "2.4", "2", "2.5")
+def test_spacing_and_patch_that_are_asked_for(source, capsys):
+    rewrite(source[1] / "scan_2.nii.gz", keep_one_voxel_of_the_last_class)
+    dest = prepare(source, "--spacing", "2.4", "2", "2.5", "--skip-flip-check")
+    assert "note: 1 structures have no voxel left at the spacing chosen: scan_2 (class 3)" in capsys.readouterr().err
+    assert 7 in read_nifti(source[1] / "scan_2.nii.gz").values and 3 not in stored(dest, "scan_2")[1]
     assert stored(dest, "scan_7")[0].shape == (20, 18, 16)
     assert load_config(str(dest / "supervised.yaml")).training.patch_size == (16, 16, 16)
     case = next(open_dataset("own", dest).evaluation_cases("test"))
     assert case.spacing == (2.4, 2.0, 2.5)
+
+
+def keep_one_voxel_of_the_last_class(values: np.ndarray) -> np.ndarray:
+    others = np.argwhere(values == 7)[1:]
+    values[tuple(others.T)] = 0
+    return values
 
 
 def test_computed_tomography_is_scaled_by_the_labelled_voxels(source, capsys):
@@ -210,7 +222,7 @@ def test_fewer_labelled_cases_leave_more_unlabelled_ones(source):
         labelled, unlabelled = dataset.training_cases(count)
         assert [case.name for case in (*labelled, *unlabelled)] == listed
         assert len(labelled) == count and all(isinstance(case, UnlabelledCase) for case in unlabelled)
-    with pytest.raises(ValueError, match="dataset.labelled is 6, accepted are 1 to 5, the labelled volumes that .*holds"):
+    with pytest.raises(ValueError, match="dataset.labelled is 6, accepted are 1 to 5, the labelled volumes that"):
         dataset.training_cases(6)
 
 
@@ -281,7 +293,8 @@ def test_labels_may_end_in_the_channel_as_their_images_do(source):
         for path in sorted(folder.iterdir()):
             path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
     dest = prepare(source, name="same")
-    assert [names(dest, split) for split in ("train", "test")] == [names(expected, split) for split in ("train", "test")]
+    for list_name in ("train", "test"):
+        assert names(dest, list_name) == names(expected, list_name)
 
 
 def test_images_may_end_as_labels_do(source):
@@ -342,10 +355,13 @@ def test_names_that_lists_cannot_hold_are_refused(source, capsys, monkeypatch, n
 def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monkeypatch):
     monkeypatch.setattr("semiseg.preparation.nifti.find_scans", None)  # refused before it
     (source[0].parent.parent / "afile").write_text("precious")
+    (source[0].parent.parent / "loop").symlink_to("loop")
     for dest, message in (
         ("afile/prep", r"afile/prep: cannot be written, as \S+afile is no folder"),
         (os.fsdecode(b"M\xfcller"), "accepted are names in UTF-8"),
         ("/", "error: /: is the root of the file system, accepted is a new name below it"),
+        ("loop", "loop: cannot be written .Too many levels of symbolic links"),
+        ("new/" + "ü" * 128, "ü: accepted are names of up to 255 bytes"),
     ):
         with pytest.raises(SystemExit):
             prepare(source, name=dest)
@@ -356,6 +372,14 @@ def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monk
         assert "dest is where a file system is mounted, accepted is a new folder within" in refusal(capsys, source)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert re.search(r"dest: cannot be written, as the folder \S+ is not writable", refusal(capsys, source))
+
+
+def test_names_as_long_as_file_systems_take(source):
+    long = "ü" * 123
+    for folder in source:
+        (folder / "scan_0.nii.gz").rename(folder / f"{long}.nii.gz")
+    dest = prepare(source, "--labelled", "5", name=long)
+    assert dest.is_dir() and stored(dest, long)[1] is not None
 
 
 def test_what_a_killed_process_left_is_no_obstacle(source):
@@ -379,11 +403,14 @@ def test_what_other_processes_left_or_are_writing_is_named_and_kept(source, caps
     assert "unfinished" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("names", [("a", "background", "c"), ("a", "b", "a"), ("a", "", "c"), ("a", " ", "c")])
+@pytest.mark.parametrize("names", [
+    ("a", "background", "c"), ("a", "b", "a"), ("a", "", "c"), ("a", " ", "c"), ("a", "b\nb", "c"),
+    ("a", os.fsdecode(b"M\xfcller"), "c"),
+])  # fmt: skip
 def test_names_of_classes_are_checked_before_the_survey(names, source, capsys, monkeypatch):
     monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
     message = refusal(capsys, source, "--classes", *names)
-    assert "accepted are distinct names, none of them background" in message
+    assert re.search("--classes is .*, accepted are distinct names in UTF-8 .*none of them background", message)
 
 
 def test_swapped_folders_are_guessed(source, capsys):
@@ -536,7 +563,7 @@ def test_labels_are_compared_with_their_images_class_by_class(source, monkeypatc
     """The classes are numbered by the order of their values, also where a label has no background."""
     seen = {}
 
-    def look_at(placement, name, image, label, stored):
+    def look_at(placement, name, image, label, stored, _):
         seen[name] = np.array_equal(label, np.searchsorted(files.VALUES, stored.values))
 
     monkeypatch.setattr(LabelPlacement, "look_at", look_at)
@@ -556,6 +583,16 @@ def test_mirrored_labels_are_named_and_the_remedy_works(source, capsys):
         np.testing.assert_array_equal(
             stored(dest, f"scan_{number}")[1], stored(expected, f"scan_{number}")[1]
         )
+
+
+def test_a_label_that_fits_a_little_better_mirrored_is_noted(source, capsys, monkeypatch):
+    monkeypatch.setattr("semiseg.preparation.checks.DECISIVE", np.inf)
+    rewrite(source[1] / "scan_4.nii.gz", lambda values: values[:, ::-1])
+    prepare(source)
+    assert (
+        "1 labels fit their images a little better mirrored along the axes in brackets; look at them: scan_4 (y)"
+        in capsys.readouterr().err
+    )
 
 
 def shifted_affine(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from semiseg.preparation.nifti_folder import divide
 from semiseg.preparation.splits import LabelledScan, split
 
 
@@ -22,3 +23,15 @@ def test_the_split_depends_on_names_only_and_has_the_usual_numbers():
         0 < len(patients[0] & {f"p{k}" for k in range(first, first + 20)}) < 20 for first in range(0, 100, 20)
     )
     assert [scan.name for scan in one["val.list"]][:4] == ["p29_a", "p29_b", "p34_a", "p34_b"]
+
+
+def test_other_scans_of_a_patient_whose_label_is_used_are_trained_on(tmp_path):
+    """One in five of all patients is for the test, and none of them is trained on."""
+    scans = [LabelledScan(f"p{k}_{frame}", f"p{k}", Path(), Path()) for k in range(8) for frame in "ab"]
+    for listed in (f"p{k}_b" for k in range(8)):
+        (tmp_path / "labelled.txt").write_text(listed)
+        splits, labelled = divide(scans, labelled=tmp_path / "labelled.txt")
+        names = {name: [scan.name for scan in members] for name, members in splits.items()}
+        assert labelled == 1 and len(names["test.list"]) == 4 and len(names["train.list"]) == 12
+        assert names["train.list"][0] == listed and names["train.list"][1][:2] == listed[:2]
+        assert not {name[:2] for name in names["test.list"]} & {name[:2] for name in names["train.list"]}

@@ -14,6 +14,7 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
+from semiseg.data.preprocessing import Preprocessing
 from semiseg.preparation.volume import Volume, on_grid_of, resample, resample_label
 from semiseg.preparation.volume_files import (
     read_dicom_series,
@@ -49,6 +50,24 @@ def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
     np.testing.assert_array_equal(volume.values, values)
     assert volume.spacing == pytest.approx((0.7, 0.9, 2.5)) and volume.orientation == "LPS"
     np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [10 - 0.7, -20 - 1.8, -30 + 7.5, 1])
+
+
+def test_a_sagittal_series_is_ordered_along_its_normal(tmp_path):
+    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
+    files.write_dicom_series(tmp_path, values, (0.7, 0.9, 2.5))
+    for path in tmp_path.iterdir():
+        slice = pydicom.dcmread(path)
+        number = (slice.ImagePositionPatient[2] - 30) / 2.5
+        slice.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]  # columns to posterior, rows to inferior
+        slice.ImagePositionPatient = [-50 - 2.5 * number, -80, 60]  # from left to right
+        slice.save_as(path)
+    volume = read_dicom_series(tmp_path)
+    np.testing.assert_array_equal(volume.values, values)
+    assert volume.spacing == pytest.approx((0.7, 0.9, 2.5)) and volume.orientation == "PIR"
+    np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [50 + 7.5, 80 - 0.7, 60 - 1.8, 1])
+    (tmp_path / "241.dcm").unlink()  # the third of five
+    with pytest.raises(ValueError, match="slices lie 2.50 to 5.00 mm apart"):
+        read_dicom_series(tmp_path)
 
 
 def test_hidden_files_beside_the_slices_are_none(tmp_path):
@@ -212,11 +231,30 @@ def test_nrrd_geometry(tmp_path, header, orientation, spacing):
     assert volume.orientation == orientation and volume.spacing == pytest.approx(spacing)
 
 
-def test_an_unknown_space_is_refused(tmp_path):
-    nrrd.write(str(tmp_path / "a.nrrd"), np.zeros((2, 3, 4), np.int16), {"space": "scanner-xyz", "space directions": np.eye(3)})
+@pytest.mark.parametrize(("shape", "header", "message"), [
+    ((2, 3, 4), {"space": "scanner-xyz", "space directions": np.eye(3)},
+     "its space is 'scanner-xyz'; expected one of left"),
+    ((2, 2, 3, 4), {"space": "RAS", "space directions": np.vstack([np.full(3, np.nan), np.eye(3)])},
+     "it has 4 axes; expected three"),
+    ((3, 4), {"spacings": [1.0, 1.0]}, "it has 2 axes; expected three"),
+])  # fmt: skip
+def test_an_unknown_space_and_other_axes_are_refused(tmp_path, shape, header, message):
+    nrrd.write(str(tmp_path / "a.nrrd"), np.zeros(shape, np.int16), header)
     for read in (read_nrrd, read_header):
-        with pytest.raises(ValueError, match="a.nrrd: cannot be read as NRRD .its space is 'scanner-xyz'; expected one of left"):
+        with pytest.raises(ValueError, match=f"a.nrrd: cannot be read as NRRD .{message}"):
             read(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e5])  # mm
+def test_a_header_needs_three_directions_and_spacings_of_any_size(tmp_path, size):
+    files.write_nifti(tmp_path / "a.nii", np.zeros((2, 3, 4), np.uint8), files.LPS @ np.diag([size, size, size, 1]))
+    for read in (read_nifti, read_header):
+        assert read(tmp_path / "a.nii").spacing == pytest.approx((size,) * 3)
+    flat = np.diag([size, size, size, 1])
+    flat[:3, :3] = size * np.array([[0.6, 0.6 + 1e-9, 0], [0.8, 0.8, 0], [0, 0, 1]])
+    files.write_nifti(tmp_path / "b.nii", np.zeros((2, 3, 4), np.uint8), flat)
+    with pytest.raises(ValueError, match="b.nii: its header gives no direction for some axis"):
+        read_nifti(tmp_path / "b.nii")
 
 
 def test_resampling_keeps_what_lies_at_a_point_of_the_world(tmp_path):
@@ -233,6 +271,12 @@ def test_resampling_keeps_what_lies_at_a_point_of_the_world(tmp_path):
         index = np.add(index, 1)  # beyond the centres of the outermost voxels there is nothing to interpolate
         place = (resampled.affine @ [*index, 1])[:3]
         assert resampled.values[tuple(index)] == pytest.approx(place @ weights, abs=1e-4)
+
+
+def test_intensities_are_cut_off_before_they_are_interpolated():
+    image = Volume(Path("scan"), np.array([0.0, 1000]).reshape(2, 1, 1), np.diag([2.0, 1, 1, 1]))
+    preprocessing = Preprocessing("RAS", (1.0, 1, 1), "fixed", clip=(0, 100), mean=0.0, deviation=1.0)
+    np.testing.assert_allclose(image.prepared(preprocessing).ravel(), [0, 25, 75, 100])
 
 
 def test_a_label_becomes_the_class_that_has_most_of_a_voxel():
