@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_tables import convolutions_table, kernel_table, prompt_conv_table
+from gpu_tables import gpu_table
 from memory import keep_heap
-from tables import convolutions_table, gpu_table, kernel_table, prompt_conv_table
 from workloads import SIZES
 
 from semiseg.atomic import write_json

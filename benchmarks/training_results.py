@@ -22,7 +22,7 @@ from semiseg.engine.run_directory import RunDirectory
 
 
 def training_minutes(run: RunDirectory) -> float:
-    """Minutes of all iterations at the median pace of their stage, so that a paused or disturbed run can be told."""
+    """Minutes of all iterations at the median pace of their stage, so that a pause does not count."""
     stages = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
     times = {event.step: event.wall_time for event in events.Scalars("total")}

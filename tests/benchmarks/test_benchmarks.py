@@ -57,7 +57,7 @@ def test_run_on_tiny_inputs(tmp_path, module, allocator, operations):
         assert all(contestant["median_ms"] > 0 for contestant in row["contestants"].values())
     assert results["environment"].keys() == {"cpu", "cores", "versions", "commit", "threads"}
     assert "benchmarks --benchmark-only --size tiny" in results["command"]
-    table = module("tables").kernel_table(results)
+    table = module("cpu_tables").kernel_table(results)
     assert table in done.stdout and all(f"| {operation} " in table for operation in operations)
 
 
@@ -163,34 +163,68 @@ def test_tables_are_filled_between_their_marks(module, monkeypatch):
         tables.fill("<!-- table:c -->\n<!-- /table -->", {})
 
 
-def test_training_table_joins_seeds(module):
-    def row(name, seed, dice):
-        figures = {
-            metric: {"mean": mean, "sd": 0.5}
-            for metric, mean in {"dice": dice, "jaccard": 0.5, "hd95": 4.0, "asd": 1.5}.items()
-        }
-        summary = {"mean": figures, "empty_prediction": 1}
-        where = {"cpu": "a cpu", "cores": 2, "versions": {"torch": "2.13"}, "commit": "abc"}
-        return {"name": name, "labelled": 4, "seed": seed, "summary": summary, "training_minutes": 2.4,
-                "environment": where, "checkpoint": "last"}  # fmt: skip
+def trained(name, seed, dice, **others):
+    figures = {
+        metric: {"mean": mean, "sd": 0.5}
+        for metric, mean in {"dice": dice, "jaccard": 0.5, "hd95": 4.0, "asd": 1.5}.items()
+    }
+    summary = {"mean": figures, "empty_prediction": 1}
+    where = {"cpu": "a cpu", "cores": 2, "versions": {"torch": "2.13"}, "commit": "abc", "command": "python seed=0 a=1"}
+    return {
+        "name": name, "preset": "paper", "labelled": 4, "seed": seed, "checkpoint": "last", "summary": summary,
+        "evaluation": {"head": "linear", "largest_component": False}, "training_minutes": 2.4, "environment": where, **others,
+    }  # fmt: skip
 
-    rows = [row("mper", 0, 0.8), row("supervised", 0, 0.7), row("mper", 1, 0.9)]
-    lines = module("tables").training_table({"rows": rows}).splitlines()
+
+def test_training_table_joins_seeds(module):
+    table = module("training_tables").training_table
+    rows = [trained("mper", 0, 0.8), trained("supervised", 0, 0.7), trained("mper", 1, 0.9)]
+    lines = table({"rows": rows}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
     assert cells[0] == ["mper", "2", "85.00 ± 5.00", "50.00 ± 0.00", "4.00 ± 0.00", "1.50 ± 0.00", "2", "2"]
     assert cells[1][:4] == ["supervised", "1", "70.00 ± 50.00", "50.00 ± 50.00"]
     assert cells[1][4:] == ["4.00 ± 0.50", "1.50 ± 0.50", "1", "2"]
-    assert "Text" not in lines[-1]
-    notes = module("tables").training_table({"rows": [*rows, {**rows[0], "text": {"source": "random"}}]})
+    assert lines[-1].endswith("the median training. a cpu, torch 2.13, commit abc.")
+    assert ", the median training, beside others. " in table({"rows": rows}, ", beside others")
+    notes = table({"rows": [*rows, trained("mper", 2, 0.8, text={"source": "random"})]})
     assert notes.endswith("a cpu, torch 2.13, commit abc. Text embeddings: random.")
     assert "deviation of the seeds' means or, of a single seed, the cases;" in notes
     for named, spread in (("mper", "seeds' means;"), ("supervised", "cases;")):
         of_one = [row for row in rows if row["name"] == named]
-        assert f"deviation of the {spread}" in module("tables").training_table({"rows": of_one})
-    later = {**rows[0], "environment": {**rows[0]["environment"], "commit": "abd"}}
-    assert "torch 2.13, commit abc, abd." in module("tables").training_table({"rows": [*rows, later]})
-    table = module("training_table")
-    assert "deviation of the cases;" in table.training_notes({"rows": rows}, table.evaluation_header())
+        assert f"deviation of the {spread}" in table({"rows": of_one})
+    later = trained("mper", 2, 0.8, environment={**rows[0]["environment"], "commit": "abd"})
+    assert "torch 2.13, commit abc, abd." in table({"rows": [*rows, later]})
+
+
+def test_evaluations_table_has_a_line_an_evaluation(module):
+    rows = [trained("mper", 0, 0.8), trained("mper", 0, 0.9, checkpoint="validation")]
+    *_, first, second, _, notes = module("training_tables").evaluations_table({"rows": rows, "note": "Both."}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (first, second)]
+    assert cells[0][:8] == ["mper", "4", "0", "a=1", "last", "linear", "all", "80.00 ± 50.00"]
+    assert cells[1][4] == "validation"
+    assert "deviation of the cases;" in notes and notes.endswith("commit abc. Both.")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": 0}, r"have the seeds \[0, 0\], accepted is each seed once"),
+        ({"seed": 1, "labelled": 8}, "differ in labelled, accepted are seeds of one configuration"),
+        ({"seed": 1, "checkpoint": "validation"}, "differ in checkpoint, accepted are seeds"),
+    ],
+)
+def test_runs_of_one_name_that_are_not_seeds_of_one_configuration_are_refused(module, other, message):
+    tables = module("training_tables")
+    results = {"rows": [trained("mper", 0, 0.8), {**trained("mper", 0, 0.9), **other}]}
+    for table in (tables.training_table, lambda results: tables.paired_rows(results, results)):
+        with pytest.raises(ValueError, match=f"runs of mper {message}"):
+            table(results)
+
+
+def test_gathered_runs_do_not_say_where_they_were(module):
+    command = "python -m semiseg.train --config la_mper output=/home/me/run 'dataset.root=/data of mine' seed=1"
+    found = module("training_results").without_folders({"command": command, "commit": "abc"})
+    assert found == {"command": "python -m semiseg.train --config la_mper seed=1", "commit": "abc"}
 
 
 def test_unknown_operation(module):
@@ -223,7 +257,7 @@ def test_rounding_that_rounds_nothing_changes_no_gradient(module, monkeypatch):
 
 @needs_cpu
 def test_profile_of_a_training_step(module, monkeypatch):
-    profile, tables = module("training_profile"), module("tables")
+    profile, tables = module("training_profile"), module("network_tables")
     small = (
         "training.patch_size=[32, 16, 16]", "evaluation.stride=[32, 16, 16]", "method.zero_box=[20, 10, 10]",
         "network.filters=[4]",
@@ -252,7 +286,7 @@ def test_ladder_of_several_rounds(module, monkeypatch, tmp_path):
     results = json.loads(file.read_text())
     plain, kept = results["rows"][0]["rungs"]
     assert plain["seconds"] == 8 and kept["seconds"] == 2 and kept["seconds_of_rounds"] == [1, 2, 4]
-    table = module("tables").ladder_table(results)
+    table = module("network_tables").ladder_table(results)
     assert " 4.00 |" in table
     assert "a: medians of 3 rounds in which the lines took turns, the widest range 4.00-fold." in table
 
@@ -276,14 +310,9 @@ def test_ladder_on_an_older_processor(module, monkeypatch):
 
 def test_paired_table_takes_the_seeds_both_have(module):
     def results(dice):
-        return {
-            "rows": [
-                {"name": "a", "seed": seed, "summary": {"mean": {"dice": {"mean": value}}}}
-                for seed, value in dice.items()
-            ]
-        }
+        return {"rows": [trained("a", seed, value) for seed, value in dice.items()]}
 
-    (line,) = module("training_table").paired_rows(
+    (line,) = module("training_tables").paired_rows(
         results({0: 0.5, 1: 0.7, 2: 0.9}), results({1: 0.6, 0: 0.5, 3: 0.1})
     )
     # differences 0 and -10: mean -5, standard deviation 7.07, over the root of 2

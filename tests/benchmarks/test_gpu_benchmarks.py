@@ -212,7 +212,7 @@ def made_up_results():
 
 
 def test_table(module):
-    table = module("tables").gpu_table(made_up_results())
+    table = module("gpu_tables").gpu_table(made_up_results())
     lines = table.splitlines()
     assert lines[0] == "LA: B = 4, 112×112×80 voxels, d = 16, C = 2, K = 3, float32"
     assert sum(line.startswith("LA: ") for line in lines) == 2
@@ -231,7 +231,7 @@ def test_table_where_the_automatic_choice_failed(module):
     results = made_up_results()
     results["rows"][0]["contestants"]["cuda"] = None
     cells = [
-        cell.strip() for cell in module("tables").gpu_table(results).splitlines()[4].strip("|").split("|")
+        cell.strip() for cell in module("gpu_tables").gpu_table(results).splitlines()[4].strip("|").split("|")
     ]
     assert cells[1:5] == ["cuda", "100", "125", "–"] and cells[-5:] == ["–", "–", "–", "–", "2019"]
 
@@ -241,7 +241,7 @@ def test_summary_says_of_what_it_is(module):
     for row in results["rows"]:
         row["part"] = "forward"
     results["rows"][0]["contestants"]["cuda"] = None
-    lines = module("tables").gpu_summary_table(results).splitlines()
+    lines = module("gpu_tables").gpu_summary_table(results).splitlines()
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells == ["prototype_head forward", "–", "–", "–", "110", "91 %", "36.4×"]
     assert lines[-1].endswith("a GPU; commit abc. dice_ce is of abd.")
@@ -253,6 +253,9 @@ def test_operations_of_the_roofline(module):
     operations = module("roofline").operations
     assert operations(row) == voxels * (3 * scores + 2 * 16)
     assert operations(row | {"part": "backward"}) == voxels * 2 * scores
+    of_classes = row | {"operation": "linear_classifier"}
+    assert operations(of_classes) == voxels * 3 * 2 * 16 * 2
+    assert operations(of_classes | {"part": "forward"}) == voxels * 2 * 16 * 2
     assert operations(row | {"operation": "dice_ce"}) is None
 
 
