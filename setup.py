@@ -165,8 +165,10 @@ def cuda_architectures(known: set[int]) -> list[int]:
     requested = os.environ.get("SEMISEG_CUDA_ARCHITECTURES")
     if requested is None:
         chosen = [architecture for architecture in CUDA_ARCHITECTURES if architecture in known]
-    else:
+    elif re.fullmatch(r"\d+(;\d+)*", requested):
         chosen = sorted({int(number) for number in requested.split(";")})
+    else:
+        raise RuntimeError(f"SEMISEG_CUDA_ARCHITECTURES is {requested!r}, accepted are numbers as in '80;90', and 'none'")
     if not chosen or not known.issuperset(chosen):
         raise RuntimeError(f"nvcc compiles for {sorted(known)}, not for {chosen or list(CUDA_ARCHITECTURES)}")
     return chosen
@@ -221,7 +223,10 @@ setup(
     description="Kernels and training for semi-supervised medical image segmentation",
     python_requires=">=3.11",
     packages=find_packages(include=["semiseg", "semiseg.*", "semiseg_kernels", "semiseg_kernels.*"]),
-    package_data={"semiseg": ["configs/*.yaml", "configs/**/*.yaml", "reporting/templates/*.html"]},
+    package_data={
+        "semiseg": ["py.typed", "configs/*.yaml", "configs/**/*.yaml", "reporting/templates/*.html"],
+        "semiseg_kernels": ["py.typed"],
+    },
     ext_modules=[Extension(f"semiseg_kernels.{name}", sources=[], optional=True) for name in EXTENSIONS],
     cmdclass={"build_ext": NinjaBuild},
     install_requires=[

@@ -228,22 +228,11 @@ struct NarrowTile {
   __device__ __forceinline__ void store_best(const Voxels& similarity, const Voxels& index, const Span& span) {
     store_voxels(similarity, span, mine, best);
     uint8_t* p = element<uint8_t>(index, span.image, 0, span.first);
-    const bool vectors = SLOTS == 4 && mine.adjacent && mine.all_inside(span) && index.channel_stride % 4 == 0 &&
-                         reinterpret_cast<uintptr_t>(p) % 4 == 0;
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
-      uint8_t* row = p + c * index.channel_stride;
-      if (vectors) {
-        unsigned packed = 0;
+    for (int c = 0; c < C; ++c)
 #pragma unroll
-        for (int slot = 0; slot < SLOTS; ++slot) packed |= unsigned(winner[c][slot]) << 8 * slot;
-        *reinterpret_cast<unsigned*>(row + offset(0)) = packed;
-      } else {
-#pragma unroll
-        for (int slot = 0; slot < SLOTS; ++slot)
-          if (offset(slot) < span.n) row[offset(slot)] = uint8_t(winner[c][slot]);
-      }
-    }
+      for (int slot = 0; slot < SLOTS; ++slot)
+        if (offset(slot) < span.n) p[c * index.channel_stride + offset(slot)] = uint8_t(winner[c][slot]);
   }
 
   // sum_i coefficient[i] unit(p[i]) + shrink z

@@ -225,10 +225,10 @@ def _warn_once(reasons: str) -> None:
 
 
 def as_kernel_input(values: Tensor | None) -> Tensor | None:
-    """Contiguous, and without bool, which the kernels read as uint8."""
+    """Contiguous, without gradient, and without bool, which the kernels read as uint8."""
     if values is None:
         return None
-    return (values.view(torch.uint8) if values.dtype == torch.bool else values).contiguous()
+    return (values.view(torch.uint8) if values.dtype == torch.bool else values.detach()).contiguous()
 
 
 _library = torch.library.Library("semiseg_kernels", "DEF")

@@ -30,7 +30,7 @@ def prototype_info_nce(
     labels: any integer dtype. Given, the positive p* is the nearest prototype of the voxel's class, and
         negative labels are left out; else p* is the nearest of all. Nearest is by cosine, the lowest index
         on ties.
-    weight: bool, uint8 or floating point; voxels of weight 0 are left out.
+    weight: bool, uint8 or floating point, to which no gradient flows; voxels of weight 0 are left out.
     normalize: s is the cosine (the default), or the plain dot product.
     ignore_prototype: voxels whose p* is this flat index c * K + k are left out.
 

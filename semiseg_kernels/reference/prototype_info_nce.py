@@ -61,7 +61,7 @@ def contrast(
     if weight is None:
         total = keep.sum().to(loss.dtype)
     else:
-        flat_weight = weight.flatten(1).to(loss.dtype)
+        flat_weight = weight.detach().flatten(1).to(loss.dtype)
         keep = keep & (flat_weight != 0)
         loss = loss * flat_weight
         total = torch.where(keep, flat_weight, 0).sum()

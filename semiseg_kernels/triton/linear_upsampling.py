@@ -25,12 +25,14 @@ _SIZES = ["depth", "height", "width", "C", "tiles_per_plane"]
 
 
 @triton.jit
-def _place(planes, rows, columns, C, tiles_per_plane, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+def _place(
+    program, planes, rows, columns, C, tiles_per_plane, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Image, plane, rows and columns [BLOCK, 1], channels [1, CHANNELS], and which of a plane's places exist."""
     groups = tl.cdiv(C, CHANNELS)
-    program, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    program, group = program // groups, program % groups
     plane, tile = program // tiles_per_plane, program % tiles_per_plane
-    place = tile * BLOCK + tl.arange(0, BLOCK)[:, None]
+    place = tl.cast(tile, columns.dtype) * BLOCK + tl.arange(0, BLOCK)[:, None]
     c = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     return (
         plane // planes,
@@ -140,7 +142,7 @@ def _forward(
 ):
     width = _side(width, LARGE)
     image, layer, row, column, c, exists = _place(
-        depth + 1 if VOLUMES else 1, height + 1, width + 1, C, tiles_per_plane, CHANNELS, BLOCK
+        tl.program_id(0), depth + 1 if VOLUMES else 1, height + 1, width + 1, C, tiles_per_plane, CHANNELS, BLOCK
     )
     C = stride_of(C, ALIGNED)
     if VOLUMES:
@@ -192,7 +194,9 @@ def _backward(
     LARGE: tl.constexpr,
 ):
     width = _side(width, LARGE)
-    image, layer, row, column, c, exists = _place(depth, height, width, C, tiles_per_plane, CHANNELS, BLOCK)
+    image, layer, row, column, c, exists = _place(
+        tl.program_id(0), depth, height, width, C, tiles_per_plane, CHANNELS, BLOCK
+    )
     C = stride_of(C, ALIGNED)
     layers = 2 * depth if VOLUMES else 1
     total = tl.zeros([BLOCK, CHANNELS], tl.float32)

@@ -172,6 +172,10 @@ def test_architectures(setup_functions, monkeypatch):
     assert architectures({80, 86, 90}) == [86, 90]
     with pytest.raises(RuntimeError, match=r"nvcc compiles for \[80\], not for \[86, 90\]"):
         architectures({80})
+    for wrong in ("8.0;9.0", "90;", "sm_90"):
+        monkeypatch.setenv("SEMISEG_CUDA_ARCHITECTURES", wrong)
+        with pytest.raises(RuntimeError, match=f"^SEMISEG_CUDA_ARCHITECTURES is '{wrong}', accepted are numbers"):
+            architectures({80})
     flags = setup_functions["code_generation_flags"]
     assert flags([90]) == "-gencode=arch=compute_90,code=sm_90 -gencode=arch=compute_90,code=compute_90"
     assert flags([80, 90, 100, 120]).split() == [

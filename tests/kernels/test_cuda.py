@@ -247,3 +247,11 @@ def test_more_images_than_a_grid_has_rows(cuda):
     x, weight, bias = torch.randn(65_536, 1, 1), torch.randn(1, 1).requires_grad_(), torch.zeros(1)
     (actual,) = torch.autograd.grad(linear_classifier(x, weight, bias).sum(), weight)
     torch.testing.assert_close(actual, x.sum().view(1, 1), rtol=1e-5, atol=1e-3)
+
+
+def test_blocks_that_go_on_to_another_image(cuda):
+    """Each image has a matrix of its own, and an emulated GPU fewer blocks than there are images."""
+    x, weight, bias, scale = torch.randn(400, 3, 150), torch.randn(2, 3), torch.randn(2), torch.rand(400, 3)
+    torch.testing.assert_close(
+        linear_classifier(x, weight, bias, scale), reference.linear_classifier(x, weight, bias, scale)
+    )

@@ -6,6 +6,7 @@ import torch
 from semiseg_kernels import (
     backends,
     batch_norm_relu,
+    cluster_mean,
     convolution,
     dice_ce,
     linear_classifier,
@@ -95,6 +96,22 @@ def test_the_reference_has_second_derivatives(loss):
     with use_backend("reference"):
         penalised(LOSSES[loss](x), x["z"]).backward()
     assert x["z"].grad.isfinite().all()
+
+
+# Of embeddings z, prototypes, labels and a weight of every voxel.
+WEIGHTED = {
+    "cluster_mean": lambda z, p, labels, weight: cluster_mean(z, p, labels, weight=weight),
+    "masked_class_mean": lambda z, p, labels, weight: [masked_class_mean(z, weight.unsqueeze(1))],
+    "prototype_head": lambda z, p, labels, weight: prototype_head(z, p, labels=labels, weight=weight),
+    "prototype_info_nce": lambda z, p, labels, weight: [prototype_info_nce(z, p, weight=weight)],
+}
+
+
+@pytest.mark.parametrize("operation", WEIGHTED)
+def test_no_gradient_to_the_weights_of_voxels(backend, operation):
+    x, weight = inputs(), torch.rand(2, 4, 4, requires_grad=True)
+    results = WEIGHTED[operation](x["z"].detach(), x["prototypes"], x["labels"], weight)
+    assert not any(result.requires_grad for result in results)
 
 
 def prompt_conv_loss(x):

@@ -115,11 +115,6 @@ def test_nan(backend):
     assert masked_class_mean(z, weight)[2].isnan().all()
 
 
-def test_no_gradient_to_the_weight(backend):
-    z, weight = torch.randn(2, 16, 40), torch.rand(2, 3, 40, requires_grad=True)
-    assert not masked_class_mean(z, weight).requires_grad
-
-
 def test_four_million_voxels(kernel):
     n = 4_194_304 + 5
     z = torch.stack([torch.full((n,), 1.1), torch.rand(n)]).unsqueeze(0)

@@ -103,6 +103,14 @@ def test_nan(backend, dtype, layout):
     assert index[0, :, 5].eq(0).all() and (index < 3).all()
 
 
+@pytest.mark.parametrize(("d", "num_classes", "per_class"), [(16, 2, 3), (17, 5, 3)])
+def test_nan_of_a_prototype_is_in_its_class_alone(backend, d, num_classes, per_class):
+    prototypes, z = torch.randn(num_classes, per_class, d), torch.randn(2, d, 300)
+    prototypes[-1, -1, 3] = torch.nan
+    similarity, index = prototype_similarity(z, prototypes)
+    assert similarity[:, -1].isnan().all() and similarity[:, :-1].isfinite().all() and (index < per_class).all()
+
+
 def test_strided_embedding(kernel):
     """Strides that no kernel reads in place are copied, and the gradient comes back where it belongs."""
     prototypes = make_prototypes(16, 2, 3)

@@ -163,6 +163,13 @@ def write_offset(offset, row, column, c, width, column_stride, channel_stride, L
     tl.store(offset, linear_upsampling._at(0, row, column, c, wide, column_stride, channel_stride))
 
 
+@jit
+def write_place(place, program, rows, columns, tiles_per_plane, BLOCK: tl.constexpr, LARGE: tl.constexpr):
+    wide = linear_upsampling._side(columns, LARGE)
+    _, _, row, column, _, exists = linear_upsampling._place(program, 1, rows, wide, 1, tiles_per_plane, 1, BLOCK)
+    tl.store(place + tl.arange(0, BLOCK)[:, None], row * columns + column, mask=exists)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_upsampling_reaches_every_element_of_a_plane(triton, monkeypatch, layout):
     """Beyond 32 bits too; a whole plane of so many would take the interpreter days."""
@@ -175,6 +182,9 @@ def test_upsampling_reaches_every_element_of_a_plane(triton, monkeypatch, layout
     offset = torch.empty((), dtype=torch.int64)
     write_offset[(1,)](offset, height - 1, width - 1, C - 1, width, *strides, LARGE=True)
     assert offset == C * height * width - 1
+    places, tiles = torch.full((128,), -1), height * width // 128
+    write_place[(1,)](places, tiles - 1, height, width, tiles, BLOCK=128, LARGE=True)
+    assert places.tolist() == list(range(height * width - 128, height * width))
     monkeypatch.setattr(linear_upsampling, "LARGE_PLANE", 1)
     for shape in ((2, 3, 4, 5, 3), (1, 5, 7, 6)):
         x, results = in_layout(torch.randn(shape), layout).requires_grad_(), []

@@ -1,5 +1,5 @@
-// Copies to shared memory that go on while a thread does. Here they are done when it waits for them, and not before, so
-// that who reads too early finds what was there.
+// Copies to shared memory that go on while a thread does. Here they are done when it waits for them, so that who reads too
+// early finds what was there; or at once too (see emulator.cpp), so that who reads too late does not.
 #pragma once
 
 #include <cstring>
@@ -32,6 +32,7 @@ inline AsynchronousCopies& own_copies() {
 }  // namespace emulator
 
 inline void __pipeline_memcpy_async(void* shared, const void* global, size_t bytes) {
+  if (emulator::copies_at_once) std::memcpy(shared, global, bytes);
   emulator::own_copies().begun.push_back({shared, global, bytes});
 }
 

@@ -8,7 +8,8 @@
 //     -fsanitize=alignment,bounds calls the handlers below).
 // Shared memory is full of NaN when a block starts, so a result that depends on what was not written shows it.
 // A missing barrier changes results with the order of threads. The environment variable SEMISEG_EMULATED_ORDER sets
-// that order, and the order of blocks: "forward" (the default), "reverse" or "shuffled".
+// that order, and the order of blocks: "forward" (the default) or "reverse", warp by warp, or "shuffled", all warps abreast.
+// In reverse asynchronous copies are done at once.
 // Not covered: loops that wait for another thread without a barrier; they never end.
 #include <dlfcn.h>
 #include <link.h>
@@ -39,6 +40,7 @@
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
+bool emulator::copies_at_once = false;
 
 // Saves the registers a function must preserve on the stack and its pointer in *from, and goes on where `to` was saved.
 extern "C" EMULATOR_LOCAL void emulator_switch_stacks(void** from, void* to);
@@ -241,12 +243,13 @@ class Order {
     const char* given = std::getenv("SEMISEG_EMULATED_ORDER");
     name_ = given == nullptr ? "forward" : given;
   }
-  bool valid() const { return name_ == "forward" || name_ == "reverse" || name_ == "shuffled"; }
+  bool valid() const { return name_ == "forward" || reverse() || shuffled(); }
+  bool reverse() const { return name_ == "reverse"; }
   bool shuffled() const { return name_ == "shuffled"; }
 
   void arrange(std::vector<unsigned>& sequence) {
     for (unsigned i = 0; i < sequence.size(); ++i) sequence[i] = i;
-    if (name_ == "reverse") std::reverse(sequence.begin(), sequence.end());
+    if (reverse()) std::reverse(sequence.begin(), sequence.end());
     if (shuffled()) std::shuffle(sequence.begin(), sequence.end(), generator_);
   }
 
@@ -309,16 +312,27 @@ void run_block(Order& order, std::vector<unsigned>& sequence, const SharedMemory
   shared_memory.poison_all();
   for (unsigned i = 0; i < block.count; ++i) block.threads[i].ended = false;
   unsigned ended = 0;
-  while (ended < block.count && block.fault.empty()) {
-    if (order.shuffled()) order.arrange(sequence);
+  // Runs those of the sequence that can go on, each to where it waits or ends; false where none can.
+  const auto run = [&](size_t first, size_t last) {
     bool progress = false;
-    for (unsigned i : sequence) {
-      Thread& thread = block.threads[i];
+    for (size_t i = first; i < last && block.fault.empty(); ++i) {
+      Thread& thread = block.threads[sequence[i]];
       if (!thread.runnable()) continue;
       resume(thread);
-      if (!block.fault.empty()) break;
       progress = true;
       ended += thread.ended;
+    }
+    return progress;
+  };
+  while (ended < block.count && block.fault.empty()) {
+    bool progress = false;
+    if (order.shuffled()) {
+      order.arrange(sequence);
+      progress = run(0, block.count);
+    } else {
+      // Warp by warp, each as far ahead of the others as the block's barriers let it.
+      for (size_t first = 0; first < block.count; first += warpSize)
+        while (run(first, std::min<size_t>(first + warpSize, block.count))) progress = true;
     }
     if (!progress && block.fault.empty()) block.fault = describe_deadlock();
   }
@@ -433,6 +447,7 @@ int run(const void* kernel, const dim3& grid, const dim3& block_shape, size_t sh
   const SharedMemory shared_memory{static_data, static_bytes, shared_bytes};
   gridDim = grid;
   blockDim = block_shape;
+  copies_at_once = order.reverse();
   block.body = body;
   block.arguments = arguments;
   set_up_threads();

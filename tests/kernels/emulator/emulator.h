@@ -25,6 +25,8 @@ EMULATOR_LOCAL int barrier(Barrier kind, bool predicate);
 
 EMULATOR_LOCAL void* dynamic_shared_memory();
 
+EMULATOR_LOCAL extern bool copies_at_once;  // see cuda_pipeline_primitives.h
+
 // Ends the kernel that calls it, which then reports the message as its error.
 [[noreturn]] EMULATOR_LOCAL void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
