@@ -122,7 +122,7 @@ def file_text(
     Raises FileNotFoundError, or ValueError for another ending, a damaged file, more than one array or another
     shape.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"method.text_file is {str(path)!r}, which does not exist")
     try:

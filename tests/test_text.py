@@ -133,8 +133,9 @@ class Payload:
 
 
 def test_files_that_are_refused(tmp_path, capsys):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        file_text(tmp_path / "text.npz", 2)
+    for missing in (tmp_path / "text.npz", "~nobody/text.npz"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            file_text(missing, 2)
     (tmp_path / "text.csv").write_text("1,2")
     with pytest.raises(ValueError, match="accepted are .npz, .safetensors, .pt and .pth"):
         file_text(tmp_path / "text.csv", 2)

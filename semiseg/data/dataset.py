@@ -99,7 +99,7 @@ def open_dataset(
 
 def _find_root(root: str | os.PathLike[str] | None, folder: str) -> Path:
     if root is not None:
-        path = Path(root).expanduser()
+        path = Path(os.path.expanduser(root))
     elif os.environ.get(ENVIRONMENT):
         path = Path(os.environ[ENVIRONMENT]) / folder
     else:

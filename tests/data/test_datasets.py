@@ -277,8 +277,9 @@ def test_root_from_the_environment(left_atrium, monkeypatch, tmp_path_factory):
     assert len(open_dataset("la").training_cases(1)[0]) == 1
     with pytest.raises(FileNotFoundError, match="ACDC: no such folder"):
         open_dataset("acdc")
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        open_dataset("la", above / "nowhere")
+    for nowhere in (above / "nowhere", "~nobody/nowhere"):
+        with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+            open_dataset("la", nowhere)
 
 
 def test_no_root_at_all(monkeypatch):
