@@ -20,8 +20,9 @@ from semiseg.preparation.volume_files import (
     SCAN_ENDINGS,
     dicom_files,
     has_ending,
-    is_hidden,
     read_header,
+    scan_files,
+    scans_in,
     stem,
 )
 
@@ -53,8 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         check_new(wanted)
     for scan in scans:
-        if not scan.is_dir():
-            read_header(scan)
+        read_header(scan)
     predictor = Predictor(options.run, options.overrides)
     masks[0].parent.mkdir(parents=True, exist_ok=True)
 
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
     parser.add_argument(
         "--input", required=True, type=Path,
-        help="a NIfTI or NRRD file, a folder of them, or a folder with one DICOM series (*.dcm)",
+        help="a NIfTI or NRRD file, a folder with one DICOM series, or a folder of such files and folders",
     )  # fmt: skip
     parser.add_argument(
         "--output", required=True, type=Path,
@@ -111,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def find_scans(source: Path) -> list[Path]:
-    """A file, the files of a folder, or a folder with DICOM files.
+    """A file, the scans of a folder, or a folder around one DICOM series.
 
-    Raises FileNotFoundError where there is none, ValueError for a file of another kind or a folder of both kinds.
+    Raises FileNotFoundError where there is none, ValueError for a file of another kind or a DICOM series among files.
     """
     if source.is_file() and has_ending(source, SCAN_ENDINGS):
         return [source]
@@ -121,15 +121,14 @@ def find_scans(source: Path) -> list[Path]:
         raise ValueError(f"{source}: accepted are files that end in {', '.join(SCAN_ENDINGS)}, and folders")
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: missing; expected a scan or a folder")
-    files = sorted(path for path in source.iterdir() if has_ending(path, SCAN_ENDINGS) and not is_hidden(path))
-    has_dicom = bool(dicom_files(source))
-    if files and has_dicom:
-        raise ValueError(f"{source}: holds NIfTI or NRRD files and DICOM files; expected one kind")
-    if not files and not has_dicom:
+    if any(path.parent == source for path in dicom_files(source)) and not scan_files(source):
+        return [source]
+    scans = scans_in(source)
+    if not scans:
         raise FileNotFoundError(
-            f"{source}: holds no scan; expected files that end in {', '.join(SCAN_ENDINGS)}, or a DICOM series (*.dcm)"
+            f"{source}: holds no scan; expected files that end in {', '.join(SCAN_ENDINGS)}, or a DICOM series"
         )
-    return files or [source]
+    return [source] if len(scans) == 1 and scans[0].is_dir() else scans
 
 
 def mask_paths(source: Path, scans: list[Path], output: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`python -m semiseg.prepare la|acdc|pancreas SOURCE DEST`, or `nifti IMAGES LABELS DEST` for data of one's own: write
+"""`python -m semiseg.prepare la|acdc|pancreas SOURCE DEST`, or `own IMAGES LABELS DEST` for data of one's own: write
 the HDF5 files that training reads."""
 
 from __future__ import annotations
@@ -7,32 +7,32 @@ import argparse
 from pathlib import Path
 
 from semiseg.commands import command
-from semiseg.preparation import CHALLENGES, Choices, prepare, prepare_nifti
+from semiseg.preparation import CHALLENGES, Choices, prepare, prepare_own
 
 SOURCES = {
     "la": "2018 Atrial Segmentation Challenge, the folder with <id>/lgemri.nrrd and laendo.nrrd",
     "acdc": "Automated Cardiac Diagnosis Challenge, the folder with patientNNN/",
     "pancreas": "Pancreas-CT, a folder with PANCREAS_NNNN/ (DICOM) and labelNNNN.nii.gz anywhere below",
 }
-OWN = "scans of one's own in NIfTI, some of them labelled"
+OWN = "scans of one's own in NIfTI, NRRD or DICOM, some of them labelled"
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
     """Check every scan, then write the cases and their lists."""
     parser = argparse.ArgumentParser("python -m semiseg.prepare", description=__doc__)
-    datasets = parser.add_subparsers(dest="dataset", required=True, metavar="la|acdc|pancreas|nifti")
+    datasets = parser.add_subparsers(dest="dataset", required=True, metavar="la|acdc|pancreas|own")
     for name, what in SOURCES.items():
         _add_challenge(datasets.add_parser(name, help=what, description=what))
-    _add_nifti(datasets.add_parser("nifti", help=OWN, description=OWN))
+    _add_own(datasets.add_parser("own", aliases=["nifti"], help=OWN, description=OWN))
     options = parser.parse_args(arguments)
     if set(options.flip_labels) - set("xyz") or len(set(options.flip_labels)) < len(options.flip_labels):
         raise ValueError(f"--flip-labels is {options.flip_labels!r}, accepted are x, y, z, each once")
     mirror = tuple("xyz".index(axis) for axis in options.flip_labels)
-    if options.dataset == "nifti":
-        _prepare_nifti(options, mirror)
-    else:
+    if options.dataset in CHALLENGES:
         _prepare_challenge(options, mirror)
+    else:
+        _prepare_own(options, mirror)
 
 
 def _add_challenge(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +46,12 @@ def _add_challenge(parser: argparse.ArgumentParser) -> None:
     _add_flip(parser, "x (right to left), y (anterior to posterior), z (inferior to superior)")
 
 
-def _add_nifti(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, help="folder of NIfTI images (.nii, .nii.gz)")
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, help="folder of images: NIfTI or NRRD files (.nii.gz, .nii, .nrrd), or a folder with a DICOM series for every case")
     parser.add_argument(
         "labels", type=Path,
-        help="folder of labels for some of them, of the same names; an image may end in _0000, a label in _gt, "
-        "_seg or _label",
+        help="folder of labels for some of them, NIfTI or NRRD files of the same names; an image may end in _0000, a "
+        "label in _gt, _seg or _label",
     )  # fmt: skip
     parser.add_argument("dest", type=Path, help="a new folder")
     count_or_list = "NUMBER|FILE"
@@ -110,7 +110,7 @@ def _prepare_challenge(options: argparse.Namespace, mirror: tuple[int, ...]) -> 
     print(f"written to {options.dest}: {counts} ({origin})")
 
 
-def _prepare_nifti(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
+def _prepare_own(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
     for name in ("labelled", "test", "validation"):
         given = getattr(options, name)
         if given == 0 or (isinstance(given, Path) and not given.is_file()):
@@ -128,7 +128,7 @@ def _prepare_nifti(options: argparse.Namespace, mirror: tuple[int, ...]) -> None
         mirror,
         not options.skip_flip_check,
     )
-    prepare_nifti(options.images, options.labels, options.dest, choices)
+    prepare_own(options.images, options.labels, options.dest, choices)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -158,13 +159,13 @@ def test_nrrd_and_dicom_scans(thresholding, tmp_path):
     image = np.rint(scan((24, 20, 12)))
     run = str(untrained_run(tmp_path / "run"))
     write_nrrd(tmp_path / "scans" / "one.nrrd", image, 0.625)
-    write_dicom_series(tmp_path / "series", image, (0.5, 0.7, 2.0))
-    predict(["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
-    predict(["--run", run, "--input", str(tmp_path / "series"), "--output", str(tmp_path / "masks")])
-    for name, affine in (
-        ("one", LPS @ np.diag([0.625, 0.625, 0.625, 1])),
-        ("series", LPS @ np.array([[0.5, 0, 0, -100], [0, 0.7, 0, -80], [0, 0, 2, 30], [0, 0, 0, 1]])),
-    ):
+    for folder in ("series", "scans/two", "scans/three"):
+        write_dicom_series(tmp_path / folder / "study", image, (0.5, 0.7, 2.0))
+    for source in ("scans", "series", "series/study"):
+        predict(["--run", run, "--input", str(tmp_path / source), "--output", str(tmp_path / "masks")])
+    series = LPS @ np.array([[0.5, 0, 0, -100], [0, 0.7, 0, -80], [0, 0, 2, 30], [0, 0, 0, 1]])
+    affines = {"one": LPS @ np.diag([0.625, 0.625, 0.625, 1])}
+    for name, affine in (affines | dict.fromkeys(("two", "three", "series", "study"), series)).items():
         mask = read_nifti(tmp_path / "masks" / f"{name}.nii.gz")
         np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
         assert np.array_equal(mask.values, image > THRESHOLD)
@@ -416,6 +417,11 @@ def test_headers_are_checked_before_the_first_scan_is_predicted(thresholding, tm
     with pytest.raises(ValueError, match=r"b.nrrd: cannot be read as NRRD"):
         predict(arguments)
     (tmp_path / "scans" / "b.nrrd").unlink()
+    for slices in (16, 1):  # the second replaces one file of the first
+        write_dicom_series(tmp_path / "scans" / "c", scan((32, 32, slices)), (1, 1, 1))
+    with pytest.raises(ValueError, match=r"c: holds 2 DICOM series"):
+        predict(arguments)
+    shutil.rmtree(tmp_path / "scans" / "c")
     write_nrrd(tmp_path / "scans" / "a.nrrd", scan((32, 32, 16)))
     with pytest.raises(ValueError, match="a.nii.gz would be written for two scans"):
         predict(arguments)
@@ -434,7 +440,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
     colours = np.zeros((8, 8, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     write_nifti(folder / "colours.nii.gz", colours, LPS)
     for name in ("one", "two"):
-        write_dicom_series(folder / "series" / name, image, (1, 1, 1))
+        write_dicom_series(folder / "patient" / "study" / name, image, (1, 1, 1))
     write_dicom_series(folder / "mixed", image, (1, 1, 1))
     write_nifti(folder / "mixed" / "a.nii.gz", image, LPS)
     return {
@@ -445,8 +451,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
         "empty folder": (folder / "empty", "empty: holds no scan"),
         "constant": (folder / "constant.nii.gz", "constant.nii.gz: the scan is 3.0 everywhere"),
         "colours": (folder / "colours.nii.gz", "colours.nii.gz: holds values of type"),
-        "two series": (folder / "series", "series: holds 2 DICOM series"),
-        "two kinds": (folder / "mixed", "expected one kind"),
+        "two series": (folder / "patient", "patient: holds 2 DICOM series"),
+        "two kinds": (folder / "mixed", "000.dcm: lies in the folder of all scans; expected a folder for every DICOM series"),
     }
 
 

@@ -1,4 +1,4 @@
-"""A dataset of one's own, as `python -m semiseg.prepare nifti` writes it."""
+"""A dataset of one's own, as `python -m semiseg.prepare own` writes it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class OwnData(Volumes):
         super().__init__(root)
         if not (root / DESCRIPTION).is_file():
             raise FileNotFoundError(
-                f"{root}: holds no {DESCRIPTION}; expected a folder that `python -m semiseg.prepare nifti` wrote"
+                f"{root}: holds no {DESCRIPTION}; expected a folder that `python -m semiseg.prepare own` wrote"
             )
         description = DatasetDescription.load(root / DESCRIPTION)
         self.class_names = description.class_names

@@ -3,7 +3,7 @@
 from semiseg.preparation.acdc import ACDCChallenge
 from semiseg.preparation.challenge import Challenge, prepare
 from semiseg.preparation.left_atrium import LeftAtriumChallenge
-from semiseg.preparation.nifti import Choices, prepare_nifti
+from semiseg.preparation.own import Choices, prepare_own
 from semiseg.preparation.pancreas import PancreasCT
 
 CHALLENGES: dict[str, type[Challenge]] = {
@@ -12,4 +12,4 @@ CHALLENGES: dict[str, type[Challenge]] = {
     "pancreas": PancreasCT,
 }
 
-__all__ = ["CHALLENGES", "Challenge", "Choices", "prepare", "prepare_nifti"]
+__all__ = ["CHALLENGES", "Challenge", "Choices", "prepare", "prepare_own"]

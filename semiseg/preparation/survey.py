@@ -12,7 +12,7 @@ from semiseg.preparation.checks import LabelPlacement, check_image
 from semiseg.preparation.layout import progress
 from semiseg.preparation.splits import LabelledScan, Scan
 from semiseg.preparation.volume import Volume, on_grid_of, sides
-from semiseg.preparation.volume_files import read_nifti
+from semiseg.preparation.volume_files import read_volume
 
 ORIENTATION = "RAS"  # all scans are turned to it
 LARGEST_LABEL = 65535
@@ -49,7 +49,7 @@ class Facts:
 
 def read_image(scan: Scan) -> tuple[Volume, Volume]:
     """The image as its file has it, and turned. Raises ValueError for NaN, infinity or one intensity everywhere."""
-    stored = read_nifti(scan.image)
+    stored = read_volume(scan.image)
     check_image(stored)
     return stored, stored.turned(ORIENTATION)
 
@@ -64,7 +64,7 @@ def read_label(
     Raises ValueError where the grids differ, a value is no whole number from 0 to 65535 or nothing is labelled.
     """
     # Turned by the affine of the image, as the image is.
-    label = replace(on_grid_of(image, read_nifti(scan.label)), affine=image.affine).turned(ORIENTATION)
+    label = replace(on_grid_of(image, read_volume(scan.label)), affine=image.affine).turned(ORIENTATION)
     values = np.rint(label.values) if label.values.dtype.kind == "f" else label.values
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(label.values - values) <= WHOLE) | (values < 0) | (values > LARGEST_LABEL)
@@ -110,7 +110,7 @@ def _facts(scan: Scan, mirror: tuple[int, ...], placement: LabelPlacement) -> Fa
         foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)].copy()
         numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
         classes = numbers.astype(np.uint8)[label]
-        placement.look_at(scan.name, image, classes, read_nifti(scan.label), stored.orientation)
+        placement.look_at(scan.name, image, classes, read_volume(scan.label), stored.orientation)
     return Facts(
         scan.name,
         stored.orientation,

@@ -1,7 +1,7 @@
-"""Files of scans: NIfTI, NRRD and DICOM, read with their place in space; masks written as NIfTI."""
+"""Files of scans, NIfTI, NRRD and DICOM, read with their place in space; masks written as NIfTI."""
 
 import gzip
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -13,6 +13,7 @@ import nrrd
 import numpy as np
 import pydicom
 from nibabel.openers import Opener
+from pydicom.misc import is_dicom
 
 from semiseg.atomic import replace_atomically
 from semiseg.errors import first_line
@@ -32,6 +33,7 @@ SAME_IN_A_SERIES = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientatio
 DICOM_NUMBERS = {**SAME_IN_A_SERIES, "ImagePositionPatient": 3, "RescaleSlope": 1, "RescaleIntercept": 1}
 RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}  # where they are missing
 ONE_GREY_IMAGE = {"SamplesPerPixel": 1, "NumberOfFrames": 1, "PhotometricInterpretation": "MONOCHROME2"}
+DICOM_INDEX = "DICOMDIR"  # lists the files beside it
 FLAT = 1e-6  # determinant of unit directions; below, they are not three
 HEADER, BLOCK = 540, 2**20  # bytes: the longest header of NIfTI, and what is read at once
 
@@ -47,8 +49,31 @@ def is_hidden(path: Path) -> bool:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The files `*.dcm` anywhere below a folder, in the order of their names."""
-    return sorted(path for path in folder.rglob("*") if has_ending(path, (".dcm",)) and not is_hidden(path))
+    """The DICOM files anywhere below a folder, in the order of their names: `*.dcm`, and others by their content."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path) and _is_dicom(path))
+
+
+def _is_dicom(path: Path) -> bool:
+    if has_ending(path, (".dcm",)):
+        return True
+    return path.name != DICOM_INDEX and not has_ending(path, SCAN_ENDINGS) and is_dicom(path)
+
+
+def scan_files(folder: Path) -> list[Path]:
+    """A folder's NIfTI and NRRD files."""
+    return [path for path in folder.iterdir() if has_ending(path, SCAN_ENDINGS) and not is_hidden(path)]
+
+
+def scans_in(folder: Path) -> list[Path]:
+    """A folder's NIfTI and NRRD files and, each a scan, its folders with DICOM files below, in the order of their names.
+
+    Raises ValueError where a DICOM file lies in the folder itself.
+    """
+    series = {folder / path.relative_to(folder).parts[0] for path in dicom_files(folder)}
+    for path in sorted(series):
+        if path.is_file():
+            raise ValueError(f"{path}: lies in the folder of all scans; expected a folder for every DICOM series")
+    return sorted([*scan_files(folder), *series])
 
 
 def stem(path: Path) -> str:
@@ -68,11 +93,14 @@ def read_volume(path: Path) -> Volume:
 
 
 def read_header(path: Path) -> Volume:
-    """Where a NIfTI or NRRD file places its voxels; all of them are 0 here, and take no memory.
+    """Where a NIfTI or NRRD file or a DICOM series places its voxels; all of them are 0 here, and take no memory.
 
     Raises as `read_volume` does, as far as the header tells.
     """
-    if has_ending(path, NIFTI_ENDINGS):
+    if path.is_dir():
+        series = _series(path)
+        values, affine = np.broadcast_to(np.uint8(0), series.shape), series.affine
+    elif has_ending(path, NIFTI_ENDINGS):
         with _reading(path, "NIfTI"), _nifti(path) as (image, _):
             values, affine = np.broadcast_to(np.uint8(0), _space(image.shape)), image.affine
     else:
@@ -129,13 +157,33 @@ def read_dicom_series(folder: Path) -> Volume:
     Raises ValueError if a file cannot be read or holds anything but one image of grey values, dark ones low, there is
     not exactly one series, its slices are not parallel, not one behind the other or not equally far apart.
     """
+    series = _series(folder)
+    values = np.empty(series.shape, np.float32)
+    for index, slice in enumerate(series.slices):
+        values[:, :, index] = slice.pixels().T
+    return _volume(folder, values, series.affine)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Slices in the order of their places, and what their headers say of all of them."""
+
+    slices: Sequence["_Slice"]
+    shape: tuple[int, int, int]  # columns, rows, slices
+    affine: np.ndarray  # [4, 4]
+
+
+def _series(folder: Path) -> _Series:
     paths = dicom_files(folder)
     if len(paths) < 2:
-        raise ValueError(f"{folder}: holds {len(paths)} DICOM files (*.dcm); expected a series of slices")
+        raise ValueError(f"{folder}: holds {len(paths)} DICOM files; expected a series of slices")
     slices = [_read_slice(path) for path in paths]
-    series = {slice.series for slice in slices}
+    series = {slice.series: slice.path.relative_to(folder) for slice in slices}
     if len(series) > 1:
-        raise ValueError(f"{folder}: holds {len(series)} DICOM series; expected one")
+        one, other, *_ = series.values()
+        raise ValueError(
+            f"{folder}: holds {len(series)} DICOM series, {one} and {other} are of two of them; expected one"
+        )
     first = slices[0]
     for slice in slices:
         for name, numbers in slice.numbers.items():
@@ -157,13 +205,10 @@ def read_dicom_series(folder: Path) -> Volume:
     if np.linalg.norm(np.cross(step, normal)) > SAME_DIRECTION * np.linalg.norm(step):
         raise ValueError(f"{folder}: slices are shifted against each other (a tilted gantry); expected none")
     rows, columns = (int(first.numbers[name][0]) for name in ("Rows", "Columns"))
-    values = np.empty((columns, rows, len(slices)), np.float32)
-    for index, slice in enumerate(slices):
-        values[:, :, index] = slice.pixels().T
     affine = np.eye(4)
     row_spacing, column_spacing = first.numbers["PixelSpacing"]
     affine[:3] = np.stack([along_x * column_spacing, along_y * row_spacing, step, positions[0]], axis=1)
-    return _volume(folder, values, np.diag([-1, -1, 1, 1]) @ affine)
+    return _Series(slices, (columns, rows, len(slices)), np.diag([-1, -1, 1, 1]) @ affine)
 
 
 def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:

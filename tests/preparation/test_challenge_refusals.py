@@ -98,7 +98,7 @@ DAMAGES = {
         resliced(lambda slices: [move_to(slice, 6) for slice in slices]),
         "slices lie 0.00 to 0.00 mm apart",
     ),
-    "two series": ("pancreas", resliced(second_series), "holds 2 DICOM series; expected one"),
+    "two series": ("pancreas", resliced(second_series), "holds 2 DICOM series, "),
     "tilted gantry": ("pancreas", resliced(tilt), "slices are shifted against each other"),
     "mixed spacing": ("pancreas", resliced(other_spacing), "PixelSpacing is"),
     "no position": ("pancreas", resliced(without_position), "has no ImagePositionPatient"),

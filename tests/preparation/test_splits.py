@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from semiseg.preparation.nifti_folder import divide
+from semiseg.preparation.scan_folders import divide
 from semiseg.preparation.splits import LabelledScan, split
 
 

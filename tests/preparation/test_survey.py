@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semiseg.preparation import survey as module
-from semiseg.preparation.nifti_folder import find_scans
+from semiseg.preparation.scan_folders import find_scans
 from semiseg.preparation.survey import survey
 from semiseg.preparation.volume_files import read_nifti
 

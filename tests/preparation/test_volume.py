@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 import weakref
 from pathlib import Path
 
@@ -78,6 +79,23 @@ def test_hidden_files_beside_the_slices_are_none(tmp_path):
     assert read_dicom_series(tmp_path).values.shape == (4, 3, 5)
 
 
+def test_dicom_files_are_known_without_an_ending(tmp_path):
+    """As archives hand them out, with an index beside them."""
+    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
+    files.write_dicom_series(tmp_path / "images" / "series", values, (1.0, 1.0, 2.0))
+    expected = read_dicom_series(tmp_path)
+    first, *_ = paths = sorted((tmp_path / "images" / "series").iterdir())
+    shutil.copy(first, tmp_path / "DICOMDIR")
+    for number, path in enumerate(paths):
+        path.rename(path.with_name(f"1.2.840.{number}" if number else "IM0"))
+    (tmp_path / "LICENSE").write_text("As you like.")
+    series, header = read_dicom_series(tmp_path), read_header(tmp_path)
+    np.testing.assert_array_equal(series.values, values)
+    assert header.values.shape == values.shape
+    for volume in (series, header):
+        np.testing.assert_array_equal(volume.affine, expected.affine)
+
+
 def test_pixels_are_read_of_one_series_only_slice_by_slice(tmp_path, monkeypatch):
     values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
     for name in ("one", "two"):
@@ -93,7 +111,7 @@ def test_pixels_are_read_of_one_series_only_slice_by_slice(tmp_path, monkeypatch
         return slice
 
     monkeypatch.setattr(pydicom, "dcmread", recorded)
-    with pytest.raises(ValueError, match="holds 2 DICOM series; expected one"):
+    with pytest.raises(ValueError, match=r"holds 2 DICOM series, one/\d+.dcm and two/\d+.dcm are of two of them"):
         read_dicom_series(tmp_path)
     assert not with_pixels
     np.testing.assert_array_equal(read_dicom_series(tmp_path / "one").values, values)

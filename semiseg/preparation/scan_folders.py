@@ -1,4 +1,4 @@
-"""Scans in a folder of NIfTI images and a folder of labels for some of them, matched by name, and their division."""
+"""Scans in a folder of images and a folder of labels for some of them, matched by name, and their division."""
 
 import re
 import unicodedata
@@ -8,10 +8,10 @@ from pathlib import Path
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.layout import check_name
 from semiseg.preparation.splits import LabelledScan, Scan, Splits, listed, split
-from semiseg.preparation.volume_files import NIFTI_ENDINGS, has_ending, is_hidden, stem
+from semiseg.preparation.volume_files import SCAN_ENDINGS, scans_in, stem
 
 FIRST_CHANNEL = "_0000"  # behind the names of images, and perhaps of their labels
-LABEL_ENDING = re.compile(r"_(gt|seg|label)$")  # behind the name of a label
+LABEL_ENDING = re.compile(r"[_.-](gt|seg|label)$")  # behind the name of a label
 TEST_SHARE = 0.2  # of the labelled patients
 
 
@@ -22,29 +22,29 @@ def find_scans(
 ) -> tuple[list[LabelledScan], list[Scan]]:
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
-    A case is called as its file without .nii or .nii.gz, a label also without `_gt`, `_seg` or `_label`, and images
+    Scans are NIfTI and NRRD files, and folders with a DICOM series each. A case is called as its file without the ending
+    or as its folder, a label also without `_gt`, `_seg` or `_label` (`.seg`, `-label`), and images
     without `_0000` if all of them end so, where their labels may end so too. Names are in Unicode's composed form.
     Raises FileNotFoundError where there are no images or no labels, ValueError where two files have one name or one
     that lists cannot hold, a label has no image, or `patient` matches nothing.
     """
     together = images.resolve() == labels.resolve()
-    image_files = [
-        path for path in _nifti_files(images) if not (together and LABEL_ENDING.search(stem(path)))
-    ]
-    label_files = [path for path in _nifti_files(labels) if not together or LABEL_ENDING.search(stem(path))]
+    image_files = [path for path in _scans(images) if not (together and LABEL_ENDING.search(stem(path)))]
+    label_files = [path for path in _scans(labels) if not together or LABEL_ENDING.search(stem(path))]
     # A name that ends in _0000 tells the channel only where all do; else it is a number of the scan.
     channel = FIRST_CHANNEL if all(stem(path).endswith(FIRST_CHANNEL) for path in image_files) else ""
     image_of = _by_name({path: stem(path).removesuffix(channel) for path in image_files})
     label_of = _by_name({path: _label_name(path, image_of, channel) for path in label_files})
     for kind, folder, found in (("images", images, image_of), ("labels", labels, label_of)):
         if not found:
-            raise FileNotFoundError(f"{folder}: holds no {kind}; expected NIfTI files (.nii, .nii.gz)")
+            raise FileNotFoundError(
+                f"{folder}: holds no {kind}; expected files that end in {', '.join(SCAN_ENDINGS)}, or a folder for every "
+                "DICOM series"
+            )
     for name, path in label_of.items():
         if name not in image_of:
             swapped = "" if image_of.keys() - label_of.keys() else "; are the folders swapped?"
-            raise ValueError(
-                f"{path}: there is no image {name}.nii or {name}.nii.gz in {images} for this label{swapped}"
-            )
+            raise ValueError(f"{path}: there is no image called {name} in {images} for this label{swapped}")
     labelled, unlabelled = [], []
     for name, path in image_of.items():
         if name in label_of:
@@ -110,14 +110,10 @@ def divide(
     return splits, len(first) or len(training)
 
 
-def _nifti_files(folder: Path) -> list[Path]:
+def _scans(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with NIfTI files")
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if has_ending(path, NIFTI_ENDINGS) and not is_hidden(path)
-    ]
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with scans")
+    return scans_in(folder)
 
 
 def _label_name(path: Path, image_of: Mapping[str, Path], channel: str) -> str:

@@ -1,4 +1,4 @@
-"""From folders of NIfTI images and labels to the files that training reads, and configurations to train with."""
+"""From folders of images and labels to the files that training reads, and configurations to train with."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ from semiseg.preparation.layout import (
     write_case,
     write_list,
 )
-from semiseg.preparation.nifti_folder import divide, find_scans, join_patients
 from semiseg.preparation.plan import Plan, configurations, plan
+from semiseg.preparation.scan_folders import divide, find_scans, join_patients
 from semiseg.preparation.splits import LabelledScan, Scan, Splits
 from semiseg.preparation.survey import (
     ORIENTATION,
@@ -44,7 +44,7 @@ MOST_CLASSES = 255
 MANY_CLASSES = 64  # more are rather an image's intensities
 SWAPPED = "is the folder of the labels one of images?"
 HEADER = (
-    "# Written by `python -m semiseg.prepare nifti`; every key may be changed, here or on the command line.\n"
+    "# Written by `python -m semiseg.prepare own`; every key may be changed, here or on the command line.\n"
 )
 
 
@@ -64,7 +64,7 @@ class Choices:
     check_alignment: bool = True
 
 
-def prepare_nifti(
+def prepare_own(
     images: Path,
     labels: Path,
     dest: Path,

@@ -1,4 +1,4 @@
-"""From folders of NIfTI files to the plain layout and configurations: geometry, choices, findings, refusals."""
+"""From folders of images and labels to the plain layout and configurations: geometry, choices, findings, refusals."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import socket
 import unicodedata
 from pathlib import Path
 
+import challenge_files as challenges
 import h5py
 import nibabel
 import nifti_files as files
@@ -34,7 +35,7 @@ def source(tmp_path) -> Source:
 
 def prepare(source: Source, *options: str, name: str = "dest") -> Path:
     dest = source[0].parent.parent / name
-    main(["nifti", *map(str, source), str(dest), *options])
+    main(["own", *map(str, source), str(dest), *options])
     return dest
 
 
@@ -287,6 +288,34 @@ def test_common_endings_and_one_folder_for_both(source):
         assert names(dest, list_name) == names(expected, list_name)
 
 
+def test_nrrd_files_and_dicom_series_are_prepared_as_nifti_is(tmp_path):
+    """Images as a scanner and labels as 3D Slicer leave them: voxel by voxel what the same in NIfTI gives."""
+    random, spacing = np.random.default_rng(0), 1.5
+    placed = challenges.LPS @ np.diag([spacing, spacing, spacing, 1])
+    nifti, other = ((tmp_path / kind / "images", tmp_path / kind / "labels") for kind in ("nifti", "other"))
+    for number in range(8):
+        image, label = challenges.anatomy(random, (40, 36, 16), 4)
+        image, name = np.rint(image + 100), f"scan_{number}"
+        challenges.write_nifti(nifti[0] / f"{name}.nii.gz", image, placed)
+        if number % 2:
+            challenges.write_nrrd(other[0] / f"{name}.nrrd", image, spacing)
+        else:
+            series = other[0] / name / "study"
+            challenges.write_dicom_series(series, image, (spacing,) * 3, origin=(0.0, 0.0, 0.0))
+        if number < 6:
+            challenges.write_nifti(nifti[1] / f"{name}.nii.gz", label, placed)
+            ending = (".seg", "-label", "")[number % 3]
+            challenges.write_nrrd(other[1] / f"{name}{ending}.nrrd", label, spacing)
+    expected, dest = prepare(nifti), prepare(other, name="of_other")
+    for list_name in ("train", "test"):
+        assert names(dest, list_name) == names(expected, list_name)
+        for name in names(dest, list_name):
+            for array, wanted in zip(stored(dest, name), stored(expected, name), strict=True):
+                np.testing.assert_array_equal(array, wanted)
+    findings = (dest / "findings.md").read_text()
+    assert findings == (expected / "findings.md").read_text() and "8 images, 6 of them labelled" in findings
+
+
 def test_labels_may_end_in_the_channel_as_their_images_do(source):
     expected = prepare(source)
     for folder in source:
@@ -346,14 +375,14 @@ def test_a_list_finds_a_name_in_another_unicode_form(source, tmp_path):
 @pytest.mark.parametrize("name", [" a", "a ", "a\u2028b", "a\nb", "a\x1bb", os.fsdecode(b"M\xfcller")])
 @pytest.mark.parametrize("folder", [0, 1])
 def test_names_that_lists_cannot_hold_are_refused(source, capsys, monkeypatch, name, folder):
-    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)  # refused before it
+    monkeypatch.setattr("semiseg.preparation.own.survey", None)  # refused before it
     path = (source[folder] / "scan_0.nii.gz").rename(source[folder] / f"{name}.nii.gz")
     message = refusal(capsys, source)
     assert message.startswith(f"error: {str(path)!r}: names the case {name!r}, accepted are names in UTF-8")
 
 
 def test_a_destination_that_cannot_be_made_is_refused_first(source, capsys, monkeypatch):
-    monkeypatch.setattr("semiseg.preparation.nifti.find_scans", None)  # refused before it
+    monkeypatch.setattr("semiseg.preparation.own.find_scans", None)  # refused before it
     (source[0].parent.parent / "afile").write_text("precious")
     (source[0].parent.parent / "loop").symlink_to("loop")
     for dest, message in (
@@ -408,7 +437,7 @@ def test_what_other_processes_left_or_are_writing_is_named_and_kept(source, caps
     ("a", os.fsdecode(b"M\xfcller"), "c"),
 ])  # fmt: skip
 def test_names_of_classes_are_checked_before_the_survey(names, source, capsys, monkeypatch):
-    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
+    monkeypatch.setattr("semiseg.preparation.own.survey", None)
     message = refusal(capsys, source, "--classes", *names)
     assert re.search("--classes is .*, accepted are distinct names in UTF-8 .*none of them background", message)
 
@@ -437,14 +466,14 @@ def test_a_label_placed_elsewhere_is_noted(source, capsys, options):
 
 
 def test_a_spacing_that_takes_too_much_memory_is_refused_before_the_survey(source, capsys, monkeypatch):
-    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
+    monkeypatch.setattr("semiseg.preparation.own.survey", None)
     message = refusal(capsys, source, "--spacing", "0.001", "0.001", "0.001")
     assert re.search(r"--spacing is 0.001 × 0.001 × 0.001: \S+scan_0.nii.gz: .* which take .* GB", message)
 
 
 @pytest.mark.parametrize("damage", ["shape", "spacing", "four axes"])
 def test_what_headers_tell_is_refused_before_the_survey(source, capsys, monkeypatch, damage):
-    monkeypatch.setattr("semiseg.preparation.nifti.survey", None)
+    monkeypatch.setattr("semiseg.preparation.own.survey", None)
     change, message = DAMAGES[damage]
     change(*source)
     assert message in refusal(capsys, source)
@@ -603,7 +632,17 @@ DAMAGES = {
     "no images": (lambda images, labels: shutil.rmtree(images), "images: no such folder"),
     "images empty": (
         lambda images, labels: [path.unlink() for path in images.iterdir()],
-        "images: holds no images; expected NIfTI files",
+        "images: holds no images; expected files that end in .nii.gz, .nii, .nrrd, or a folder for every",
+    ),
+    "slices among the images": (
+        lambda images, labels: challenges.write_dicom_series(images, np.zeros((4, 4, 4)), (1, 1, 1)),
+        "000.dcm: lies in the folder of all scans; expected a folder for every DICOM series",
+    ),
+    "two series": (
+        lambda images, labels: [
+            challenges.write_dicom_series(images / "scan_8" / name, np.zeros((4, 4, 4)), (1, 1, 1)) for name in "ab"
+        ],
+        "scan_8: holds 2 DICOM series, ",
     ),
     "no labels": (
         lambda images, labels: [path.unlink() for path in labels.iterdir()],
@@ -611,7 +650,7 @@ DAMAGES = {
     ),
     "label without image": (
         lambda images, labels: (images / "scan_2.nii.gz").unlink(),
-        "scan_2.nii.gz: there is no image scan_2.nii or scan_2.nii.gz in",
+        "scan_2.nii.gz: there is no image called scan_2 in",
     ),
     "name twice": (
         lambda images, labels: shutil.copy(labels / "scan_2.nii.gz", labels / "scan_2_seg.nii.gz"),
