@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semiseg.data.compact_image import CompactImage, expanded
+from semiseg.data.compact_image import CompactImage
+from semiseg.data.disk_image import DiskImage
 
-Stored = Tensor | CompactImage
+Stored = Tensor | CompactImage | DiskImage
 ROTATION_DEGREES = 20.0
 # Axes that turning by 0, 90, 180 and 270 degrees reverses, where by 90 and 270 it also swaps them, first.
 REVERSED_BY_QUARTERS: tuple[set[int], ...] = (set(), {0}, {0, 1}, {1})
@@ -191,6 +192,11 @@ def resize(
     if values.is_floating_point():
         return F.interpolate(planes, tuple(shape), mode="bilinear", align_corners=False)[0, 0]
     return F.interpolate(planes, tuple(shape), mode="nearest-exact")[0, 0]
+
+
+def expanded(values: Stored) -> Tensor:
+    """A tensor as it is, what is stored in another form as the image itself."""
+    return values if isinstance(values, Tensor) else values.expand()
 
 
 def _random_corner(shape: Sequence[int], patch: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:

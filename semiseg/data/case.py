@@ -1,8 +1,14 @@
 """One image, with its label or without."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from semiseg.data.disk_image import DiskImage
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class Case:
 
 @dataclass(frozen=True)
 class UnlabelledCase:
-    """An image that nobody has labelled, resident in memory."""
+    """An image that nobody has labelled, resident in memory or left in its file."""
 
     name: str
-    image: np.ndarray  # [*S] float32
+    image: np.ndarray | DiskImage  # [*S] float32

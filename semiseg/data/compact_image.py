@@ -67,8 +67,3 @@ def compact(
         # As bits: 0 and -0 are not the same.
         missing = voxels[values.index_select(0, indices).view(torch.int32) != voxels.view(torch.int32)]
     return CompactImage(indices.byte().view(tensor.shape), values) if voxels.numel() else tensor
-
-
-def expanded(values: Tensor | CompactImage) -> Tensor:
-    """A tensor as it is, a CompactImage as the image itself."""
-    return values.expand() if isinstance(values, CompactImage) else values

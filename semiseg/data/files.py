@@ -91,6 +91,25 @@ def read_unlabelled_case(
         return UnlabelledCase(name, _read_image(path, file))
 
 
+def image_shape(
+    path: Path,
+    axes: int,  # of the image
+) -> tuple[int, ...]:
+    """Shape of the image of one HDF5 file. Raises as read_case does, as far as the header tells."""
+    with _open(path) as file:
+        _check_arrays(path, file, axes, ("image",))
+        return file["image"].shape
+
+
+def read_image_box(
+    path: Path,
+    box: tuple[slice, ...],  # of step 1
+) -> np.ndarray:  # [*box] float32
+    """Read a part of the image of one HDF5 file. Raises as read_case does."""
+    with _open(path) as file:
+        return _read_image(path, file, box)
+
+
 def has_label(path: Path) -> bool:
     """Whether an HDF5 file holds a label. Raises FileNotFoundError if it is missing, ValueError if it is none."""
     with _open(path) as file:
@@ -131,15 +150,15 @@ def _open(path: Path) -> h5py.File:
         raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
 
 
-def _read(path: Path, file: h5py.File, key: str) -> np.ndarray:
+def _read(path: Path, file: h5py.File, key: str, box: tuple[slice, ...] = ()) -> np.ndarray:
     try:
-        return file[key][()]
+        return file[key][box]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
 
 
-def _read_image(path: Path, file: h5py.File) -> np.ndarray:
-    image = _read(path, file, "image").astype(np.float32)
+def _read_image(path: Path, file: h5py.File, box: tuple[slice, ...] = ()) -> np.ndarray:
+    image = _read(path, file, "image", box).astype(np.float32, copy=False)
     if not np.isfinite(image).all():
         raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
     return image

@@ -1,14 +1,18 @@
 """Batches of labelled and unlabelled patches without end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semiseg.data.augmentation import Augmentation, Stored
+from semiseg.data.augmentation import Augmentation, Stored, Transformation
 from semiseg.data.training_tensors import TrainingTensors
+
+_Drawn = tuple[Sequence[Stored], Transformation]  # a case and what happens to it
+_Batch = tuple[Tensor, ...]  # images and labels [Bl, *P], unlabelled images [Bu, *P], where they are stored
 
 
 class TrainingSampler:
@@ -17,8 +21,9 @@ class TrainingSampler:
     A batch holds no case twice unless there are fewer cases than it needs; what a permutation has left when
     it no longer fills a batch is dropped. All batches follow from `seed`; load_state_dict continues exactly.
     With n processes, each draws the same batches and keeps every n-th case, starting at its own number; together
-    they hold what one process would, and each has its part of either half of a batch. Raises ValueError for a
-    negative batch, one drawn from no cases, or one that the processes do not divide.
+    they hold what one process would, and each has its part of either half of a batch. Of images left in their
+    files the next batch is read while the last is trained on. Raises ValueError for a negative batch, one drawn
+    from no cases, or one that the processes do not divide.
     """
 
     def __init__(
@@ -37,6 +42,9 @@ class TrainingSampler:
         self._generator = torch.Generator().manual_seed(seed)
         self._labelled_stream = _Stream("labelled", len(tensors.labelled), labelled_batch, processes)
         self._unlabelled_stream = _Stream("unlabelled", len(tensors.unlabelled), unlabelled_batch, processes)
+        self._reader = ThreadPoolExecutor(1) if tensors.on_disk else None
+        self._upcoming: Future[_Batch] | None = None
+        self._state_before: dict[str, Any] | None = None  # the upcoming batch was drawn
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return labelled image [Bl, 1, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, 1, *P].
@@ -44,13 +52,15 @@ class TrainingSampler:
         Bl and Bu are the batches divided by the number of processes. They are new tensors on the device that
         trains, and nothing waits until they are there.
         """
-        tensors = self._tensors
-        image, label = self._batch(tensors.labelled, self._labelled_stream, torch.float32, torch.uint8)
-        (unlabelled,) = self._batch(tensors.unlabelled, self._unlabelled_stream, torch.float32)
+        batch = self._draw()() if self._reader is None else self._read_ahead(self._reader)
+        image, label, unlabelled = (tensor.to(self._tensors.device, non_blocking=True) for tensor in batch)
         return image[:, None], label, unlabelled[:, None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue exactly: tensors and integers."""
+        return self._state() if self._state_before is None else self._state_before
+
+    def _state(self) -> dict[str, Any]:
         return {
             "generator": self._generator.get_state(),
             "labelled": self._labelled_stream.state_dict(),
@@ -62,14 +72,33 @@ class TrainingSampler:
         self._labelled_stream.load_state_dict(state["labelled"])
         self._unlabelled_stream.load_state_dict(state["unlabelled"])
         self._generator.set_state(state["generator"])
+        self._upcoming = self._state_before = None
 
-    def _batch(
-        self, cases: Sequence[tuple[Stored, ...]], stream: "_Stream", *dtypes: torch.dtype
-    ) -> list[Tensor]:  # [B, *P] each, of a case's tensors
-        drawn = [
+    def _read_ahead(self, reader: ThreadPoolExecutor) -> _Batch:
+        upcoming = self._upcoming or reader.submit(self._draw())
+        self._state_before = self._state()
+        self._upcoming = reader.submit(self._draw())
+        return upcoming.result()
+
+    def _draw(self) -> Callable[[], _Batch]:
+        """Draw a batch; what is returned makes it."""
+        tensors = self._tensors
+        labelled = self._draw_cases(tensors.labelled, self._labelled_stream)
+        unlabelled = self._draw_cases(tensors.unlabelled, self._unlabelled_stream)
+        return lambda: (
+            *self._transformed(labelled, torch.float32, torch.uint8),
+            *self._transformed(unlabelled, torch.float32),
+        )
+
+    def _draw_cases(self, cases: Sequence[Sequence[Stored]], stream: "_Stream") -> list[_Drawn]:
+        return [
             (cases[i], self._augmentation.draw(cases[i][0].shape, self._generator))
             for i in stream.next(self._generator)
         ][self._share]  # the others were only drawn
+
+    def _transformed(
+        self, drawn: Sequence[_Drawn], *dtypes: torch.dtype
+    ) -> list[Tensor]:  # [B, *P] each, of a case's tensors
         device, storage = self._tensors.device, self._tensors.storage
         # Only from pinned memory does a copy to a GPU run while the processor goes on.
         pinned = device.type == "cuda" and storage.type == "cpu"
@@ -77,7 +106,7 @@ class TrainingSampler:
         batch = [torch.empty(shape, dtype=dtype, device=storage, pin_memory=pinned) for dtype in dtypes]
         for number, (case, transform) in enumerate(drawn):
             transform(case, [tensor[number] for tensor in batch])
-        return [tensor.to(device, non_blocking=True) for tensor in batch]
+        return batch
 
 
 class _Stream:

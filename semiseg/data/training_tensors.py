@@ -6,6 +6,7 @@ import torch
 
 from semiseg.data.case import Case, UnlabelledCase
 from semiseg.data.compact_image import compact
+from semiseg.data.disk_image import DiskImage
 
 CUDA_SHARE = 0.5  # of the free memory; training needs the rest
 
@@ -15,7 +16,7 @@ class TrainingTensors:
 
     labelled: (image [*S] float32, label [*S] uint8) of every case. unlabelled: (image [*S] float32,) of every
     case. Images of few values are a CompactImage. device: the one that trains. storage: the one that holds them. On the
-    CPU labels, and images that are not compact, share the memory of the cases.
+    CPU labels, and images that are not compact, share the memory of the cases; images left in their files stay there.
     """
 
     def __init__(
@@ -25,7 +26,8 @@ class TrainingTensors:
         device: torch.device,
     ) -> None:
         self.device = device
-        images = [compact(case.image) for case in (*labelled, *unlabelled)]
+        given = [case.image for case in (*labelled, *unlabelled)]
+        images = [image if isinstance(image, DiskImage) else compact(image) for image in given]
         labels = [torch.as_tensor(case.label, dtype=torch.uint8) for case in labelled]
         size = sum(values.nbytes for values in (*images, *labels))
         self.storage = device if fits(size, device) else torch.device("cpu")
@@ -33,6 +35,7 @@ class TrainingTensors:
             (image.to(self.storage), label.to(self.storage))
             for image, label in zip(images, labels, strict=False)
         ]
+        self.on_disk = self.storage.type == "cpu" and any(isinstance(image, DiskImage) for image in images)
         # Only the image is kept: the label of an unlabelled case must not reach the trainer.
         self.unlabelled = [(image.to(self.storage),) for image in images[len(labels) :]]
 

@@ -60,7 +60,7 @@ def write_case(
     with h5py.File(content, "w") as file:
         for key, array in (("image", image), ("label", label)):
             if array is not None:
-                file.create_dataset(key, data=array, compression="gzip")
+                file.create_dataset(key, data=array)  # not compressed: a part is read without the rest
     try:
         with path.open("xb") as stream:
             stream.write(content.getbuffer())

@@ -1,7 +1,6 @@
 """Scans with their place in space: turning, resampling, bringing a label onto its image's grid."""
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from nibabel.orientations import (
 from scipy import ndimage
 
 from semiseg.data.preprocessing import Preprocessing
+from semiseg.memory import machine_memory
 
 SAME_SPACING = 0.01  # relative
 SAME_DIRECTION = 0.02  # cosines
@@ -119,13 +119,6 @@ class Volume:
     def has_spacing(self, spacing: tuple[float, ...]) -> bool:
         """Whether voxels have this size in mm, to one per cent."""
         return np.allclose(self.spacing, spacing, rtol=SAME_SPACING, atol=0)
-
-
-def machine_memory() -> float:
-    """Bytes this machine has; infinity where the system does not say."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def sides(numbers: Iterable[float]) -> str:

@@ -1,0 +1,65 @@
+"""Images that stay in their files, for data that no memory holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semiseg.data.files import image_shape, read_image_box
+
+
+@dataclass(frozen=True)
+class DiskImage:
+    """An image in an HDF5 file, of which a part is read when it is asked for."""
+
+    path: Path
+    shape: torch.Size
+    axes: tuple[int, ...]  # of the file, in the order they have here
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        axes: int,  # that the image must have
+    ) -> DiskImage:
+        """Raises FileNotFoundError or ValueError for what the header of the file tells."""
+        return cls(path, torch.Size(image_shape(path, axes)), tuple(range(axes)))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the image as float32."""
+        return 4 * self.shape.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def to(self, device: torch.device) -> DiskImage | Tensor:
+        """Itself for a CPU; for a GPU the whole image, there."""
+        return self if device.type == "cpu" else self.expand().to(device)
+
+    def transpose(self, first: int, second: int) -> DiskImage:
+        swapped = list(range(len(self.axes)))
+        swapped[first], swapped[second] = second, first
+        return DiskImage(
+            self.path, torch.Size(self.shape[axis] for axis in swapped), tuple(self.axes[axis] for axis in swapped)
+        )
+
+    def flip(self, axes: tuple[int, ...]) -> Tensor:
+        return self.expand().flip(axes)
+
+    def __getitem__(
+        self,
+        box: Any,  # a slice of step 1 along every axis
+    ) -> Tensor:
+        """Read a part, float32. Raises ValueError for NaN and infinity, and where the file cannot be read."""
+        in_file = tuple(box[self.axes.index(axis)] for axis in range(len(box)))
+        return torch.from_numpy(read_image_box(self.path, in_file)).permute(self.axes)
+
+    def expand(self) -> Tensor:  # [*S] float32
+        """The whole image."""
+        return self[tuple(slice(0, side) for side in self.shape)]
