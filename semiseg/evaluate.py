@@ -24,7 +24,7 @@ from semiseg.engine.run_directory import EVALUATED_WITH, RunDirectory
 from semiseg.engine.trainer import build_method, choose_device, open_configured_dataset
 from semiseg.evaluation.evaluator import evaluate_cases
 from semiseg.evaluation.metrics import summarise
-from semiseg.evaluation.pictures import draw_pictures
+from semiseg.evaluation.pictures import draw_pictures, prediction_pictures
 from semiseg.evaluation.tables import results_table
 from semiseg.reporting.run_report import write_report
 
@@ -87,6 +87,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
         **evaluated.pop(reported),
         "other_checkpoints": evaluated,
     }
+    for path in (*prediction_pictures(run), run.report):  # of an earlier evaluation
+        path.unlink(missing_ok=True)
     write_json(run.results, results)
 
     def predicted(case: Case) -> np.ndarray:

@@ -109,6 +109,7 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
         "name": config.name,
         "method": config.method.name,
         "head": config.evaluation.head,
+        "largest_component": config.evaluation.largest_component,
         "iteration": predictor.iteration,
         "class_names": description.class_names,
         "label_values": description.label_values,

@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     output = options.output
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ValueError(f"--output is {output}, accepted is a file in a folder that exists")
+    if output is not None and (output.suffix != ".html" or output.is_dir() or not output.parent.is_dir()):
+        raise ValueError(f"--output is {output}, accepted is a file that ends in .html, in a folder that exists")
     if len(options.runs) == 1:
         run, config = RunDirectory.open(options.runs[0])
         output = output or run.report
@@ -49,13 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def complete_pictures(run: RunDirectory) -> str:
-    """Draw the pictures that need predictions if one is missing or older than the results, or say why not.
+    """Draw the pictures that need predictions if one is missing, or say why not.
 
     Raises FileNotFoundError or ValueError as `load_results`.
     """
     results = load_results(run)
-    written = run.results.stat().st_mtime
-    if all(path.is_file() and path.stat().st_mtime >= written for path in prediction_pictures(run)):
+    if all(path.is_file() for path in prediction_pictures(run)):
         return ""
     try:
         evaluation = {**results["evaluation"], "select": results["checkpoint"]}

@@ -17,6 +17,7 @@ from untrained_runs import untrained_run
 from semiseg import Predictor, export
 from semiseg.config import parse_overrides
 from semiseg.data.preprocessing import Preprocessing
+from semiseg.evaluation.evaluator import predict_case
 
 main = export.main.__wrapped__  # without the exit status
 CLASSES = ("background", "a", "b")
@@ -54,6 +55,24 @@ def test_onnx_computes_the_same_from_standard_operators(configuration, head, tmp
     assert metadata["patch_size"] == list(predictor.config.training.patch_size)
 
 
+def test_the_documented_program_predicts_the_same(tmp_path, monkeypatch):
+    """With nothing of this library, on an image that windows do not divide."""
+    document = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
+    examples = [part.partition("```")[0] for part in document.split("```python\n")[1:]]
+    [example] = [code for code in examples if "onnxruntime" in code]
+    run = untrained_run(tmp_path / "run", "phantom_mper", class_names=CLASSES)
+    monkeypatch.chdir(tmp_path)
+    main(["--run", str(run), "--output", "model.onnx"])
+    image = np.random.default_rng(0).standard_normal((40, 32, 21)).astype(np.float32)
+    np.save("prepared.npy", image)
+    names: dict = {}
+    exec(compile(example, "own_data.md", "exec"), names)  # noqa: S102 (our own document)
+    predictor = Predictor(run)
+    expected = predict_case(predictor.method, image, predictor.config, predictor.device)
+    assert len(np.unique(expected)) > 1
+    assert (names["classes"] != expected).mean() < 1e-3  # rounding, where two classes are equally probable
+
+
 def test_pt2_computes_the_same_and_leaves_out_the_teacher(tmp_path):
     run = untrained_run(tmp_path / "run", "phantom_mper", PREPROCESSING, CLASSES)
     path = tmp_path / "model.pt2"
@@ -73,12 +92,12 @@ def test_a_file_says_how_it_is_used_and_nothing_of_this_machine(tmp_path):
     values = (0, 4, 9)
     run = untrained_run(tmp_path / "run", "phantom_supervised", PREPROCESSING, CLASSES, label_values=values)
     path = tmp_path / "model.pt2"
-    main(["--run", str(run), "--output", str(path)])
+    main(["--run", str(run), "--output", str(path), "evaluation.largest_component=true"])
     extra = {"semiseg.json": ""}
     program = torch.export.load(path, extra_files=extra)
     assert program.example_inputs is None
     assert json.loads(extra["semiseg.json"]) == {
-        "name": "phantom_supervised", "method": "supervised", "head": "linear", "iteration": 7,
+        "name": "phantom_supervised", "method": "supervised", "head": "linear", "largest_component": True, "iteration": 7,
         "class_names": list(CLASSES), "label_values": list(values),
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(PREPROCESSING))),
         "patch_size": [32, 32, 16], "stride": [16, 16, 16],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 from semiseg import evaluate, report
 from semiseg.config import config_to_mapping, load_config
@@ -145,7 +146,7 @@ def test_report_without_test_data_says_what_is_missing(tmp_path, capsys):
     assert status == 0 and "could not be drawn" in output and str(path / "report.html") in output
     page = assert_self_contained(path / "report.html")
     for part in (
-        "phantom_supervised", "train <script>", "abacus", "c0ffee", "1.23 million parameters", "8.9 billion",
+        "phantom_supervised", "train <script>", "abacus", "c0ffee", "1.23 million parameters", "8.90 billion",
         "selected on the test set", "The code was changed after the commit", "Not all pictures could be drawn", "Checkpoint validation, iteration 3", *CASES, *CLASSES,
     ):  # fmt: skip
         assert part in page.text, part
@@ -214,12 +215,26 @@ def test_evaluation_leaves_a_report_that_can_be_made_again(name, request, tmp_pa
     contents = {path: path.read_bytes() for path in pictures}
     assert len(set(contents.values())) >= 5  # two test cases, so that one is best or worst and median
 
+    for path in pictures:
+        os.utime(path, (0, 0))  # as in a copy
+    with monkeypatch.context() as undrawn:
+        undrawn.setattr(report, "draw_pictures", None)
+        assert report_of(run_path, capsys=capsys)[0] == 0
     run.report.unlink()
-    pictures[3].write_bytes(b"of an earlier evaluation")
-    os.utime(pictures[3], (0, 0))
+    pictures[3].unlink()
     assert report_of(run_path, capsys=capsys)[0] == 0
     assert {path: path.read_bytes() for path in pictures} == contents
     assert assert_self_contained(run.report).text == first.text
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped, pytest.raises(SystemExit):
+        stopped.setattr(evaluate, "draw_pictures", stop)
+        evaluate.main(["--run", str(run_path)])
+    assert not any(path.exists() for path in (*pictures, run.report)), "of the evaluation before"
+    evaluate.main(["--run", str(run_path), "evaluation.largest_component=true"])
+    assert {path: path.read_bytes() for path in pictures} == contents
 
     pictures[3].unlink()
     replace(DatasetDescription.of(dataset), preprocessing=Preprocessing("LPS", (9.0, 9.0, 9.0))).save(run.dataset)
@@ -254,6 +269,13 @@ def test_comparison_of_two_configurations(tmp_path, capsys):
     assert cells[2].startswith("-") and cells[4:] == ["6", "0", "0"]  # shorter distances are better ones
     means = f"{100 * np.mean(dice[1]):.2f} ± {100 * np.std(dice[1]):.2f}"
     assert any(line.startswith(f"| {names[1]}") and means in line for line in output.splitlines())
+    results = [json.loads((path / "results.json").read_text()) for path in (first, other)]
+    shell = [100 * np.array([case["shell"]["dice"] for case in each["cases"].values()]) for each in results]
+    [row] = [line for line in output.splitlines() if line.startswith("| shell")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    entries = (*shell, shell[1] - shell[0])
+    assert [cells[1], cells[2], cells[3].lstrip("+")] == [f"{each.mean():.2f} ± {each.std():.2f}" for each in entries]
+    assert cells[4] == f"{stats.wilcoxon(entries[2]).pvalue:.2g}"
     page = assert_self_contained(output_file)
     assert all(part in page.text for part in (*names, *CASES, f"{differences[0]:+.2f}"))
 
@@ -271,6 +293,18 @@ def test_seeds_of_a_configuration_are_one_row(tmp_path, capsys):
         if line.startswith("| phantom_mper") and "%" not in line and "|     2 |" in line
     ]
     assert f"{50 * sum(means):.2f} ± {50 * abs(means[0] - means[1]):.2f}" in row
+
+
+def test_the_documented_table_of_all_cases(tmp_path, monkeypatch):
+    document = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
+    examples = [part.partition("```")[0] for part in document.split("```python\n")[1:]]
+    [example] = [code for code in examples if "import csv" in code]
+    make_run(tmp_path / "runs", "mper", 1)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "own_data.md", "exec"), {})  # noqa: S102 (our own document)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert lines[0].startswith("case,class,unit,empty_prediction,empty_truth,dice,")
+    assert len(lines) == 1 + len(CASES) * (len(CLASSES) - 1)
 
 
 def described(path: Path, spacing: tuple[float, ...], orientation: str | None = None) -> Path:
@@ -324,6 +358,17 @@ def a_list(path: Path) -> None:
     (path / "results.json").write_text("[]")
 
 
+def with_an_evaluation_of_another_kind(path: Path) -> None:
+    results = json.loads((path / "results.json").read_text())
+    del results["evaluation"]["largest_component"]
+    (path / "results.json").write_text(json.dumps(results))
+
+
+def without_an_evaluation(path: Path) -> None:
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps({**results, "evaluation": None}))
+
+
 def without_results(path: Path) -> None:
     (path / "results.json").unlink()
 
@@ -338,6 +383,8 @@ def no_run(path: Path) -> None:
         (damaged, "results.json is damaged"),
         (without_a_metric, "'asd' is missing"),
         (a_list, "results.json is damaged"),
+        (with_an_evaluation_of_another_kind, "'largest_component' is missing"),
+        (without_an_evaluation, "results.json is damaged"),
         (without_results, "results.json is missing: evaluate the run with"),
         (no_run, "is no run directory"),
     ],
@@ -385,10 +432,11 @@ def test_cases_of_the_same_names_with_other_labels_are_refused(first, second, re
     assert status == (2 if refused else 0) and ("but other labels" in errors) == refused
 
 
-def test_output_in_a_folder_that_does_not_exist(tmp_path, capsys):
+def test_output_that_is_no_page_or_in_no_folder_is_refused(tmp_path, capsys):
     path = make_run(tmp_path, "run", 1)
-    status, _, errors = report_of(path, "--output", tmp_path / "no" / "page.html", capsys=capsys)
-    assert status == 2 and "--output is" in errors
+    for output in (tmp_path / "no" / "page.html", tmp_path / "page.pdf", tmp_path):
+        status, _, errors = report_of(path, "--output", output, capsys=capsys)
+        assert status == 2 and "--output is" in errors
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_pictures_are_drawn(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,18 +50,63 @@ class DatasetDescription:
 
     @classmethod
     def load(cls, path: Path) -> DatasetDescription:
-        """Read what `save` wrote. FileNotFoundError where there is none, ValueError where it cannot be read."""
+        """Read what `save` wrote, perhaps edited since. FileNotFoundError where there is none, ValueError where it
+        cannot be read or a field is none of a dataset's."""
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; the run was not trained, or by an older version")
         try:
             values = json.loads(path.read_text())
-            preprocessing: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values["preprocessing"].items()
-            }
-            names, label_values = tuple(values["class_names"]), values.get("label_values")
-            if label_values is not None:
-                label_values = tuple(int(value) for _, value in zip(names, label_values, strict=True))
-            return cls(names, values["dimensions"], Preprocessing(**preprocessing), label_values)
+            fields = {key: _as_tuple(value) for key, value in values.items()}
+            preprocessing = {key: _as_tuple(value) for key, value in values["preprocessing"].items()}
+            description = cls(
+                fields["class_names"], fields["dimensions"], Preprocessing(**preprocessing), fields.get("label_values")
+            )
+            description._check()
+            return description
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: no description of a dataset ({error})") from None
+
+    def _check(self) -> None:
+        """Raise ValueError, naming the field, where one is what no dataset has."""
+        names, values, preprocessing = self.class_names, self.label_values, self.preprocessing
+        are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+        are_different = are_names and len(set(names)) == len(names) > 1
+        _require("class_names", names, are_different, "two different names or more, background first")
+        _require("dimensions", self.dimensions, self.dimensions in (2, 3), "2 or 3")
+        if values is not None:
+            are_integers = isinstance(values, tuple) and all(type(value) is int for value in values)
+            _require(
+                "label_values",
+                values,
+                are_integers and len(set(values)) == len(values) == len(names) and 0 <= min(values) <= max(values) < 2**16,
+                "a different integer from 0 to 65535 for each class",
+            )
+        orientation, spacing, clip = preprocessing.orientation, preprocessing.spacing, preprocessing.clip
+        if orientation is not None:
+            axes = sorted(axis for code in str(orientation) for axis in ("AP", "IS", "LR") if code in axis)
+            _require("orientation", orientation, axes == ["AP", "IS", "LR"], "three letters such as RAS")
+        if spacing is not None:
+            _require("spacing", spacing, _are_numbers(spacing, 3) and min(spacing) > 0, "three positive numbers of mm")
+        if clip is not None:
+            _require("clip", clip, _are_numbers(clip, 2) and clip[0] < clip[1], "two numbers, the lower first")
+        mean, deviation = preprocessing.mean, preprocessing.deviation
+        if mean is not None and deviation is not None:
+            _require("mean", mean, _are_numbers((mean,), 1), "a number")
+            _require("deviation", deviation, _are_numbers((deviation,), 1) and deviation > 0, "a positive number")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
+
+
+def _require(field: str, value: Any, is_sound: bool, accepted: str) -> None:
+    if not is_sound:
+        raise ValueError(f"{field} is {value!r}, accepted is {accepted}")

@@ -16,7 +16,7 @@ from semiseg.config import Config
 from semiseg.data import Case
 from semiseg.data.augmentation import resize
 from semiseg.engine.precision import autocast
-from semiseg.evaluation.figures import COLOURS, MARKERS, class_colours, save_figure
+from semiseg.evaluation.figures import COLOURS, MARKERS, broken, class_colours, save_figure
 from semiseg.methods import Method
 
 BACKGROUND = "#8C8C8C"
@@ -95,7 +95,7 @@ def embedding_map(
         axis.scatter(across, up, s=9, c=colour, marker=marker, alpha=0.55, linewidths=0)
         across, up = centres[label].T
         axis.scatter(across, up, s=260, c=colour, marker="*", edgecolors="black", linewidths=1.2, zorder=3)
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=broken(name, 2.5)))
     if prototypes is not None:
         star = Line2D([], [], linestyle="none", marker="*", markersize=14, color="white", markeredgecolor="black")
         star.set_label("prototype")

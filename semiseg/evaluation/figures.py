@@ -1,7 +1,11 @@
 """Pictures of a run: learning curves, and predictions over the images."""
 
 import json
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from scipy.ndimage import gaussian_filter1d
 
 from semiseg.atomic import replace_atomically
@@ -27,7 +32,11 @@ MAX_POINTS = 2000  # drawn per line
 SLICES = 3  # of a stack shown, at most; for a volume, the planes through the truth's centre
 STACK_RATIO = 3.0  # a volume whose first axis is so many times coarser or shorter than the others is a stack
 MARGIN = 0.15  # around the structures shown, of their extent
-LEGEND_COLUMN = 2.4  # inches
+CHARACTER = 0.085  # inches, of a text of medium size
+LARGE = 1.2  # times as wide is one of a title
+LEGEND_LINE = 0.2  # inches
+RADIOLOGICAL = "SPL"  # axes of a volume whose planes, superior turned up, are as radiologists look at them
+PLANES = ("axial", "coronal", "sagittal")  # across these axes
 FILL = 0.22  # opacity of a prediction
 
 
@@ -37,9 +46,12 @@ def learning_curves(
 ) -> None:
     """Draw losses (also smoothed), rates and validation Dice over the iterations, stages set apart.
 
-    ValueError where there is no iteration yet.
+    ValueError where there is no iteration yet, or the file is damaged.
     """
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    try:
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{metrics} is damaged: {error}") from None
     if not records:
         raise ValueError(f"{metrics} holds no iteration")
     scalars = sorted({key for record in records for key in record} - {"iteration", "stage"})
@@ -113,38 +125,63 @@ def overlay(
     picture: Path,  # .png
     title: str,
     class_names: Sequence[str],  # the background first
+    orientation: str | None = None,  # of a volume: where its axes lead, e.g. LPS
 ) -> None:
     """Draw truth (solid line) and prediction (filled, dashed line) over planes of the image.
 
     A volume is shown in its three planes through the centre of the truth, a stack of slices in up to three
-    spread over the truth, a 2D image as it is; each cropped to the structures. The legend says every class's
-    Dice.
+    spread over the truth, a 2D image as it is; each cropped to the structures. With an orientation the planes are
+    as radiologists look at them: the patient's right on the left, anterior and superior above. The legend says
+    every class's Dice.
     """
-    planes = _planes(case)
+    case, prediction = turned(case, prediction, orientation, RADIOLOGICAL)
+    planes = _planes(case, orientation is not None)
     width = max(4.2 * len(planes), 7.5)  # inches
-    figure = Figure(figsize=(width, 5.2), layout="constrained")
+    labels = [f"{name}, Dice {metrics[name]['dice']:.3f}" for name in class_names[1:]]
+    columns = max(1, int(width / (0.75 + CHARACTER * max(map(len, labels)))))
+    labels = [broken(label, width - 0.75) for label in labels]
+    lines = 2 + sum(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(width, 5 + LEGEND_LINE * ceil(lines / columns)), layout="constrained")
     axes = figure.subplots(1, len(planes), squeeze=False)[0]
-    names = class_names[1:]
-    colours = class_colours(len(names))
+    colours = class_colours(len(labels))
     for axis, (name, plane, aspect) in zip(axes, planes, strict=True):
         _draw_plane(axis, case.image[plane], case.label[plane], prediction[plane], colours, aspect)
         axis.set_title(name, fontsize="medium")
     handles: list[Artist] = [
-        Patch(color=colour, label=f"{name}, Dice {metrics[name]['dice']:.3f}")
-        for colour, name in zip(colours, names, strict=True)
+        Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)
     ]
     handles += [
         Line2D([], [], color="0.3", linewidth=1.8, label="truth"),
         Line2D([], [], color="0.3", linewidth=1.2, linestyle="--", label="prediction"),
     ]
-    figure.suptitle(title)
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=int(width / LEGEND_COLUMN), frameon=False
-    )
+    figure.suptitle(broken(title, width / LARGE))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     save_figure(figure, picture)
 
 
-def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
+def turned(
+    case: Case,
+    prediction: np.ndarray,  # [*S]
+    orientation: str | None,  # where the axes lead
+    wanted: str,  # where they are to lead
+) -> tuple[Case, np.ndarray]:
+    """A volume and its prediction with other axes; as they are without an orientation."""
+    if orientation is None:
+        return case, prediction
+    turn = ornt_transform(axcodes2ornt(orientation), axcodes2ornt(wanted))
+    image, label, prediction = (apply_orientation(array, turn) for array in (case.image, case.label, prediction))
+    spacing = case.spacing
+    if spacing is not None:
+        spacing = tuple(spacing[axis] for axis in np.argsort(turn[:, 0]))
+    return replace(case, image=image, label=label, spacing=spacing), prediction
+
+
+def broken(text: str, width: float) -> str:
+    """A text in lines of some inches."""
+    return textwrap.fill(text, max(8, int(width / CHARACTER)))
+
+
+def _planes(case: Case, radiological: bool = False) -> list[tuple[str, tuple[int | slice, ...], float]]:
     """Name, index and aspect (height of a pixel over its width) of the planes to show."""
     spacing = np.ones(case.image.ndim) if case.spacing is None else np.asarray(case.spacing)
     whole = slice(None)
@@ -159,13 +196,14 @@ def _planes(case: Case) -> list[tuple[str, tuple[int | slice, ...], float]]:
         return [(f"slice {k:.0f}", (int(k), whole, whole), spacing[1] / spacing[2]) for k in positions]
     centre = structures.mean(axis=0).round().astype(int)
     planes = []
-    for axis in (2, 1, 0):
-        if min(np.delete(case.image.shape, axis)) < 2:
-            continue  # a line has no contours
-        index = tuple(int(centre[axis]) if other == axis else whole for other in range(3))
+    for axis in (0, 1, 2) if radiological else (2, 1, 0):
+        sides: list[int | slice] = [slice(None, None, -1) if radiological else whole, whole, whole]
+        sides[axis] = int(centre[axis])
         rows, columns = np.delete(spacing, axis)
-        planes.append((f"axis {axis} at {centre[axis]}", index, rows / columns))
-    return planes
+        name = PLANES[axis] if radiological else f"axis {axis} at {centre[axis]}"
+        planes.append((name, tuple(sides), rows / columns))
+    areas = [plane for plane in planes if min(case.image[plane[1]].shape) > 1]
+    return areas or planes[:1]  # a line where there is nothing else
 
 
 def difference_figure(
@@ -173,7 +211,8 @@ def difference_figure(
     differences: Mapping[str, np.ndarray],  # [cases] Dice in percent, of every group of seeds less the first's
 ) -> Figure:
     """Every case's difference, the cases in the order of the first row of differences."""
-    figure = Figure(figsize=(max(8.0, 0.28 * len(cases) + 2), 5), layout="constrained")
+    width = max(8.0, 0.28 * len(cases) + 2)
+    figure = Figure(figsize=(width, 4.5 + 0.8 * CHARACTER * max(map(len, cases))), layout="constrained")
     axis = figure.subplots()
     positions = np.arange(len(cases))
     offsets = (np.arange(len(differences)) - (len(differences) - 1) / 2) * 0.6 / len(differences)
@@ -183,7 +222,8 @@ def difference_figure(
         colour = class_colours(number + 1)[-1]
         axis.vlines(positions + offsets[number], 0, values[order], color=colour, linewidth=1.2)
         marker = MARKERS[number % len(MARKERS)]
-        axis.plot(positions + offsets[number], values[order], marker, color=colour, markersize=5, label=name)
+        label = broken(name, width - 0.75)
+        axis.plot(positions + offsets[number], values[order], marker, color=colour, markersize=5, label=label)
     axis.set_xticks(positions, [cases[index] for index in order], rotation=90, fontsize="small")
     axis.set_xlim(-0.7, len(cases) - 0.3)
     axis.set_ylabel("difference of Dice [percentage points]")
@@ -205,6 +245,9 @@ def _draw_plane(
     colours: Sequence[str],  # of the foreground classes
     aspect: float,
 ) -> None:
+    for side, pixels in enumerate(image.shape):
+        if pixels == 1:  # a line has no contours
+            image, truth, prediction = (array.repeat(2, side) for array in (image, truth, prediction))
     rows, columns = (_extent((truth > 0) | (prediction > 0), axis=a) for a in (1, 0))
     window = image[rows, columns]
     low, high = np.percentile(window, (1, 99))
@@ -243,7 +286,10 @@ def draw_figure(
     figure: Figure,
     target: Path | IO[bytes],  # .png
 ) -> None:
-    """Write a picture whose texts are what they are: in names of cases and classes dollar signs make no formulas."""
+    """Write a picture whose texts are what they are: in names of cases and classes dollar signs make no formulas, and
+    characters that the font lacks are drawn as boxes."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    figure.savefig(target, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(target, format="png", dpi=130)

@@ -64,8 +64,16 @@ def draw_pictures(
         prediction, metrics = predict(case), cases[case.name]
         for which in (which for which, name in shown.items() if name == case.name):
             title = f"{which}: {case.name}, mean Dice {mean_dice(metrics):.3f}"
-            overlay(case, prediction, metrics, run.overlays / f"{which}.png", title, dataset.class_names)
-            surfaces(case, prediction, metrics, run.surfaces / f"{which}.png", title, dataset.class_names)
+            for folder, draw in ((run.overlays, overlay), (run.surfaces, surfaces)):
+                draw(
+                    case,
+                    prediction,
+                    metrics,
+                    folder / f"{which}.png",
+                    title,
+                    dataset.class_names,
+                    dataset.preprocessing.orientation,
+                )
         samples.append(sample_embeddings(method, case, config, device, per_class, generator))
     embeddings, labels = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     embedding_map(embeddings, labels, method.prototypes, dataset.class_names, run.embedding_map)

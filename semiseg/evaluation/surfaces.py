@@ -18,14 +18,17 @@ from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
 
 from semiseg.data import Case
-from semiseg.evaluation.figures import is_stack, save_figure
+from semiseg.evaluation.figures import LARGE, broken, is_stack, save_figure, turned
 from semiseg.evaluation.metrics import CaseMetrics
 from semiseg.preparation.volume import resample
 
 GRID = 48  # cells along each side of a mesh, at most
 SMOOTHING = 0.5  # of a cell, the standard deviation of the Gaussian that takes the voxels' steps away
 MAX_CLASSES = 4  # shown: those with the lowest Dice
-VIEWS = {"one side": -60.0, "the other side": 120.0}  # degrees around the upright axis
+AZIMUTHS = (-60.0, 120.0)  # degrees around the upright axis
+VIEWS = ("one side", "the other side")
+UPRIGHT = "SLP"  # right-handed axes, the first upright, of which the azimuths are the following views
+PATIENT_VIEWS = ("the front left", "the back right")
 ELEVATION = 20.0  # degrees
 LIGHT = np.array([-0.4, 0.5, 0.77])  # to the right, up and towards the viewer
 AMBIENT = 0.55  # brightness where no light falls: the shade must not hide the colour
@@ -73,12 +76,14 @@ def surfaces(
     picture: Path,  # .png
     title: str,
     class_names: Sequence[str],  # the background first
+    orientation: str | None = None,  # where the axes lead, e.g. LPS
 ) -> None:
     """Draw truth and prediction of each class from two sides, coloured by the distance to the other's surface.
 
-    Of many classes the four with the lowest Dice are shown. A stack of slices without a spacing is drawn about
-    as high as it is wide, and its distances are in voxels.
+    With an orientation the upright axis and the sides are the patient's. Of many classes the four with the lowest Dice
+    are shown. A stack of slices without a spacing is drawn about as high as it is wide, and its distances are in voxels.
     """
+    case, prediction = turned(case, prediction, orientation, UPRIGHT)
     spacing = (1.0, 1.0, 1.0) if case.spacing is None else case.spacing
     unit = "voxel" if case.spacing is None else "mm"
     stack = is_stack(case.image.shape, np.asarray(spacing))
@@ -94,32 +99,34 @@ def surfaces(
     scale = Normalize(0, max(float(np.percentile(known, LIMIT)), min(spacing)))
     stretch = _stretch(pairs) if stack and case.spacing is None else np.ones(3)
 
-    rotations = [_rotation(0 if stack else 2, azimuth) * stretch for azimuth in VIEWS.values()]
+    upright = 0 if stack or orientation is not None else 2
+    rotations = [_rotation(upright, azimuth) * stretch for azimuth in AZIMUTHS]
+    views = VIEWS if orientation is None else PATIENT_VIEWS
     frames = [[_frame(pair, rotation) for rotation in rotations] for pair in pairs]
     ratios = [max(np.divide(*(high - low)[::-1]) for low, high in row) for row in frames]
     heights = [SIDE * min(ratio, 1.2) + 0.4 for ratio in ratios]
     height = max(sum(heights) + 0.6, 3.2)
     figure = Figure(figsize=(SIDE * 4 + 1, height), layout="constrained")
     axes = figure.subplots(len(names), 4, squeeze=False, height_ratios=heights)
-    for row, name, pair, values, views in zip(axes, names, pairs, distances, frames, strict=True):
+    for row, name, pair, values, seen, inches in zip(axes, names, pairs, distances, frames, heights, strict=True):
         for column, axis in enumerate(row):
             view, which = divmod(column, 2)
             axis.set(xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")
-            axis.update_datalim(views[view])
+            axis.update_datalim(seen[view])
             axis.autoscale_view()
             axis.spines[:].set_visible(False)
             _draw_mesh(axis, pair[which], values[which], scale, rotations[view])
-        row[0].set_ylabel(f"{name}\nDice {metrics[name]['dice']:.3f}")
+        row[0].set_ylabel(f"{broken(name, inches)}\nDice {metrics[name]['dice']:.3f}")
     for column, axis in enumerate(axes[0]):
         axis.set_title(
-            f"{('truth', 'prediction')[column % 2]}, from {list(VIEWS)[column // 2]}", fontsize="medium"
+            f"{('truth', 'prediction')[column % 2]}, from {views[column // 2]}", fontsize="medium"
         )
     bar = figure.colorbar(
         ScalarMappable(scale, COLOUR_MAP), ax=axes, extend="max", aspect=20, shrink=3 / height
     )
     bar.set_label(f"distance to the\nother surface [{unit}]")
-    figure.suptitle(title)
+    figure.suptitle(broken(title, figure.get_figwidth() / LARGE))
     save_figure(figure, picture)
 
 

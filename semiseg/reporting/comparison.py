@@ -81,22 +81,19 @@ class SeedGroup:
     runs: tuple[EvaluatedRun, ...]
 
     def scores(
-        self, metric: str, cases: Sequence[str]
+        self, metric: str, cases: Sequence[str], classes: Sequence[str]
     ) -> np.ndarray:  # [runs, cases], each the mean over the classes
         """A metric of every run and case."""
         return np.array(
             [
-                [
-                    np.mean([values[metric] for values in run.results["cases"][case].values()])
-                    for case in cases
-                ]
+                [np.mean([run.results["cases"][case][name][metric] for name in classes]) for case in cases]
                 for run in self.runs
             ]
         )
 
-    def statistics(self, metric: str, cases: Sequence[str]) -> dict[str, float]:
+    def statistics(self, metric: str, cases: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
         """Mean, and the population standard deviation of the seeds' means, or with one seed of the cases."""
-        scores = self.scores(metric, cases)
+        scores = self.scores(metric, cases, classes)
         spread = scores.mean(axis=1) if len(self.runs) > 1 else scores[0]
         return {"mean": float(scores.mean()), "sd": float(spread.std())}
 

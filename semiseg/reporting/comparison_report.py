@@ -10,7 +10,7 @@ import numpy as np
 from semiseg.atomic import write_text
 from semiseg.evaluation.figures import difference_figure
 from semiseg.evaluation.tables import markdown_table, mean_and_sd, metric_headings, scaled
-from semiseg.reporting.comparison import EvaluatedRun, SeedGroup, paired_difference, seed_groups
+from semiseg.reporting.comparison import Difference, EvaluatedRun, SeedGroup, paired_difference, seed_groups
 from semiseg.reporting.page import Picture, render
 
 SPREAD = (
@@ -30,13 +30,15 @@ def write_comparison(runs: Sequence[EvaluatedRun], output: Path) -> str:
     """
     groups = seed_groups(runs)
     first, results = groups[0].label, runs[0].results
-    cases, headings = list(results["cases"]), metric_headings(results["summary"]["unit"])
-    rows = _mean_rows(groups, cases, headings)
-    differences = _difference_rows(groups, cases, headings)
+    cases, classes = list(results["cases"]), list(results["classes"][1:])
+    headings = metric_headings(results["summary"]["unit"])
+    rows = _mean_rows(groups, cases, classes, headings)
+    differences = _difference_rows(groups, cases, classes, headings)
+    of_classes = _class_rows(groups, cases, classes)
     title = f"Comparison on {results['dataset']}, {len(cases)} test cases"
     figure = difference_figure(
         cases,
-        {group.label: _dice(group, cases) - _dice(groups[0], cases) for group in groups[1:]},
+        {group.label: _dice(group, cases, classes) - _dice(groups[0], cases, classes) for group in groups[1:]},
     )
     page = render(
         "comparison.html",
@@ -48,42 +50,68 @@ def write_comparison(runs: Sequence[EvaluatedRun], output: Path) -> str:
         differences=differences,
         test=TEST,
         figure=Picture.of_figure(figure, f"Difference of every case's Dice from {first}; above 0 is better"),
-        cases=_dice_rows(groups, cases),
+        of_classes=of_classes,
+        cases=_dice_rows(groups, cases, classes),
         runs=_run_rows(groups),
     )
     write_text(output, page)
-    tables = markdown_table(rows), SPREAD, f"Differences from {first}", markdown_table(differences), TEST
+    tables = [markdown_table(rows), SPREAD, f"Differences from {first}", markdown_table(differences), TEST]
+    if len(classes) > 1:
+        tables += ["Dice of every class [%]", markdown_table(of_classes)]
     return "\n\n".join([title, *tables])
 
 
 def _mean_rows(
-    groups: Sequence[SeedGroup], cases: Sequence[str], headings: Mapping[str, str]
+    groups: Sequence[SeedGroup], cases: Sequence[str], classes: Sequence[str], headings: Mapping[str, str]
 ) -> list[list[str]]:
     rows = [["configuration", "seeds", *headings.values(), "empty"]]
     for group in groups:
-        entries = [mean_and_sd(metric, group.statistics(metric, cases)) for metric in headings]
+        entries = [mean_and_sd(metric, group.statistics(metric, cases, classes)) for metric in headings]
         empty = sum(run.results["summary"]["empty_prediction"] for run in group.runs)
         rows.append([group.label, str(len(group.runs)), *entries, str(empty)])
     return rows
 
 
 def _difference_rows(
-    groups: Sequence[SeedGroup], cases: Sequence[str], headings: Mapping[str, str]
+    groups: Sequence[SeedGroup], cases: Sequence[str], classes: Sequence[str], headings: Mapping[str, str]
 ) -> list[list[str]]:
     rows = [["configuration", "metric", "difference", "p", "better", "worse", "equal"]]
     for group in groups[1:]:
         for metric, heading in headings.items():
-            first, other = (each.scores(metric, cases).mean(axis=0) for each in (groups[0], group))
-            result = paired_difference(first, other, metric)
-            difference = f"{scaled(metric, result.mean):+.2f} ± {scaled(metric, result.sd):.2f}"
+            result = _difference(groups[0], group, metric, cases, classes)
             equal = len(cases) - result.better - result.worse
             counts = [str(count) for count in (result.better, result.worse, equal)]
-            rows.append([group.label, heading, difference, f"{result.p:.2g}", *counts])
+            rows.append([group.label, heading, *_difference_cells(metric, result), *counts])
     return rows
 
 
-def _dice_rows(groups: Sequence[SeedGroup], cases: Sequence[str]) -> list[list[str]]:
-    dice = [_dice(group, cases) for group in groups]
+def _difference(
+    first: SeedGroup, other: SeedGroup, metric: str, cases: Sequence[str], classes: Sequence[str]
+) -> Difference:
+    scores = [group.scores(metric, cases, classes).mean(axis=0) for group in (first, other)]
+    return paired_difference(scores[0], scores[1], metric)
+
+
+def _difference_cells(metric: str, difference: Difference) -> list[str]:
+    mean, sd = scaled(metric, difference.mean), scaled(metric, difference.sd)
+    return [f"{mean:+.2f} ± {sd:.2f}", f"{difference.p:.2g}"]
+
+
+def _class_rows(groups: Sequence[SeedGroup], cases: Sequence[str], classes: Sequence[str]) -> list[list[str]]:
+    rows = [["class", groups[0].label]]
+    for group in groups[1:]:
+        rows[0] += [group.label, "difference", "p"]
+    for name in classes:
+        means = [mean_and_sd("dice", group.statistics("dice", cases, [name])) for group in groups]
+        rows.append([name, means[0]])
+        for group, mean in zip(groups[1:], means[1:], strict=True):
+            difference = _difference(groups[0], group, "dice", cases, [name])
+            rows[-1] += [mean, *_difference_cells("dice", difference)]
+    return rows
+
+
+def _dice_rows(groups: Sequence[SeedGroup], cases: Sequence[str], classes: Sequence[str]) -> list[list[str]]:
+    dice = [_dice(group, cases, classes) for group in groups]
     rows = [["case", groups[0].label]]
     for group in groups[1:]:
         rows[0] += [group.label, "difference"]
@@ -93,8 +121,10 @@ def _dice_rows(groups: Sequence[SeedGroup], cases: Sequence[str]) -> list[list[s
     return rows
 
 
-def _dice(group: SeedGroup, cases: Sequence[str]) -> np.ndarray:  # [cases], percent
-    return 100 * group.scores("dice", cases).mean(axis=0)
+def _dice(
+    group: SeedGroup, cases: Sequence[str], classes: Sequence[str]
+) -> np.ndarray:  # [cases], percent
+    return 100 * group.scores("dice", cases, classes).mean(axis=0)
 
 
 def _run_rows(groups: Sequence[SeedGroup]) -> list[list[str]]:

@@ -8,6 +8,7 @@ from semiseg.evaluation.metrics import summarise
 
 KEYS = ("name", "method", "preset", "dataset", "labelled", "seed", "classes", "evaluation", "checkpoint", "iteration",
         "other_checkpoints")  # fmt: skip
+EVALUATION_KEYS = ("stride", "head", "largest_component")
 
 
 def load_results(run: RunDirectory) -> dict[str, Any]:
@@ -20,9 +21,10 @@ def load_results(run: RunDirectory) -> dict[str, Any]:
         raise FileNotFoundError(f"{run.results} is missing: {remedy}")
     try:
         results = json.loads(run.results.read_text())
-        missing = [key for key in KEYS if key not in results]
-        if missing:
-            raise KeyError(missing[0])
+        for section, keys in ((results, KEYS), (results["evaluation"], EVALUATION_KEYS)):
+            missing = [key for key in keys if key not in section]
+            if missing:
+                raise KeyError(missing[0])
         others = {name: _with_summary(result) for name, result in results["other_checkpoints"].items()}
         return {**_with_summary(results), "other_checkpoints": others}
     except KeyError as error:

@@ -31,7 +31,7 @@ class Section:
 def write_report(run: RunDirectory, config: Config, output: Path, reason: str = "") -> None:
     """Write a run's report from its results and the pictures there are.
 
-    `reason` says why some are missing or old. FileNotFoundError or ValueError as `load_results`.
+    `reason` says why some are missing. FileNotFoundError or ValueError as `load_results`.
     """
     results = load_results(run)
     environment = run.read_environment()
@@ -91,7 +91,7 @@ def _facts(
     }
     for phase, cost in results.get("cost", {}).items():
         facts[f"cost, {phase}"] = (
-            f"{cost['parameters'] / 1e6:.2f} million parameters, {cost['multiply_adds'] / 1e9:.1f} billion multiply-adds "
+            f"{cost['parameters'] / 1e6:.2f} million parameters, {cost['multiply_adds'] / 1e9:.2f} billion multiply-adds "
             f"a patch of {sides(config.training.patch_size)}"
         )
     # Without the first one where a run too old to know it was resumed.

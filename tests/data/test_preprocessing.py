@@ -51,7 +51,7 @@ def test_a_missing_or_strange_description_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="dataset.json: missing"):
         DatasetDescription.load(tmp_path / "dataset.json")
     described = (
-        json.dumps({"class_names": ["a"], "dimensions": 3, "preprocessing": preprocessing})
+        json.dumps({"class_names": ["a", "b"], "dimensions": 3, "preprocessing": preprocessing})
         for preprocessing in ({"colour": 1}, None, [], ["LPS"], "LPS", 3)
     )
     for text in ("{", "{}", "[]", "null", '"text"', *described):
@@ -74,4 +74,43 @@ def test_values_of_labels_are_kept_and_no_difference_between_datasets(tmp_path):
     assert "class_names" in older.difference(DatasetDescription(("background", "other"), 3, scaled))
     file.write_text(json.dumps({**values, "label_values": [0, 4, 7]}))
     with pytest.raises(ValueError, match="no description of a dataset"):
+        DatasetDescription.load(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("class_names", "ab"),
+        ("class_names", ["background"]),
+        ("class_names", ["background", "a", "a"]),
+        ("class_names", ["background", 1]),
+        ("dimensions", "3"),
+        ("label_values", [0, 0]),
+        ("label_values", [0, 1, 2]),
+        ("label_values", [0, -1]),
+        ("label_values", [0, 1.5]),
+        ("label_values", 7),
+        ("orientation", "RAX"),
+        ("orientation", "RLS"),
+        ("orientation", 3),
+        ("spacing", [1.0, 1.0]),
+        ("spacing", [1.0, -1.0, 1.0]),
+        ("spacing", [1.0, float("nan"), 1.0]),
+        ("spacing", "1 1 1"),
+        ("clip", [5.0, -5.0]),
+        ("clip", [5.0]),
+        ("deviation", 0.0),
+        ("mean", "0"),
+    ],
+)
+def test_a_field_that_was_edited_into_nonsense_is_named(field, value, tmp_path):
+    file = tmp_path / "dataset.json"
+    sound = Preprocessing("RAS", (1.0, 1.0, 2.0), "fixed", (-5.0, 5.0), 0.0, 1.0)
+    description = DatasetDescription(("background", "organ"), 3, sound, (0, 4))
+    description.save(file)
+    assert DatasetDescription.load(file) == description
+    values = json.loads(file.read_text())
+    (values if field in values else values["preprocessing"])[field] = value
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"no description of a dataset .*{field}"):
         DatasetDescription.load(file)

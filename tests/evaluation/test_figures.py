@@ -5,6 +5,7 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from semiseg.data import Case
 from semiseg.evaluation import figures
@@ -40,13 +41,15 @@ def case_of(shape: tuple[int, ...], spacing=None) -> Case:
 
 
 @pytest.mark.parametrize("spacing", [None, (0.6, 0.6, 1.2)])
-@pytest.mark.parametrize("shape", [(40, 36, 30), (10, 60, 70), (50, 40), (50, 40, 1), (1, 50, 40)])
+@pytest.mark.parametrize("shape", [(40, 36, 30), (10, 60, 70), (50, 40), (50, 40, 1), (1, 50, 40), (50, 1), (50, 1, 1)])
 def test_overlay(tmp_path, shape, spacing):
     case = case_of(shape, None if spacing is None else spacing[-len(shape) :])
     prediction = np.roll(case.label, 2, axis=-1)
     picture = tmp_path / "overlay.png"
     overlay(case, prediction, case_overlaps(prediction, case.label, NAMES), picture, "shifted", NAMES)
     assert_picture(picture, 400)
+    if sorted(shape)[-2] == 1:
+        return  # a line
     for colour in COLOURS[:2]:
         assert pixels_of(picture, colour) > 50
     assert pixels_of(picture, COLOURS[2]) == 0
@@ -90,6 +93,69 @@ def test_an_overlay_says_the_dice_it_is_given(tmp_path, monkeypatch):
     overlay(case, case.label, metrics, tmp_path / "overlay.png", "given", NAMES)
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert texts[:2] == ["ball, Dice 0.750", "shell, Dice 0.250"]
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SPL", "ASR"])
+def test_volumes_are_shown_as_radiologists_look_at_them(orientation, tmp_path, monkeypatch):
+    """What is to the right, anterior and superior lies at the upper left of every plane."""
+    shape, spacing = (20, 24, 28), (1.0, 2.0, 1.5)
+    label = np.zeros(shape, np.uint8)
+    label[tuple(slice(-8, -2) if code in "RAS" else slice(2, 8) for code in orientation)] = 1
+    drawn = []
+    monkeypatch.setattr(
+        figures, "_draw_plane", lambda _, __, truth, ___, ____, aspect: drawn.append((truth, aspect))
+    )
+    case = Case("case", np.zeros(shape, np.float32), label, spacing)
+    metrics = case_overlaps(label, label, NAMES)
+    overlay(case, label, metrics, tmp_path / "overlay.png", "turned", NAMES, orientation)
+    assert len(drawn) == 3
+    for truth, _ in drawn:
+        rows, columns = np.nonzero(truth)
+        assert len(rows) == 36 and rows.max() < 8 and columns.max() < 8
+    left, posterior, superior = (
+        next(size for code, size in zip(orientation, spacing, strict=True) if code in codes)
+        for codes in ("LR", "AP", "IS")
+    )
+    expected = [posterior / left, superior / left, superior / posterior]
+    assert [aspect for _, aspect in drawn] == pytest.approx(expected)
+
+
+def test_thick_axial_slices_are_a_stack_whichever_axis_they_lie_along(tmp_path, monkeypatch):
+    case, titles = case_of((60, 60, 11), (1.0, 1.0, 8.0)), []
+    monkeypatch.setattr(
+        figures, "save_figure", lambda figure, _: titles.extend(axis.get_title() for axis in figure.axes)
+    )
+    metrics = case_overlaps(case.label, case.label, NAMES)
+    overlay(case, case.label, metrics, tmp_path / "overlay.png", "stack", NAMES, "RAS")
+    assert len(titles) == 3 and all(title.startswith("slice ") for title in titles)
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (20, 24, 28)])
+def test_long_names_stay_in_the_picture(shape, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, _: drawn.append(figure))
+    case = case_of(shape)
+    vertebrae = [f"vertebra {number} of the thoracic spine" for number in range(1, 13)]
+    for names in (("background", "a" * 200, "left lobe of the liver"), ("background", *vertebrae)):
+        metrics = case_overlaps(case.label, case.label, names)
+        overlay(case, case.label, metrics, tmp_path / "overlay.png", f"best: {'series_' * 30}", names)
+    cases = [f"{number}_{'series_' * 20}" for number in range(3)]
+    drawn.append(difference_figure(cases, {"key=value, " * 30: np.arange(3.0)}))
+    for figure in drawn:
+        figure.set_dpi(130)  # as in the file
+        figures.draw_figure(figure, tmp_path / "drawn.png")
+        shown = [part for part in figure.get_children() if getattr(part, "axison", True)]
+        texts = [text for part in shown for text in part.findobj(Text) if text.get_visible() and text.get_text()]
+        assert len(texts) > 4
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
+        assert min(axis.bbox.height for axis in figure.axes) > 100
+
+
+def test_characters_that_the_font_lacks_are_no_warnings(tmp_path, recwarn):
+    figures.draw_figure(difference_figure(["肝脏", "b"], {"研究": np.arange(2.0)}), tmp_path / "picture.png")
+    assert not recwarn.list
 
 
 def test_dollar_signs_in_names_make_no_formula(tmp_path):
@@ -137,5 +203,8 @@ def test_learning_curves_of_nothing(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("")
     with pytest.raises(ValueError, match="holds no iteration"):
+        learning_curves(metrics, tmp_path / "curves.png")
+    metrics.write_text('{"iteration": 1')
+    with pytest.raises(ValueError, match="metrics.jsonl is damaged"):
         learning_curves(metrics, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()

@@ -64,7 +64,7 @@ def test_nothing_has_no_mesh():
 
 
 def picture_of(
-    tmp_path, monkeypatch, label, prediction, spacing=None, names=NAMES
+    tmp_path, monkeypatch, label, prediction, spacing=None, names=NAMES, orientation=None
 ) -> tuple[np.ndarray, list]:
     """Pixels of the picture and the distances drawn in it."""
     drawn = []
@@ -77,7 +77,7 @@ def picture_of(
     monkeypatch.setattr(module, "_draw_mesh", noting)
     case = Case("case", np.zeros(label.shape, np.float32), label, spacing)
     metrics = case_metrics(prediction, label, names, spacing)
-    surfaces(case, prediction, metrics, tmp_path / "surfaces.png", "title", names)
+    surfaces(case, prediction, metrics, tmp_path / "surfaces.png", "title", names, orientation)
     return matplotlib.image.imread(tmp_path / "surfaces.png")[..., :3], drawn
 
 
@@ -102,6 +102,24 @@ def test_equal_surfaces_have_no_distance(tmp_path, monkeypatch):
     label = ball((20, 20, 20), 6).astype(np.uint8)
     _, drawn = picture_of(tmp_path, monkeypatch, label, label, (1.0, 1.0, 1.0), NAMES[:2])
     assert len(drawn) == 4 and all((distances == 0).all() for _, distances in drawn)
+
+
+def test_a_patient_looks_the_same_however_the_axes_lie(tmp_path, monkeypatch):
+    label = np.zeros((20, 24, 16), np.uint8)  # to the left, to the posterior, to the superior
+    label[4:16, 4:10, 4:12] = 1
+    label[4:8, 4:20, 4:6] = 1  # other than its mirror image
+    prediction = np.roll(label, 2, axis=1)
+    spacing = (1.0, 2.0, 1.5)
+    expected, _ = picture_of(tmp_path, monkeypatch, label, prediction, spacing, NAMES[:2], "LPS")
+    for orientation, axes in (("RAS", (0, 1, 2)), ("SPL", (2, 1, 0))):
+        flips = [axis for axis, code in enumerate(orientation) if code in "RAI"]
+        turned = [np.flip(array.transpose(axes), flips) for array in (label, prediction)]
+        size = tuple(spacing[axis] for axis in axes)
+        pixels, _ = picture_of(tmp_path, monkeypatch, *turned, size, NAMES[:2], orientation)
+        assert np.array_equal(pixels, expected), orientation
+    unknown, _ = picture_of(tmp_path, monkeypatch, label, prediction, spacing, NAMES[:2])
+    below_headings = np.abs(unknown - expected)[100:]
+    assert below_headings.mean() < 0.01  # where nothing is known, the third of right-handed axes is upright
 
 
 @pytest.mark.parametrize("empty", ["prediction", "truth", "both"])
