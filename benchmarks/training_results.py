@@ -22,7 +22,10 @@ from semiseg.engine.run_directory import RunDirectory
 
 
 def training_minutes(run: RunDirectory) -> float:
-    """Minutes of all iterations at the median pace of their stage, so that a pause does not count."""
+    """Minutes of all iterations at the median pace of their stage, so that a pause does not count.
+
+    Raises ValueError where a stage is too short to have a pace.
+    """
     stages = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
     times = {event.step: event.wall_time for event in events.Scalars("total")}
@@ -31,6 +34,10 @@ def training_minutes(run: RunDirectory) -> float:
         steps = sorted({line["iteration"] for line in stages if line["stage"] == stage and "total" in line})
         # The log is written some iterations at a time, so only every INTERVAL-th time means something.
         marks = steps[::INTERVAL]
+        if len(marks) < 2:
+            raise ValueError(
+                f"{run.path} has {len(steps)} iterations of {stage}, accepted are more than {INTERVAL}, to tell a pace"
+            )
         paces = [(times[last] - times[first]) / (last - first) for first, last in pairwise(marks)]
         seconds += len(steps) * median(paces)
     return round(seconds / 60, 1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
-from table_parts import Results, Row, groups, note, torch_version
+from table_parts import NO_FIGURE, Results, Row, groups, note, torch_version
 
 from semiseg.evaluation.tables import HEADINGS, markdown_table, scaled
 
@@ -100,9 +100,9 @@ def paired_rows(first: Results, second: Results) -> list[list[str]]:
     for name in (name for name in dice[0] if name in dice[1]):
         seeds = sorted(dice[0][name].keys() & dice[1][name].keys())
         one, other = (np.array([of_file[name][seed] for seed in seeds]) for of_file in dice)
-        error = np.std(other - one, ddof=1) / np.sqrt(len(seeds))
-        figures = (f"{value:.2f}" for value in (one.mean(), other.mean(), (other - one).mean(), error))
-        lines.append([name, str(len(seeds)), *figures, f"{one.min():.2f}", f"{other.min():.2f}"])
+        figures = (f"{value:.2f}" for value in (one.mean(), other.mean(), (other - one).mean()))
+        error = f"{np.std(other - one, ddof=1) / np.sqrt(len(seeds)):.2f}" if len(seeds) > 1 else NO_FIGURE
+        lines.append([name, str(len(seeds)), *figures, error, f"{one.min():.2f}", f"{other.min():.2f}"])
     return lines
 
 

@@ -198,10 +198,16 @@ def config_from_mapping(values: Mapping[str, Any]) -> Config:
     from semiseg.methods import METHODS
 
     values = dict(values)
-    method = values.get("method")
-    name = method.get("name") if isinstance(method, Mapping) else None
+    _check_keys(Config, values, "", {})  # a misspelt `base` or `method` explains why there is no method.name
+    method = values["method"] if isinstance(values.get("method"), Mapping) else {}
+    name = method.get("name")
     if name not in tuple(METHODS):  # a mapping would raise TypeError for a list
         raise ValueError(f"method.name is {name!r}, accepted are {', '.join(METHODS)}")
+    known = {other: {f.name for f in fields(METHODS[other].Options)} for other in METHODS}
+    for key in method:
+        others = [other for other in METHODS if key in known[other]]
+        if others and name not in others:  # perhaps of a base, which the file at hand does not show
+            raise ValueError(f"unknown key method.{key} with method.name={name}, accepted with {', '.join(others)}")
     schemas = {"method": METHODS[name].Options}
     config = _build(Config, values, "", schemas)
     _check(config)
@@ -265,15 +271,11 @@ def _check(config: Config) -> None:
 def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'configuration'} is {values!r}, accepted is a section of keys")
+    _check_keys(schema, values, prefix, schemas)
     hints = typing.get_type_hints(schema, include_extras=True)
-    known = {f.name: f for f in fields(schema)}
-    for key in values:
-        if key not in known:
-            raise ValueError(
-                f"unknown key {prefix}{key}; the nearest known one is {_nearest(prefix, key, schema, schemas)}"
-            )
     arguments = {}
-    for key, spec in known.items():
+    for spec in fields(schema):
+        key = spec.name
         if key not in values:
             if spec.default is MISSING and spec.default_factory is MISSING:
                 raise ValueError(f"{prefix}{key} is missing")
@@ -284,6 +286,18 @@ def _build(schema: type, values: Any, prefix: str, schemas: Mapping[str, type]) 
         else:
             arguments[key] = _convert(values[key], hint, prefix + key)
     return schema(**arguments)
+
+
+def _check_keys(schema: type, values: Mapping[str, Any], prefix: str, schemas: Mapping[str, type]) -> None:
+    known = {f.name for f in fields(schema)}
+    for key in values:
+        if "." in key:
+            section, _, name = key.partition(".")
+            raise ValueError(f"unknown key {prefix}{key}, accepted in a file is {section}: {{{name}: ...}}")
+        if key not in known:
+            raise ValueError(
+                f"unknown key {prefix}{key}; the nearest known one is {_nearest(prefix, key, schema, schemas)}"
+            )
 
 
 def _nearest(prefix: str, key: str, schema: type, schemas: Mapping[str, type]) -> str:

@@ -122,6 +122,8 @@ def _parse(text: str | bytes, failure: str) -> Any:
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             reason = f"line {error.problem_mark.line + 1}: {error.problem}"
         raise ValueError(f"{failure}: {reason}") from None
+    except RecursionError:
+        raise ValueError(f"{failure}: it is nested too deeply") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,6 +13,8 @@ def check_destination(path: Path) -> None:
         raise ValueError(f"{path}: accepted are names of up to {LONGEST_NAME} bytes")
     try:
         path.stat()
+    except ValueError as error:  # of a NUL character
+        raise ValueError(f"{str(path)!r}: no file can have this name ({error})") from None
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass  # the folders above say whether it can be made
     except OSError as error:  # such as links in a loop

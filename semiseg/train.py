@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. dataset.labelled=4 seed=1"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides before and after --config
     is_main = Processes().is_main  # the others of several processes neither print nor evaluate
     may_restart = arguments is None  # else somebody else's process runs this
     overrides = options.overrides

@@ -167,16 +167,38 @@ def test_file_with_base(tmp_path):
         ("training.checkpoint_minutes=1:30", "checkpoint_minutes is '1:30', accepted is a value of type float"),
         ("output=", "override 'output=' has no value; null says none"),
         ("output=runs/a #2", "holds ' #', where YAML begins a comment"),
+        (f"seed={'[' * 2000}", "the value is not YAML: it is nested too deeply"),
         ("name=''", "name is '', accepted is the name of a folder"),
         ("name=../a", "name is '../a', accepted is the name of a folder"),
         (r'name="a\0b"', r"name is 'a\x00b', accepted is the name of a folder"),
         ("method=3", "method.name is None, accepted are supervised, mper, vclipseg"),
+        ("method.text=clip", "unknown key method.text with method.name=mper, accepted with vclipseg"),
+        (
+            "method.name=supervised",
+            "unknown key method.prototype_momentum with method.name=supervised, accepted with mper",
+        ),
     ],
 )
 def test_refusals(override, message):
     with pytest.raises(ValueError) as error:
         load_config("la_mper", [override])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bases: phantom_mper\n", "unknown key bases; the nearest known one is"),
+        (
+            "base: phantom_mper\nmethod.iterations: 5\n",
+            r"unknown key method.iterations, accepted in a file is method: \{iterations: ...\}",
+        ),
+    ],
+)
+def test_keys_of_a_file_that_are_no_sections_are_refused(text, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        load_config(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -293,6 +315,13 @@ def test_numbers_out_of_range_in_a_list(name, key, value, accepted):
 def test_mper_pairs_images(labelled, unlabelled):
     with pytest.raises(ValueError, match="accepted for mper are two equal even numbers"):
         load_config("phantom_mper", [f"training.labelled_batch={labelled}", f"training.unlabelled_batch={unlabelled}"])
+
+
+def test_a_loss_for_each_image_takes_batches_of_regions_that_can_be_numbered():
+    batches = ["training.labelled_batch=258", "training.unlabelled_batch=258"]
+    load_config("phantom_mper", batches)
+    with pytest.raises(ValueError, match="labelled_batch is 258, accepted with method.dice_per_image are up to 256"):
+        load_config("phantom_mper", [*batches, "method.dice_per_image=true"])
 
 
 @pytest.mark.parametrize(

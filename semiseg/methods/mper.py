@@ -34,6 +34,7 @@ from semiseg.models.losses import region_weighted_loss, regions_by_image, sigmoi
 from semiseg_kernels import PrototypeHead, cluster_mean, dice_ce, largest_components
 
 LABELLED, PSEUDO_LABELLED = 0, 1  # the regions of a mix, as region_map gives them
+MOST_REGIONS = 256  # uint8, of all images of a mix (two each) or of a pre-training batch (one each)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ class MPER(Method):
             raise ValueError(
                 f"training.labelled_batch is {training.labelled_batch} and training.unlabelled_batch "
                 f"{training.unlabelled_batch}, accepted for mper are two equal even numbers"
+            )
+        if config.method.dice_per_image and training.labelled_batch > MOST_REGIONS:
+            raise ValueError(
+                f"training.labelled_batch is {training.labelled_batch}, accepted with method.dice_per_image are up to "
+                f"{MOST_REGIONS}"
             )
         sides = zip(box, training.patch_size, strict=False)
         if len(box) != len(training.patch_size) or any(inner > outer for inner, outer in sides):

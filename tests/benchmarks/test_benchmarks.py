@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from semiseg.config import load_config
+from semiseg.engine import metrics_log
+from semiseg.engine.metrics_log import MetricsLog
+from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method
 from semiseg.methods.method import Batch
 from semiseg_kernels import available_backends
@@ -227,6 +230,32 @@ def test_gathered_runs_do_not_say_where_they_were(module):
     assert found == {"command": "python -m semiseg.train --config la_mper seed=1", "commit": "abc"}
 
 
+def logged_run(path, monkeypatch, stages):
+    """A run whose log says how many iterations each stage had, a second each, and a pause of an hour after the 25th."""
+    clock = [0.0]
+    monkeypatch.setattr(metrics_log.time, "time", lambda: clock[0])
+    run, iteration = RunDirectory(path), 0
+    with MetricsLog(run) as log:
+        for stage, iterations in stages.items():
+            for _ in range(iterations):
+                iteration += 1
+                clock[0] += 3600 if iteration == 26 else 1
+                log.add(iteration, stage, {"total": 1.0})
+            log.flush()
+    return run
+
+
+def test_minutes_of_a_training_are_without_its_pauses(module, monkeypatch, tmp_path):
+    minutes = module("training_results").training_minutes
+    assert minutes(logged_run(tmp_path, monkeypatch, {"pre-training": 60, "self-training": 90})) == 2.5
+
+
+def test_stages_too_short_for_a_pace_are_refused(module, monkeypatch, tmp_path):
+    run = logged_run(tmp_path, monkeypatch, {"pre-training": 10, "self-training": 90})
+    with pytest.raises(ValueError, match="has 10 iterations of pre-training, accepted are more than 10, to tell a pace"):
+        module("training_results").training_minutes(run)
+
+
 def test_unknown_operation(module):
     workloads = module("workloads")
     with pytest.raises(ValueError, match="^operation is 'sum', accepted are prototype_similarity"):
@@ -317,3 +346,5 @@ def test_paired_table_takes_the_seeds_both_have(module):
     )
     # differences 0 and -10: mean -5, standard deviation 7.07, over the root of 2
     assert line == ["a", "2", "60.00", "55.00", "-5.00", "5.00", "50.00", "50.00"]
+    (of_one_seed,) = module("training_tables").paired_rows(results({0: 0.5}), results({0: 0.6}))
+    assert of_one_seed == ["a", "1", "50.00", "60.00", "10.00", "–", "50.00", "60.00"]

@@ -370,6 +370,8 @@ def test_output_that_exists_is_refused_before_training(tmp_path):
         (["training.device=abacus"], "training.device is 'abacus'"),
         (["training.patch_size=[40, 40, 24]"], "multiples of 16"),
         (["dataset.labelled=4000"], "4000"),
+        (["seed=1", "--config", "phantom_mper", "dataset.labelled=4000"], "4000"),
+        ([r'output="a\0b"'], r"'a\x00b/config.yaml': no file can have this name"),
         (["--config", "la_mper", "dataset.root=nowhere"], "nowhere"),
     ],
 )
