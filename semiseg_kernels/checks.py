@@ -135,16 +135,32 @@ def check_ignore_prototype(
 
 
 def check_positive(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} is {value}, accepted are finite numbers above 0")
 
 
 def check_fraction(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}, accepted are 0..1")
 
 
+def check_number(name: str, value: float) -> None:
+    """None, text, and what is to be learned, which would get no gradient without a word, are none."""
+    if value is None or isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}, accepted are numbers")
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, accepted are numbers, to which none flows")
+
+
+def check_tensor(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is of type {type(x).__name__}, accepted is a tensor")
+
+
 def check_dtype(name: str, x: Tensor, accepted: tuple[torch.dtype, ...]) -> None:
+    check_tensor(name, x)
     if x.dtype not in accepted:
         names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in accepted))
         raise ValueError(f"{name} has dtype {str(x.dtype).removeprefix('torch.')}, accepted are {names}")

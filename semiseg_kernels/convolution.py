@@ -53,10 +53,10 @@ def convolution(
     checks.check_fraction("negative_slope", negative_slope)
     gradients = needs_gradient(x, weight, bias)
     fewest = FEWEST_VOXELS[x.dim() - 2] if gradients else FEWEST_WITHOUT_GRADIENTS
-    # In this order, so that a graph that is exported is not asked how many images there are.
-    enough = (not gradients and is_fixed(weight)) or x.shape[0] * x.shape[2:].numel() >= fewest
+    if not gradients and is_fixed(weight):
+        fewest = 0
     narrow = x.shape[1] < CHANNEL_MULTIPLE and not needs_gradient(x)
-    if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough, narrow)):
+    if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, fewest, narrow)):
         return reference.convolution(x, weight, bias, negative_slope)
     backend = backends.select("convolution", x, 1, 1, max(weight.shape[:2]))
     if backend == "reference":
@@ -69,6 +69,7 @@ def check_side(x: Tensor, weight: Tensor, side: int) -> None:
         raise ValueError(f"x has shape {list(x.shape)}, accepted are 2 or 3 axes of voxels")
     if 0 in x.shape[2:]:
         raise ValueError(f"x has shape {list(x.shape)}, accepted are sides of at least 1")
+    checks.check_tensor("weight", weight)
     if weight.dim() == x.dim() and weight.shape[2:] != (side,) * (x.dim() - 2):
         raise ValueError(f"weight has shape {list(weight.shape)}, accepted are kernels of side {side}")
 
@@ -76,16 +77,19 @@ def check_side(x: Tensor, weight: Tensor, side: int) -> None:
 def kernel_pays(
     x: Tensor,  # [B, *, *S]
     weight: Tensor,  # [*, *, *k]
-    enough: bool,  # voxels, for what is done with the weight first
+    fewest: int,  # voxels that pay for what is done with the weight first
     narrow: bool = False,  # few channels are read, which need not be padded
 ) -> bool:
     """Whether the kernel is faster than PyTorch's convolution, which has units for bfloat16 where the kernel has none."""
-    if not enough or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     padded = weight.shape[:1] if narrow else weight.shape[:2]
     # An image of one channel has no memory format of its own.
     last = weight.stride(1) == 1 if x.shape[1] == 1 else is_channels_last(x)
-    return last and all(channels % CHANNEL_MULTIPLE == 0 for channels in padded)
+    if not last or any(channels % CHANNEL_MULTIPLE for channels in padded):
+        return False
+    # Last, so that a graph exported for any number of voxels is asked how many there are only where that decides.
+    return x.numel() // x.shape[1] >= fewest
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

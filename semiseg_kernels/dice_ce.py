@@ -28,7 +28,8 @@ def dice_ce(
 
     logits: float32, bfloat16 or float16 (float64 runs on the reference). Contiguous and channels-last are
         read in place, other strides are copied first.
-    target: labels of any integer dtype, negative ones are left out; or probabilities y in floating point.
+    target: labels of any integer dtype, negative ones are left out; or probabilities y in floating point, to
+        which no gradient flows.
     regions: uint8 in 0..R-1, or bool; one region by default.
     num_regions: R. Left out, it is regions.max() + 1, which costs one more read and, on a GPU, a
         synchronisation, and breaks a compiled graph: pass it in training.
@@ -40,6 +41,7 @@ def dice_ce(
     background where there is no other class, and on a CPU for labels >= C or regions >= R.
     """
     checks.check_voxels("logits", logits)
+    checks.check_tensor("target", target)
     if target.is_floating_point():
         checks.check_dtype("target", target, (*checks.KERNEL_DTYPES, logits.dtype))
         checks.check_shape("target", target, tuple(logits.shape))

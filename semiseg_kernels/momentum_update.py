@@ -18,7 +18,9 @@ def momentum_update_(
 
     prototypes: floating point; cluster_sum: float32 or float64; cluster_count: float64, as `cluster_mean` and
     `prototype_head` return them. Empty clusters keep their prototype. Returns `prototypes`. No gradient.
-    Raises ValueError on wrong shapes or dtypes and a momentum outside 0..1.
+
+    Call it after the backward pass of losses of these prototypes, which needs them as they were. Raises ValueError
+    on wrong shapes or dtypes and a momentum outside 0..1.
     """
     checks.check_dtype("prototypes", prototypes, checks.FLOAT_DTYPES)
     checks.check_dtype("cluster_sum", cluster_sum, (torch.float32, torch.float64))

@@ -41,7 +41,7 @@ def recomputed_results() -> Iterator[None]:
 
     The gradient computes it again from what batch normalisation itself keeps, to the same bits: of a convolution, batch
     normalisation and ReLU one activation stays in memory, not two, for one pass over it more. So it is with what
-    `recomputable` makes of such results.
+    `recomputable` makes of such results. It holds for all threads of the process: those of several must not overlap.
     """
     global _results
     before, _results = _results, {}

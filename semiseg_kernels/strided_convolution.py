@@ -28,13 +28,13 @@ def strided_convolution(
     bias. Raises ValueError on wrong shapes or dtypes, or a slope outside 0..1.
     """
     _check(x, weight, bias, negative_slope, transposed=False)
-    even = all(side % 2 == 0 for side in x.shape[2:])
-    coarse = x.shape[0] * x.shape[2:].numel() // 2 ** (x.dim() - 2)
-    backend = _select(x, weight, even and coarse >= FEWEST_VOXELS)
+    backend = _select(x, weight, FEWEST_VOXELS * 2 ** (x.dim() - 2))
+    if backend != "reference" and any(side % 2 for side in x.shape[2:]):
+        if not backends.is_automatic():
+            raise ValueError(f"x has sides {list(x.shape[2:])}, accepted by the kernel are even ones")
+        backend = "reference"
     if backend == "reference":
         return reference.strided_convolution(x, weight, bias, negative_slope)
-    if not even:
-        raise ValueError(f"x has sides {list(x.shape[2:])}, accepted by the kernel are even ones")
     return KernelConvolution.apply(x, weight, bias, negative_slope, backend, "strided_convolution")
 
 
@@ -57,7 +57,7 @@ def transposed_convolution(
         checks.check_dtype("added", added, (x.dtype,))
         checks.check_shape("added", added, (x.shape[0], weight.shape[1], *(2 * side for side in x.shape[2:])))
         checks.check_device("added", added, x)
-    backend = _select(x, weight, x.shape[0] * x.shape[2:].numel() >= FEWEST_VOXELS)
+    backend = _select(x, weight, FEWEST_VOXELS)
     if backend == "reference":
         return reference.transposed_convolution(x, weight, bias, negative_slope, added)
     if added is None or needs_gradient(x, weight, bias, added):
@@ -75,8 +75,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
     checks.check_fraction("negative_slope", negative_slope)
 
 
-def _select(x: Tensor, weight: Tensor, enough: bool) -> str:
-    if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, enough)):
+def _select(x: Tensor, weight: Tensor, fewest: int) -> str:
+    if x.device.type != "cpu" or (backends.is_automatic() and not kernel_pays(x, weight, fewest)):
         return "reference"
     return backends.select("strided_convolution", x, 1, 1, max(weight.shape[:2]))
 

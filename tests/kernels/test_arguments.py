@@ -1,11 +1,15 @@
 """Every wrong argument is one ValueError that names it, what was given and what is accepted."""
 
+import numpy as np
 import pytest
 import torch
 
 from semiseg_kernels import (
+    batch_norm_relu,
     cluster_mean,
+    convolution,
     dice_ce,
+    linear_classifier,
     momentum_update_,
     prototype_head,
     prototype_info_nce,
@@ -18,6 +22,8 @@ LOGITS = torch.randn(2, 4, 5, 7)
 COUNT = torch.ones(4, 3, dtype=torch.float64)
 INTEGERS = "uint8, int8, int16, int32, int64, uint16, uint32, uint64"
 NAN, INFINITY = float("nan"), float("inf")
+LEARNED = torch.nn.Parameter(torch.tensor(0.1))
+STATISTICS = [torch.ones(16) for _ in range(4)]
 
 WITH_PROTOTYPES = {
     "z has dtype int64, accepted are float32, bfloat16, float16, float64": (Z.long(), P),
@@ -60,6 +66,20 @@ CALLS = {
         prototype_info_nce, (Z, P), {"temperature": NAN}),
     "temperature is inf, accepted are finite numbers above 0": (
         dice_ce, (LOGITS, LABELS), {"temperature": INFINITY}),
+    "temperature requires a gradient, accepted are numbers, to which none flows": (
+        prototype_info_nce, (Z, P), {"temperature": LEARNED}),
+    "class_temperature requires a gradient, accepted are numbers, to which none flows": (
+        prototype_head, (Z, P), {"class_temperature": LEARNED}),
+    "negative_slope requires a gradient, accepted are numbers, to which none flows": (
+        batch_norm_relu, (Z, *STATISTICS), {"negative_slope": LEARNED}),
+    "temperature is '0.1', accepted are numbers": (dice_ce, (LOGITS, LABELS), {"temperature": "0.1"}),
+    "momentum is None, accepted are numbers": (batch_norm_relu, (Z, *STATISTICS), {"momentum": None}),
+    "z is of type ndarray, accepted is a tensor": (prototype_similarity, (np.ones((2, 16, 5, 7)), P), {}),
+    "target is of type ndarray, accepted is a tensor": (dice_ce, (LOGITS, np.ones((2, 5, 7))), {}),
+    "running_mean is of type NoneType, accepted is a tensor": (
+        batch_norm_relu, (Z, *STATISTICS[:2], None, None), {}),
+    "bias is of type NoneType, accepted is a tensor": (linear_classifier, (Z, P[0], None), {}),
+    "weight is of type list, accepted is a tensor": (convolution, (Z, [1.0]), {}),
     "ignore_prototype is 12, accepted are None and 0..11": (
         prototype_info_nce, (Z, P), {"ignore_prototype": 12}),
     "ignore_prototype is -1, accepted are None and 0..11": (prototype_head, (Z, P), {"ignore_prototype": -1}),

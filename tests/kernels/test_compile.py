@@ -7,12 +7,17 @@ from comparison import LAYOUTS, in_layout
 from semiseg_kernels import (
     batch_norm_relu,
     cluster_mean,
+    convolution,
     dice_ce,
+    linear_classifier,
+    linear_upsampling,
     masked_class_mean,
     momentum_update_,
     prototype_head,
     prototype_info_nce,
     prototype_similarity,
+    strided_convolution,
+    transposed_convolution,
     use_backend,
 )
 
@@ -245,3 +250,26 @@ def test_inductor(backend):
         x["z"].requires_grad_()
         expected = torch.autograd.grad(function(x), x["z"])
         torch.testing.assert_close(torch.autograd.grad(compiled(x), x["z"]), expected, rtol=1e-4, atol=1e-5)
+
+
+LAYERS = {
+    "convolution": lambda z: convolution(z, torch.ones(16, 16, 3, 3, 3)),
+    "linear_classifier": lambda z: linear_classifier(z, torch.ones(3, 16), torch.zeros(3)),
+    "linear_upsampling": linear_upsampling,
+    "prototype_similarity": lambda z: prototype_similarity(z, torch.ones(3, 2, 16))[0],
+    "strided_convolution": lambda z: strided_convolution(z, torch.ones(16, 16, 2, 2, 2)),
+    "transposed_convolution": lambda z: transposed_convolution(z, torch.ones(16, 16, 2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_export_for_any_number_and_size_of_images(layer):
+    class Network(torch.nn.Module):
+        def forward(self, z):
+            return LAYERS[layer](z)
+
+    sides = {0: torch.export.Dim("batch", max=8), 2: 2 * torch.export.Dim("half", min=2, max=64)}
+    with torch.no_grad():
+        program = torch.export.export(Network(), (torch.randn(2, 16, 8, 6, 4),), dynamic_shapes=(sides,))
+        z = torch.randn(3, 16, 10, 6, 4)
+        torch.testing.assert_close(program.module()(z), LAYERS[layer](z))
