@@ -4,19 +4,13 @@ import dataclasses
 import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks
 
 from semiseg.config import load_config
 from semiseg.engine.trainer import train
 from semiseg.methods import METHODS
-
-ROOT = Path(__file__).parents[1]
-
-
-def blocks(document: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])

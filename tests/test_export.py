@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from documents import example_with
 from untrained_runs import untrained_run
 
 from semiseg import Predictor, export
@@ -57,16 +58,13 @@ def test_onnx_computes_the_same_from_standard_operators(configuration, head, tmp
 
 def test_the_documented_program_predicts_the_same(tmp_path, monkeypatch):
     """With nothing of this library, on an image that windows do not divide."""
-    document = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
-    examples = [part.partition("```")[0] for part in document.split("```python\n")[1:]]
-    [example] = [code for code in examples if "onnxruntime" in code]
     run = untrained_run(tmp_path / "run", "phantom_mper", class_names=CLASSES)
     monkeypatch.chdir(tmp_path)
     main(["--run", str(run), "--output", "model.onnx"])
     image = np.random.default_rng(0).standard_normal((40, 32, 21)).astype(np.float32)
     np.save("prepared.npy", image)
     names: dict = {}
-    exec(compile(example, "own_data.md", "exec"), names)  # noqa: S102 (our own document)
+    exec(compile(example_with("onnxruntime"), "own_data.md", "exec"), names)  # noqa: S102 (our own document)
     predictor = Predictor(run)
     expected = predict_case(predictor.method, image, predictor.config, predictor.device)
     assert len(np.unique(expected)) > 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from documents import example_with
 from scipy import stats
 
 from semiseg import evaluate, report
@@ -296,12 +297,9 @@ def test_seeds_of_a_configuration_are_one_row(tmp_path, capsys):
 
 
 def test_the_documented_table_of_all_cases(tmp_path, monkeypatch):
-    document = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
-    examples = [part.partition("```")[0] for part in document.split("```python\n")[1:]]
-    [example] = [code for code in examples if "import csv" in code]
     make_run(tmp_path / "runs", "mper", 1)
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "own_data.md", "exec"), {})  # noqa: S102 (our own document)
+    exec(compile(example_with("import csv"), "own_data.md", "exec"), {})  # noqa: S102 (our own document)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines[0].startswith("case,class,unit,empty_prediction,empty_truth,dice,")
     assert len(lines) == 1 + len(CASES) * (len(CLASSES) - 1)

@@ -1,7 +1,6 @@
 """What someone with scans of their own does from the first command to the last, through the commands alone."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from documents import example_with
 from nifti_files import VALUES, own_source
 
-OWN_DATA = Path(__file__).parents[1] / "docs" / "own_data.md"
 METHODS = ("supervised", "mper")
 SHORT = {
     "supervised": ["method.iterations=3"],
@@ -63,8 +62,7 @@ def test_a_whole_day(day):
         assert set(np.unique(np.asarray(mask.dataobj))) <= set(VALUES)  # of the labels
 
     shutil.copy(day / "images" / "scan_0.nii.gz", day / "scan.nii.gz")
-    (example,) = re.findall(r"^```python\n(.*?)^```", OWN_DATA.read_text(), re.MULTILINE | re.DOTALL)
-    subprocess.run([sys.executable, "-c", example], cwd=day, check=True)
+    subprocess.run([sys.executable, "-c", example_with("Predictor")], cwd=day, check=True)
     assert nibabel.load(day / "mask.nii.gz").shape == nibabel.load(day / "scan.nii.gz").shape
 
     semiseg(day, "export", "--run", "runs/mper", "--output", "model.onnx")
