@@ -47,7 +47,10 @@ def _add_challenge(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_own(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, help="folder of images: NIfTI or NRRD files (.nii.gz, .nii, .nrrd), or a folder with a DICOM series for every case")
+    parser.add_argument(
+        "images", type=Path,
+        help="folder of images: NIfTI or NRRD files (.nii.gz, .nii, .nrrd), or a folder with a DICOM series for every case",
+    )  # fmt: skip
     parser.add_argument(
         "labels", type=Path,
         help="folder of labels for some of them, NIfTI or NRRD files of the same names; an image may end in _0000, a "

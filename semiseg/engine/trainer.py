@@ -137,7 +137,10 @@ class Training:
             resume.check_training_cases(self.training_names)
         tensors = TrainingTensors(self.labelled, unlabelled, self.device)
         if tensors.on_disk and self.processes.is_main:
-            print("images without labels stay in their files: in memory they would take too much of what is available")
+            print(
+                "images without labels stay in their files: in memory they would take too much of what is available",
+                flush=True,
+            )
         self.samplers = [
             _sampler(config, stage, tensors, augmentation, number, self.processes)
             for number, stage in enumerate(self.stages)

@@ -23,8 +23,8 @@ def find_scans(
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
     Scans are NIfTI and NRRD files, and folders with a DICOM series each. A case is called as its file without the ending
-    or as its folder, a label also without `_gt`, `_seg` or `_label` (`.seg`, `-label`), and images
-    without `_0000` if all of them end so, where their labels may end so too. Names are in Unicode's composed form.
+    or as its folder, a label also without `_gt`, `_seg` or `_label` (`.seg`, `-label`), and images without `_0000` if all
+    of them end so, where their labels may end so too. Names are in Unicode's composed form.
     Raises FileNotFoundError where there are no images or no labels, ValueError where two files have one name or one
     that lists cannot hold, a label has no image, or `patient` matches nothing.
     """

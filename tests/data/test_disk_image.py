@@ -129,8 +129,14 @@ def test_labelled_cases_that_take_too_much_memory_are_refused(prepared, monkeypa
 def test_memory_that_is_available(tmp_path, monkeypatch):
     limits = [tmp_path / name for name in ("max", "limit_in_bytes")]
     monkeypatch.setattr(memory, "LIMITS", tuple(map(str, limits)))
-    free = memory.available_memory()
-    assert 0 < free <= memory.machine_memory()
+    information = tmp_path / "meminfo"
+    monkeypatch.setattr(memory, "MEMORY_INFORMATION", information)
+    whole = memory.machine_memory()
+    assert memory.available_memory() == whole
+    information.write_text("MemTotal:       9 kB\nMemFree:        5 kB\n")
+    assert memory.available_memory() == whole
+    information.write_text("MemTotal:       9999 kB\nMemAvailable:   5000 kB\nCached: 7 kB\n")
+    assert memory.available_memory() == 5000 * 1024
     limits[0].write_text("max\n")
     limits[1].write_text("3000000\n")
     assert memory.available_memory() == 3e6
