@@ -36,7 +36,7 @@ SHIFT = (3, 2, 1)  # voxels between the truth and what the metrics are timed on
 
 # From the plain evaluation to the full one; half overlap belongs to evaluations during training.
 LEVERS = ("kept heap", "batched windows of decoder A", "fused classifier", "channels last", "own convolutions",
-          "folded batch normalisation", "fixed weights", "tight heap", "distances between surfaces", "half overlap", "bfloat16")  # fmt: skip
+          "folded batch normalisation", "fixed weights", "tight heap", "huge pages", "distances between surfaces", "half overlap", "bfloat16")  # fmt: skip
 WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
 
 

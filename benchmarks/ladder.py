@@ -17,7 +17,7 @@ from memory import keep_heap
 from results_file import write_results
 
 from semiseg.config import Config, load_config
-from semiseg.engine.allocator import TIGHT
+from semiseg.engine.allocator import HUGE_PAGES, TIGHT
 from semiseg.engine.precision import has_bfloat16
 from semiseg_kernels import backends
 from semiseg_kernels.native.extension import extension
@@ -117,8 +117,8 @@ def kernels_of(levers: Sequence[str]) -> Iterator[None]:
 def _in_own_process(workload: str, levers: Sequence[str], level: str | None) -> dict[str, Any]:
     command = [sys.executable, sys.argv[0], workload, "--rung", str(len(levers))]
     environment = dict(os.environ)
-    if "tight heap" in levers:
-        environment["GLIBC_TUNABLES"] = TIGHT
+    tunables = {"tight heap": TIGHT, "huge pages": HUGE_PAGES}
+    environment["GLIBC_TUNABLES"] = ":".join(tunables[lever] for lever in levers if lever in tunables)
     if level:
         command += ["--level", level]
         environment |= LEVELS[level]

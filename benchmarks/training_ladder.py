@@ -40,7 +40,7 @@ WARM_UP, MEASURED = 2, 3  # steps
 # From the plain trainer to the full one.
 LEVERS = ("kept heap", "data in memory", "fused losses", "components in C++", "fused batch normalisation",
           "fused classifier", "quick dropout", "channels last", "own convolutions",
-          "losses in parts", "tight heap", "bfloat16")  # fmt: skip
+          "losses in parts", "tight heap", "huge pages", "bfloat16")  # fmt: skip
 WORKLOADS = {  # a configuration whose last stage is measured, and what differs from it
     "la_mper": (),
     "la_vclipseg": ("method.text=random",),

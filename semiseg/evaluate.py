@@ -17,7 +17,7 @@ from semiseg.commands import command
 from semiseg.config import Config, overridden
 from semiseg.data import Case
 from semiseg.destinations import check_destination
-from semiseg.engine.allocator import restart_with_tight_heap
+from semiseg.engine.allocator import restart_with_tuned_heap
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.cost import method_cost
 from semiseg.engine.run_directory import EVALUATED_WITH, RunDirectory
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_destination(run.results)
     config = overridden(config, options.overrides, ("evaluation", *EVALUATED_WITH))
     if arguments is None and choose_device(config.training.device).type == "cpu":
-        restart_with_tight_heap()
+        restart_with_tuned_heap()
     print(results_table(evaluate(config, run)))
     print(f"written to {run.results} and {run.report}")
 

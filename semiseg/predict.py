@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from semiseg.commands import EXPECTED, command
 from semiseg.destinations import check_destination, check_utf8
-from semiseg.engine.allocator import restart_with_tight_heap
+from semiseg.engine.allocator import restart_with_tuned_heap
 from semiseg.engine.trainer import choose_device
 from semiseg.prediction import Predictor, check_spacing
 from semiseg.preparation.volume_files import (
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.spacing is not None:
         check_spacing(options.spacing)
     if arguments is None and choose_device("auto").type == "cpu":
-        restart_with_tight_heap()  # before the checks, which would be done and told twice
+        restart_with_tuned_heap()  # before the checks, which would be done and told twice
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
 
     scans = find_scans(options.input)

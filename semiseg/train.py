@@ -12,7 +12,7 @@ from pathlib import Path
 from semiseg.commands import command
 from semiseg.config import Config, load_config, overridden
 from semiseg.config_files import config_names
-from semiseg.engine.allocator import restart_with_tight_heap, tight_environment
+from semiseg.engine.allocator import restart_with_tuned_heap, tuned_environment
 from semiseg.engine.distributed import Processes
 from semiseg.engine.interruption import Interrupted
 from semiseg.engine.run_directory import EVALUATED_WITH, RESUMED_WITH, RunDirectory
@@ -61,7 +61,7 @@ def _evaluate(run: RunDirectory, overrides: list[str], may_replace: bool) -> Non
     if may_replace and os.name == "posix":
         print(f"{run.path} is trained; `{run.evaluate_command(overrides)}` repeats its evaluation", flush=True)
         sys.stderr.flush()
-        os.execve(sys.executable, command, tight_environment())
+        os.execve(sys.executable, command, tuned_environment())
     evaluation = subprocess.run(command, check=False)
     if evaluation.returncode:
         # Of a process that a signal ended, the status that shells give it.
@@ -78,7 +78,7 @@ def _train(config: Config, resume: RunDirectory | None, may_restart: bool) -> Ru
     training = config.training
     voxels = (training.labelled_batch + training.unlabelled_batch) * prod(training.patch_size)
     if may_restart and voxels >= LARGE_BATCH and choose_device(training.device).type == "cpu":
-        restart_with_tight_heap()
+        restart_with_tuned_heap()
     return train(config, resume)
 
 

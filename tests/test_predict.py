@@ -370,7 +370,7 @@ def test_the_command_restarts_before_it_checks(monkeypatch, tmp_path):
         raise Restarted
 
     arguments = ["--run", "none", "--input", str(tmp_path / "no.nii"), "--output", str(tmp_path / "mask.nii")]
-    monkeypatch.setattr("semiseg.predict.restart_with_tight_heap", restart)
+    monkeypatch.setattr("semiseg.predict.restart_with_tuned_heap", restart)
     monkeypatch.setattr("semiseg.predict.choose_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(sys, "argv", ["predict", *arguments])
     with pytest.raises(Restarted):

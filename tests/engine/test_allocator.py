@@ -9,13 +9,13 @@ import pytest
 from untrained_runs import untrained_run
 
 from semiseg import evaluate, predict, train
-from semiseg.engine.allocator import TIGHT, keep_heap
+from semiseg.engine.allocator import HUGE_PAGES, TIGHT, keep_heap
 
 SCRIPT = """
 import json, os, sys
-from semiseg.engine.allocator import restart_with_tight_heap
+from semiseg.engine.allocator import restart_with_tuned_heap
 with open("starts", "a") as file: file.write("x")
-restart_with_tight_heap()
+restart_with_tuned_heap()
 print(json.dumps([os.environ.get("GLIBC_TUNABLES"), sys.argv[1:]]))
 """
 
@@ -40,16 +40,21 @@ def restarted(tmp_path):
 
 
 def test_a_command_starts_once_more_with_its_arguments(restarted):
-    assert restarted() == (TIGHT, ["a b", "--c=1"], 2)
+    assert restarted() == (f"{TIGHT}:{HUGE_PAGES}", ["a b", "--c=1"], 2)
 
 
 def test_what_the_user_has_set_stays(restarted):
     other = "glibc.malloc.perturb=0"
-    assert restarted(GLIBC_TUNABLES=other) == (f"{other}:{TIGHT}", ["a b", "--c=1"], 2)
+    assert restarted(GLIBC_TUNABLES=other) == (f"{other}:{TIGHT}:{HUGE_PAGES}", ["a b", "--c=1"], 2)
 
 
-def test_what_the_user_says_of_it_holds(restarted):
+def test_what_the_user_says_of_them_holds(restarted):
     own = "glibc.malloc.tcache_count=3"
+    assert restarted(GLIBC_TUNABLES=own) == (f"{own}:{HUGE_PAGES}", ["a b", "--c=1"], 2)
+
+
+def test_a_user_who_says_all_starts_once(restarted):
+    own = "glibc.malloc.hugetlb=0:glibc.malloc.tcache_count=3"
     assert restarted(GLIBC_TUNABLES=own) == (own, ["a b", "--c=1"], 1)
 
 
@@ -65,7 +70,7 @@ def test_what_the_user_says_of_it_holds(restarted):
 def test_large_batches_restart_the_command(monkeypatch, arguments, overrides, restarts):
     """Before anything is trained, and only as a command of its own."""
     happened = []
-    monkeypatch.setattr(train, "restart_with_tight_heap", lambda: happened.append("restart"))
+    monkeypatch.setattr(train, "restart_with_tuned_heap", lambda: happened.append("restart"))
     monkeypatch.setattr(train, "train", lambda config, resume: happened.append("train"))
     monkeypatch.setattr(sys, "argv", ["train", *(overrides or [])])
     train.main(arguments)
@@ -94,7 +99,7 @@ def test_whole_images_restart_the_command(module, options, work, own, tmp_path, 
     monkeypatch.chdir(tmp_path)
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), "scan.nii")
     arguments = ["--run", str(untrained_run(tmp_path / "run")), *options]
-    monkeypatch.setattr(module, "restart_with_tight_heap", lambda: happened.append("restart"))
+    monkeypatch.setattr(module, "restart_with_tuned_heap", lambda: happened.append("restart"))
     monkeypatch.setattr(module, work, end)
     monkeypatch.setattr(sys, "argv", [work, *arguments])
     with pytest.raises(Worked):
