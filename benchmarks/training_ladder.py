@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from semiseg.config import Config
 from semiseg.data import Augmentation, TrainingSampler, TrainingTensors, acdc, volumes
-from semiseg.data.files import read_list
 from semiseg.engine.distributed import Processes
 from semiseg.engine.trainer import build_method, build_optimiser, open_configured_dataset
 from semiseg.engine.training_step import TrainingStep
@@ -70,20 +69,22 @@ class CasesOnDisk(Sequence[tuple[Tensor, ...]]):
 def training_data(config: Config, in_memory: bool) -> Any:
     """What a TrainingSampler draws from."""
     dataset = open_configured_dataset(config)
+    assert isinstance(dataset, volumes.Volumes)
     if in_memory:
         return TrainingTensors(*dataset.training_cases(config.dataset.labelled), CPU)
-    if isinstance(dataset, volumes.Volumes):
-        paths = [dataset.path(name) for name in read_list(dataset.root / volumes.TRAINING_LIST)]
-        count = config.dataset.labelled
-    else:
-        names = read_list(dataset.root / acdc.TRAINING_SLICES_LIST)
+    names = dataset.training_names()
+    if isinstance(dataset, acdc.ACDC):
         paths = [acdc.slice_path(dataset.root, name) for name in names]
         count = len(dataset.training_cases(config.dataset.labelled)[0])
+    else:
+        paths = [dataset.path(name) for name in names]
+        count = config.dataset.labelled
     return SimpleNamespace(
         labelled=CasesOnDisk(paths[:count], ("image", "label")),
         unlabelled=CasesOnDisk(paths[count:], ("image",)),
         device=CPU,
         storage=CPU,
+        on_disk=False,  # read here in turn, not ahead
     )
 
 

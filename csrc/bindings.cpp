@@ -88,7 +88,7 @@ auto result(const PrototypeInfoNCE& a) { return std::make_tuple(a.highest_label)
 auto result(const ClusterMean& a) { return std::make_tuple(a.highest_label); }
 auto result(const PrototypeHeadForward& a) { return std::make_tuple(a.highest_label, a.highest_region); }
 auto result(const DiceCE& a) { return std::make_tuple(a.highest_label, a.highest_region); }
-auto result(const ConvolutionMatrices& a) { return std::make_tuple(a.count, a.columns); }
+auto result(const ConvolutionMatrices& a) { return std::make_tuple(a.count, a.columns, a.turned); }
 
 // Binds the kernel that the level in use has in this place.
 template <class Operation>

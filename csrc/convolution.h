@@ -23,6 +23,7 @@ struct ConvolutionMatrices : Convolution {
   bool mirrored;        // taps in reverse: with channels exchanged, for the gradient of the input
   float* matrices;      // [count]; absent, they are only counted
   int64_t count, columns;  // of all of them; that lie next to each other, which is up to the level
+  bool turned;             // the last two axes of the taps have changed places
 };
 
 struct ConvolutionForward : Convolution {

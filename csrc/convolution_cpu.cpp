@@ -2,10 +2,10 @@
 // grad_x is the same of grad_y, taps mirrored, channels exchanged; grad_weight[o, i, t] = sum_bs grad_y[b, s, o] x[b, s + t, i]
 //
 // By Winograd's transforms (winograd.h): F(4, 3) along the last axis, along the one before it where that rounds no more than
-// twice as badly as the plain sum, else F(2, 3), and F(2, 3) along the first of three. In a volume these are 144 products
-// for the 864 of a tile of 2 x 4 x 4 voxels, or 96 for the 432 of 2 x 2 x 4. The products of all channels are matrix
-// products, one for each of a tile's points. A volume's points are computed slice by slice, 6 x 6 or 4 x 6 of them: each has
-// to do with two planes of x, and one or two of y.
+// twice as badly as the plain sum, else F(2, 3), and F(2, 3) along the first of three; the last two change places where far
+// fewer tiles cover a plane so. In a volume these are 144 products for the 864 of a tile of 2 x 4 x 4 voxels, or 96 for the
+// 432 of 2 x 2 x 4. The products of all channels are matrix products, one for each of a tile's points. A volume's points are
+// computed slice by slice, 6 x 6 or 4 x 6 of them: each has to do with two planes of x, and one or two of y.
 #include "kernels.h"
 #include "matrix_blocks.h"
 #include "narrow_convolution.h"
@@ -42,6 +42,14 @@ constexpr bool SUM[4] = {false, true, false, false};           // their sum, or 
 constexpr float RESULT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};   // A^T
 constexpr float GRADIENT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, 1}};  // A^T but for the last sign, see transform_sums
 
+// Of a plane, where lines of a tile run along the side W.
+INLINE int64_t tiles_of_plane(int64_t lines, int64_t H, int64_t W) { return ceil_div(H, lines) * ceil_div(W, LINE_VOXELS); }
+
+// Whether tiles whose lines run along the last axis but one are so many fewer that reading voxels that lie apart pays.
+INLINE bool turns(int64_t lines, const Convolution& a) {
+  return 8 * tiles_of_plane(lines, a.W, a.H) <= 7 * tiles_of_plane(lines, a.H, a.W);
+}
+
 template <bool IN_VOLUME, int HEIGHT>
 struct Tiles {
   static constexpr bool VOLUME = IN_VOLUME;
@@ -51,11 +59,15 @@ struct Tiles {
   static constexpr int POINTS = POINT_LINES * LINE_POINTS;       // of a slice
   using Slice = vfloat[POINT_LINES][LINE_POINTS];
 
+  bool turned;                   // lines run along the last axis but one: H is the image's W, and W its H
   int64_t D, H, W;               // in voxels
+  int64_t line_step, voxel_step;  // to the next line, and along it, in voxels
   int64_t depth, height, width;  // in tiles
   int64_t count, chunk;          // tiles; of a chunk at most
 
-  Tiles(const Convolution& a, const Chunk& limits) : D(a.D), H(a.H), W(a.W) {
+  Tiles(const Convolution& a, const Chunk& limits) : turned(turns(LINES, a)), D(a.D) {
+    H = turned ? a.W : a.H, line_step = turned ? 1 : a.W;
+    W = turned ? a.H : a.W, voxel_step = turned ? a.W : 1;
     depth = VOLUME ? ceil_div(D, 2) : D;
     height = ceil_div(H, LINES);
     width = ceil_div(W, LINE_VOXELS);
@@ -95,7 +107,7 @@ struct Tiles {
 
   // The number of the first voxel of a line, below 0 outside.
   INLINE int64_t line(int64_t image, int64_t z, int64_t y) const {
-    return z >= 0 && z < D && y >= 0 && y < H ? ((image * D + z) * H + y) * W : -1;
+    return z >= 0 && z < D && y >= 0 && y < H ? (image * D + z) * H * W + y * line_step : -1;
   }
 };
 
@@ -132,7 +144,10 @@ struct PointRows {
 // Runs work(tiles) with tiles of four lines where they take fewer products than those of two, and `tall` allows them.
 template <class Work>
 void with_tiles(const Convolution& a, const Chunk& limits, bool tall, const Work& work) {
-  tall = tall && a.taps() * a.I * a.O < TALL_WEIGHTS && ceil_div(a.H, 4) * 6 < ceil_div(a.H, 2) * 4;
+  const auto products = [&](int64_t lines) {
+    return (lines + 2) * (turns(lines, a) ? tiles_of_plane(lines, a.W, a.H) : tiles_of_plane(lines, a.H, a.W));
+  };
+  tall = tall && a.taps() * a.I * a.O < TALL_WEIGHTS && products(4) < products(2);
   if (tall)
     a.volume ? work(Tiles<true, 4>(a, limits)) : work(Tiles<false, 4>(a, limits));
   else
@@ -160,6 +175,7 @@ template <bool ADD, class T>
 void gather_row(const T& tiles, const typename T::Row& row, const LinesOfRow<T>& near, const LinesOfRow<T>& far, int64_t I,
                 int64_t i, float* points) {
   constexpr int POINT_LINES = T::POINT_LINES;
+  const int64_t step = tiles.voxel_step * I;
   using Column = vfloat[LINE_VECTORS][POINT_LINES];  // transformed along all axes but the last
   const auto load_column = [&](int64_t at, Column& column) {
     if (at < 0 || at >= tiles.W) {
@@ -169,12 +185,12 @@ void gather_row(const T& tiles, const typename T::Row& row, const LinesOfRow<T>&
     }
 #pragma GCC unroll 6
     for (int y = 0; y < POINT_LINES; ++y) {
-      near.fetch(y, (at + PREFETCHED) * I + i);
-      if constexpr (T::VOLUME) far.fetch(y, (at + PREFETCHED) * I + i);
+      near.fetch(y, (at + PREFETCHED) * step + i);
+      if constexpr (T::VOLUME) far.fetch(y, (at + PREFETCHED) * step + i);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < LINE_VECTORS; ++v) {
-      const int64_t offset = at * I + i + v * WIDTH;
+      const int64_t offset = at * step + i + v * WIDTH;
       vfloat d[POINT_LINES];
 #pragma GCC unroll 6
       for (int y = 0; y < POINT_LINES; ++y) {
@@ -235,7 +251,7 @@ struct NextLines {
   int64_t per_step = 0;
 
   NextLines(const ConvolutionForward& a, const T& tiles, int64_t first, int64_t last, int64_t steps) {
-    if (!streams(a.x, a.voxels() * a.I * int64_t(sizeof(float)))) return;
+    if (tiles.turned || !streams(a.x, a.voxels() * a.I * int64_t(sizeof(float)))) return;
     int64_t cache_lines = 0;
     tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t) {
       // Tiles share two lines with those above, and two planes with those before.
@@ -276,6 +292,7 @@ template <class T, int64_t BLOCK>
 void scatter_result(const T& tiles, int slice, Points<T, BLOCK> points, int64_t O, int64_t first, int64_t last,
                     const float* initial, float* sums, const Finish& finish) {
   constexpr int DEPTH = T::OUT_DEPTH, LINES = T::LINES;
+  const int64_t step = tiles.voxel_step * O;
   tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
     Plane<LINES> planes[DEPTH];
     int count = 0;
@@ -317,12 +334,12 @@ void scatter_result(const T& tiles, int slice, Points<T, BLOCK> points, int64_t 
               for (int c = 0; c < LINE_VOXELS; ++c) store(sum + c * BLOCK, v[c]);
               continue;
             }
-            const Finish put = finish.from((plane->lines[line] + x) * O + o);
+            const Finish put = finish.from(plane->lines[line] * O + x * step + o);
             if (voxels == LINE_VOXELS) {
 #pragma GCC unroll 4
-              for (int c = 0; c < LINE_VOXELS; ++c) put(c * O, v[c]);
+              for (int c = 0; c < LINE_VOXELS; ++c) put(c * step, v[c]);
             } else {
-              for (int c = 0; c < voxels; ++c) put(c * O, v[c]);
+              for (int c = 0; c < voxels; ++c) put(c * step, v[c]);
             }
           }
         }
@@ -335,6 +352,7 @@ void scatter_result(const T& tiles, int slice, Points<T, BLOCK> points, int64_t 
 template <class T, int64_t BLOCK>
 void gather_gradient(const T& tiles, int slice, const float* grad_y, int64_t O, int64_t first, int64_t last,
                      Points<T, BLOCK> points) {
+  const int64_t step = tiles.voxel_step * O;
   tiles.for_rows(first, last, [&](const typename T::Row& row, int64_t number) {
     for (int64_t t = 0; t < row.n; ++t) {
       const int64_t x = row.x + LINE_VOXELS * t;
@@ -348,11 +366,11 @@ void gather_gradient(const T& tiles, int slice, const float* grad_y, int64_t O, 
             const float factor = T::VOLUME ? GRADIENT[z][slice] : 1;
             const int64_t voxel = tiles.line(row.image, row.z + z, row.y + line);
             if (factor == 0 || voxel < 0) continue;
-            const float* in = grad_y + (voxel + x) * O + o;
+            const float* in = grad_y + voxel * O + x * step + o;
 #pragma GCC unroll 4
             for (int c = 0; c < LINE_VOXELS; ++c) {
-              __builtin_prefetch(in + (c + PREFETCHED) * O);
-              if (x + c < tiles.W) d[line][c] += factor * load(in + c * O);
+              __builtin_prefetch(in + (c + PREFETCHED) * step);
+              if (x + c < tiles.W) d[line][c] += factor * load(in + c * step);
             }
           }
           transform_gradient(d[line]);
@@ -405,8 +423,9 @@ INLINE vfloat& at_point(typename T::Slice* g, int p) {
 
 // What there is of a tap among a tile's points before they are transformed.
 template <class T>
-INLINE vfloat& at_tap(typename T::Slice* g, int tap) {
-  return g[tap / 9][tap / 3 % 3][tap % 3];
+INLINE vfloat& at_tap(typename T::Slice* g, int tap, bool turned) {
+  const int line = tap / 3 % 3, voxel = tap % 3;
+  return turned ? g[tap / 9][voxel][line] : g[tap / 9][line][voxel];
 }
 
 // From one point's matrix to the next: a power of two apart they would share few cache sets.
@@ -422,7 +441,7 @@ void transform_block(const ConvolutionMatrices& a, Columns<VECTORS>, int64_t blo
       typename T::Slice g[T::SLICES];
       for (int tap = 0; tap < T::TAPS; ++tap) {
         const float* w = a.weight + i * a.in_stride + (a.mirrored ? T::TAPS - 1 - tap : tap) * a.tap_stride;
-        for (int lane = 0; lane < WIDTH; ++lane) at_tap<T>(g, tap)[lane] = w[(o + lane) * a.out_stride];
+        for (int lane = 0; lane < WIDTH; ++lane) at_tap<T>(g, tap, a.turned)[lane] = w[(o + lane) * a.out_stride];
       }
       const auto transform = [](auto& line) { transform_weight(line); };
       along_x<T>(g, transform);
@@ -435,9 +454,10 @@ void transform_block(const ConvolutionMatrices& a, Columns<VECTORS>, int64_t blo
 }
 
 template <class T, int VECTORS>
-void make_matrices(ConvolutionMatrices& a, const T&, Columns<VECTORS> columns) {
+void make_matrices(ConvolutionMatrices& a, const T& tiles, Columns<VECTORS> columns) {
   a.count = T::SLICES * T::POINTS * matrix_pitch(a);
   a.columns = columns.COUNT;
+  a.turned = tiles.turned;
   if (!a.matrices) return;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
   for (int64_t block = 0; block < a.I / CHANNELS * (a.O / columns.COUNT); ++block) transform_block<T>(a, columns, block);
@@ -478,10 +498,10 @@ struct Scratch {
   In in;
   Out out;
 
-  Scratch(const Convolution& a, int64_t chunk, int64_t count)
+  Scratch(const Convolution& a, const T& tiles, int64_t chunk, int64_t count)
       : in_values(In::count(a.I, chunk)),
         out_values(Out::count(a.O, chunk)),
-        zeros(a.W * a.I),
+        zeros(tiles.W * tiles.voxel_step * a.I),
         sums(count),
         in{in_values, chunk},
         out{out_values, chunk} {}
@@ -499,7 +519,7 @@ void forward(const ConvolutionForward& a, const T& tiles, Columns<VECTORS> colum
 #pragma omp parallel num_threads(a.threads)
   {
     OfThread<Scratch<T, COLUMNS>> scratch(out_of_memory, [&] {
-      return Scratch<T, COLUMNS>(a, chunk, chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
+      return Scratch<T, COLUMNS>(a, tiles, chunk, chunk * T::OUT_DEPTH * T::LINES * LINE_VOXELS * O);
     });
 #pragma omp for schedule(dynamic, run)
     for (int64_t first = 0; first < tiles.count; first += chunk) {
@@ -535,7 +555,7 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
   OutOfMemory out_of_memory;
 #pragma omp parallel num_threads(a.threads)
   {
-    OfThread<Scratch<T, COLUMNS>> scratch(out_of_memory, [&] { return Scratch<T, COLUMNS>(a, chunk, slice_sums); });
+    OfThread<Scratch<T, COLUMNS>> scratch(out_of_memory, [&] { return Scratch<T, COLUMNS>(a, tiles, chunk, slice_sums); });
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t task = 0; task < parts * T::SLICES; ++task) {
       if (!scratch) continue;
@@ -572,7 +592,7 @@ void weight_gradient(const ConvolutionWeight& a, const T& tiles, Columns<VECTORS
         along_x<T>(g, transform);
         for (int tap = 0; tap < T::TAPS; ++tap) {
           float* w = a.grad_weight + i * a.in_stride + tap * a.tap_stride;
-          for (int lane = 0; lane < WIDTH; ++lane) w[(o + lane) * a.out_stride] = at_tap<T>(g, tap)[lane];
+          for (int lane = 0; lane < WIDTH; ++lane) w[(o + lane) * a.out_stride] = at_tap<T>(g, tap, tiles.turned)[lane];
         }
       }
     }

@@ -57,6 +57,7 @@ void arrange_weight(ConvolutionMatrices& a, Channels I, Columns<VECTORS>) {
   const int64_t O = a.O;
   a.count = TAPS * I * O;
   a.columns = COLUMNS;
+  a.turned = false;
   if (!a.matrices) return;
   for (int64_t o = 0; o < O; ++o)
     for (int tap = 0; tap < TAPS; ++tap)

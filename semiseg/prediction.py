@@ -152,15 +152,15 @@ class Predictor:
     def _prepared(self, volume: Volume) -> tuple[np.ndarray, list[float]]:
         """The image [*S] float32 as the network sees it, and its voxels per voxel of the volume along each axis."""
         preprocessing = self.description.preprocessing
+        wanted, given = preprocessing.spacing_of(volume.spacing), volume.spacing
         if not np.isfinite(volume.values).all():
             raise ValueError(f"{volume.path}: holds NaN or infinity; expected finite intensities")
-        wanted, given = preprocessing.spacing, volume.spacing
         steps = [1.0] * 3
         shape = volume.values.shape
-        if wanted is not None and not volume.has_spacing(wanted):
+        if not volume.has_spacing(wanted):
             steps = [old / new for old, new in zip(given, wanted, strict=True)]
             shape = resampled_shape(shape, given, wanted)
-        self._warn(volume.path, given, shape)  # before a wrong header can exhaust the memory
+        self._warn(volume.path, given, wanted, shape)  # before a wrong header can exhaust the memory
         return volume.prepared(preprocessing), steps
 
     def _collected(
@@ -180,16 +180,16 @@ class Predictor:
             first = planes.stop
         return classes, kept
 
-    def _warn(self, path: Path, spacing: Sequence[float], shape: Sequence[int]) -> None:
-        trained = self.description.preprocessing.spacing
-        if trained is not None:
-            ratios = np.divide(spacing, trained)
-            if max(ratios.max(), 1 / ratios.min()) > FAR_SPACING:
-                warnings.warn(
-                    f"{path}: voxels of {sides(spacing)} mm are resampled to the training's {sides(trained)} mm; "
-                    "if the header is wrong, give the true size as spacing",
-                    stacklevel=3,
-                )
+    def _warn(
+        self, path: Path, spacing: Sequence[float], trained: Sequence[float], shape: Sequence[int]
+    ) -> None:
+        ratios = np.divide(spacing, trained)
+        if max(ratios.max(), 1 / ratios.min()) > FAR_SPACING:
+            warnings.warn(
+                f"{path}: voxels of {sides(spacing)} mm are resampled to the training's {sides(trained)} mm; "
+                "if the header is wrong, give the true size as spacing",
+                stacklevel=3,
+            )
         patch = self.config.training.patch_size
         if self.config.evaluation.stride is not None and any(
             side < least for side, least in zip(shape[-len(patch) :], patch, strict=True)

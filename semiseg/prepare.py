@@ -78,8 +78,13 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="in the order of the labels' values above 0")
     parser.add_argument("--modality", choices=("ct", "mr"), help="default: guessed from the intensities")
     parser.add_argument(
-        "--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"),
-        help="mm, towards the right, anterior and superior; default: the median",
+        "--slices", action="store_true",
+        help="train on slices by a 2D network, as on cine MR: where they lie far apart; default: on volumes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--spacing", nargs="+", type=float, metavar="MM",
+        help="towards the right, anterior and superior, or with --slices from row to row and along the rows; default: "
+        "the median",
     )  # fmt: skip
     _add_flip(parser, "x (left to right), y (posterior to anterior), z (inferior to superior)")
 
@@ -118,8 +123,11 @@ def _prepare_own(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
         given = getattr(options, name)
         if given == 0 or (isinstance(given, Path) and not given.is_file()):
             raise ValueError(f"--{name} is {given}, accepted are numbers from 1, or a file that exists")
-    if options.spacing is not None and not all(0 < size < float("inf") for size in options.spacing):
-        raise ValueError(f"--spacing is {options.spacing}, accepted are three positive numbers of mm")
+    dimensions, count = (2, "two") if options.slices else (3, "three")
+    if options.spacing is not None and not (
+        len(options.spacing) == dimensions and all(0 < size < float("inf") for size in options.spacing)
+    ):
+        raise ValueError(f"--spacing is {options.spacing}, accepted are {count} positive numbers of mm")
     choices = Choices(
         options.test,
         options.validation,
@@ -128,6 +136,7 @@ def _prepare_own(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
         options.classes,
         options.modality,
         None if options.spacing is None else tuple(options.spacing),
+        dimensions,
         mirror,
         not options.skip_flip_check,
     )

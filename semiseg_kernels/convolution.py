@@ -36,7 +36,8 @@ def convolution(
     - Arithmetic: F(4, 3) along the last axis, F(2, 3) along the others. A pair of channels and a tile of 2 x 2 x 4 voxels
       take 96 multiplications instead of 432 (2D, 2 x 4: 24 instead of 72). From 32 channels read on (2D: 96), where it
       takes fewer, F(4, 3) along the last two axes: for a tile of 2 x 4 x 4 voxels 144 instead of 864 (2D, 4 x 4: 36
-      instead of 144). Fewer than 16 channels read are multiplied without transforms.
+      instead of 144). Planes that far fewer tiles cover so, as of 7 x 5 voxels, are taken with the two axes
+      exchanged. Fewer than 16 channels read are multiplied without transforms.
     - Accuracy: that of float32, with errors of up to 2 times PyTorch's (up to 6 times for a single image, which PyTorch
       sums another way). A NaN or an infinity in x makes all results of its tile NaN.
     - When it runs: when it is forced, and else where it is faster, which is on the CPU, in float32 without autocast, for

@@ -21,7 +21,7 @@ def fix_weight(weight: Tensor) -> None:
     """Say that the weight of a `convolution` does not change, as in a trained network that is applied to many images.
 
     What the CPU's kernel derives from it for the first image is kept for the next ones, in up to 5.3 times the weight's
-    memory (twice that where sides differ so much that images take tiles of both kinds), as long as the weight itself.
+    memory (several times that where sides differ so much that images take tiles of several kinds), as long as the weight itself.
     A change in place that PyTorch counts is noticed, and so is other memory, as of `vector_to_parameters`, or another order
     of the same. PyTorch does not count writes through `.data` or NumPy, nor the steps of fused optimisers; so nothing is
     kept of a weight that requires a gradient, nor of one made in inference mode.

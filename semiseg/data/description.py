@@ -86,7 +86,7 @@ class DatasetDescription:
             axes = sorted(axis for code in str(orientation) for axis in ("AP", "IS", "LR") if code in axis)
             _require("orientation", orientation, axes == ["AP", "IS", "LR"], "three letters such as RAS")
         if spacing is not None:
-            _require("spacing", spacing, _are_numbers(spacing, 3) and min(spacing) > 0, "three positive numbers of mm")
+            _require("spacing", spacing, _is_spacing(spacing), "three positive numbers of mm, null where a scan's own stays")
         if clip is not None:
             _require("clip", clip, _are_numbers(clip, 2) and clip[0] < clip[1], "two numbers, the lower first")
         mean, deviation = preprocessing.mean, preprocessing.deviation
@@ -97,6 +97,13 @@ class DatasetDescription:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_spacing(spacing: Any) -> bool:
+    if not isinstance(spacing, tuple) or len(spacing) != 3:
+        return False
+    given = tuple(size for size in spacing if size is not None)
+    return _are_numbers(given, len(given)) and all(size > 0 for size in given)
 
 
 def _are_numbers(values: Any, count: int) -> bool:

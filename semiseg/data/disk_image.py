@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ class DiskImage:
     path: Path
     shape: torch.Size
     axes: tuple[int, ...]  # of the file, in the order they have here
+    plane: int | None = None  # of the file's first axis, where the image has only the others
 
     @classmethod
     def open(
@@ -45,9 +46,15 @@ class DiskImage:
     def transpose(self, first: int, second: int) -> DiskImage:
         swapped = list(range(len(self.axes)))
         swapped[first], swapped[second] = second, first
-        return DiskImage(
-            self.path, torch.Size(self.shape[axis] for axis in swapped), tuple(self.axes[axis] for axis in swapped)
+        return replace(
+            self,
+            shape=torch.Size(self.shape[axis] for axis in swapped),
+            axes=tuple(self.axes[axis] for axis in swapped),
         )
+
+    def planes(self) -> list[DiskImage]:
+        """Of a volume as its file has it, those along the first axis."""
+        return [replace(self, shape=self.shape[1:], axes=(0, 1), plane=plane) for plane in range(self.shape[0])]
 
     def flip(self, axes: tuple[int, ...]) -> Tensor:
         return self.expand().flip(axes)
@@ -58,7 +65,10 @@ class DiskImage:
     ) -> Tensor:
         """Read a part, float32. Raises ValueError for NaN and infinity, and where the file cannot be read."""
         in_file = tuple(box[self.axes.index(axis)] for axis in range(len(box)))
-        return torch.from_numpy(read_image_box(self.path, in_file)).permute(self.axes)
+        if self.plane is not None:
+            in_file = (slice(self.plane, self.plane + 1), *in_file)
+        image = read_image_box(self.path, in_file)
+        return torch.from_numpy(image if self.plane is None else image[0]).permute(self.axes)
 
     def expand(self) -> Tensor:  # [*S] float32
         """The whole image."""

@@ -59,7 +59,7 @@ def read_case(
     name: str,
     axes: int,  # of image and label
     num_classes: int,
-    spacing: tuple[float, ...] | None = None,  # mm
+    spacing: tuple[float, ...] | None = None,  # mm; None: as the file says, where it does
 ) -> Case:
     """Read one HDF5 file into a Case.
 
@@ -70,6 +70,8 @@ def read_case(
     with _open(path) as file:
         _check_arrays(path, file, axes, ("image", "label"))
         image, stored_label = _read_image(path, file), _read(path, file, "label")
+        if spacing is None and "spacing" in file.attrs:
+            spacing = tuple(file.attrs["spacing"].tolist())
     with np.errstate(invalid="ignore"):
         label = stored_label.astype(np.uint8)
     wrong = (label != stored_label) | (label >= num_classes)
@@ -121,7 +123,7 @@ def read_cases_lazily(
     names: Sequence[str],
     axes: int,
     num_classes: int,
-    spacing: tuple[float, ...] | None = None,  # mm
+    spacing: tuple[float, ...] | None = None,  # mm; None: as the files say, where they do
 ) -> Iterator[Case]:
     """Check at once that every file opens and has the right shapes, then read one case at a time.
 

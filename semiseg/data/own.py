@@ -1,6 +1,7 @@
 """A dataset of one's own, as `python -m semiseg.prepare own` writes it."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from semiseg.memory import available_memory
 DESCRIPTION = "dataset.json"
 MEMORY_SHARE = 0.5  # of what is available; training needs the rest
 LABELLED_BYTES = 5  # a voxel: a float32 image and a uint8 label
+SLICE = "#"  # between the name of a volume and the number of its slice
 
 
 class OwnData(Volumes):
     """Volumes of which some were never labelled; classes, spacing and preprocessing are in their description.
 
     `root` holds `cases/<name>.h5`, of which the unlabelled ones have no `label`, `train.list`, `test.list`,
-    perhaps `val.list`, and `dataset.json`. Raises FileNotFoundError where the description is missing, ValueError
-    where it cannot be read.
+    perhaps `val.list`, and `dataset.json`. Of two dimensions, volumes are stacks [slices, H, W] that have spacings of their
+    own, and are trained on slice by slice. Raises FileNotFoundError where the description is missing, ValueError where it
+    cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -34,9 +37,12 @@ class OwnData(Volumes):
         self.class_names = description.class_names
         self.preprocessing = description.preprocessing
         self.label_values = description.label_values
-        if self.preprocessing.spacing is None:
-            raise ValueError(f"{root / DESCRIPTION}: names no spacing; expected one in mm for all cases")
-        self.spacing = self.preprocessing.spacing
+        self.dimensions = description.dimensions
+        self.spacing = None
+        if self.dimensions == 3:
+            self.spacing = tuple(size for size in self.preprocessing.spacing or () if size is not None)
+            if len(self.spacing) < 3:
+                raise ValueError(f"{root / DESCRIPTION}: names no spacing; expected one in mm for all cases")
         self.has_validation = (root / VALIDATION_LIST).is_file()
         validation = {"validation": VALIDATION_LIST} if self.has_validation else {}
         self.evaluation_lists = {**validation, "test": TEST_LIST}
@@ -44,11 +50,15 @@ class OwnData(Volumes):
     def path(self, name: str) -> Path:
         return self.root / "cases" / f"{name}.h5"
 
+    def patient(self, name: str) -> str:
+        """Of a slice the volume."""
+        return re.sub(rf"{SLICE}\d+$", "", name) if self.dimensions == 2 else name
+
     def training_cases(self, labelled: int) -> tuple[list[Case], Sequence[Case | UnlabelledCase]]:
         """Read all training volumes; the first `labelled` of train.list that have a label are labelled.
 
-        Images of the others stay in their files where all together would take more than their share of the memory.
-        Raises ValueError where already the labelled ones do.
+        Of two dimensions they are returned slice by slice. Images of the others stay in their files where all together
+        would take more than their share of the memory. Raises ValueError where already the labelled ones do.
         """
         names = self.training_names()
         with_label = [name for name in names if has_label(self.path(name))]
@@ -63,10 +73,24 @@ class OwnData(Volumes):
                 f"{there / 2**30:.3g} GB, {MEMORY_SHARE:.0%} of the memory that is available"
             )
         on_disk = size + sum(image.nbytes for image in images.values()) > there
-        return (
-            [self.read(name) for name in chosen],
-            [
-                UnlabelledCase(name, image) if on_disk else read_unlabelled_case(image.path, name, 3)
-                for name, image in images.items()
-            ],
-        )
+        with_labels = [self.read(name) for name in chosen]
+        others = [
+            UnlabelledCase(name, image) if on_disk else read_unlabelled_case(image.path, name, 3)
+            for name, image in images.items()
+        ]
+        if self.dimensions == 2:
+            with_labels = [piece for case in with_labels for piece in _slices(case)]
+            others = [piece for case in others for piece in _unlabelled_slices(case)]
+        return with_labels, others
+
+
+def _slices(case: Case) -> list[Case]:
+    return [
+        Case(f"{case.name}{SLICE}{number}", image, label, None)
+        for number, (image, label) in enumerate(zip(case.image, case.label, strict=True), start=1)
+    ]
+
+
+def _unlabelled_slices(case: UnlabelledCase) -> list[UnlabelledCase]:
+    planes = case.image.planes() if isinstance(case.image, DiskImage) else case.image
+    return [UnlabelledCase(f"{case.name}{SLICE}{number}", plane) for number, plane in enumerate(planes, start=1)]

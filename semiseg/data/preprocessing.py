@@ -19,7 +19,7 @@ class Preprocessing:
     """
 
     orientation: str | None  # where the axes of the array lead, e.g. LPS, first axis first; None: as in the file
-    spacing: tuple[float, ...] | None  # mm along each axis of the array; None: every scan's own
+    spacing: tuple[float | None, ...] | None  # mm along each axis of the array; None, for one or all: every scan's own
     intensity: str = "standardise"  # mean 0, deviation 1 of the scan; unit_range: 0 to 1; fixed: by `mean`, `deviation`
     clip: tuple[float, float] | None = None  # intensities outside are cut off first
     mean: float | None = None  # of a `fixed` intensity
@@ -33,6 +33,15 @@ class Preprocessing:
                 f"intensity is {self.intensity} with mean {self.mean} and deviation {self.deviation}, "
                 "accepted are fixed with both, and the others without"
             )
+
+    def spacing_of(
+        self,
+        given: tuple[float, ...],  # mm along each axis of a scan
+    ) -> tuple[float, ...]:
+        """The spacing that a scan is brought to."""
+        if self.spacing is None:
+            return given
+        return tuple(own if wanted is None else wanted for own, wanted in zip(given, self.spacing, strict=True))
 
     def clipped(self, image: np.ndarray) -> np.ndarray:
         """Cut off what lies outside `clip`."""

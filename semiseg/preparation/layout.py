@@ -51,9 +51,11 @@ def write_case(
     path: Path,
     image: np.ndarray,  # [*S] float32
     label: np.ndarray | None,  # [*S] uint8
+    spacing: tuple[float, ...] | None = None,  # mm
 ) -> None:
-    """Write one new HDF5 file with `image` and, where there is one, `label`. OSError if the disk is full or the file
-    exists, as the one of another case does whose name a file system takes for the same."""
+    """Write one new HDF5 file with `image`, where there is one `label`, and where it is not the whole dataset's the
+    spacing. OSError if the disk is full or the file exists, as the one of another case does whose name a file system
+    takes for the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Through memory: on a full disk HDF5 ends the whole process by a segmentation fault.
     content = io.BytesIO()
@@ -61,6 +63,8 @@ def write_case(
         for key, array in (("image", image), ("label", label)):
             if array is not None:
                 file.create_dataset(key, data=array)  # not compressed: a part is read without the rest
+        if spacing is not None:
+            file.attrs["spacing"] = spacing
     try:
         with path.open("xb") as stream:
             stream.write(content.getbuffer())

@@ -1,5 +1,6 @@
 """From folders of images and labels to the files that training reads, and configurations to train with."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from semiseg.preparation.layout import (
     write_case,
     write_list,
 )
-from semiseg.preparation.plan import Plan, configurations, plan
+from semiseg.preparation.plan import Plan, configurations, plan, trained_axes
 from semiseg.preparation.scan_folders import divide, find_scans, join_patients
 from semiseg.preparation.splits import LabelledScan, Scan, Splits
 from semiseg.preparation.survey import (
@@ -35,13 +36,14 @@ from semiseg.preparation.survey import (
     read_label,
     survey,
 )
-from semiseg.preparation.volume import on_grid_of, resample_label, sides
+from semiseg.preparation.volume import Volume, on_grid_of, resample_label, sides
 from semiseg.preparation.volume_files import read_header
 
 FINDINGS = "findings.md"
 LIST_NAMES = {VALIDATION_LIST: "for validation", TEST_LIST: "for the test"}
 MOST_CLASSES = 255
 MANY_CLASSES = 64  # more are rather an image's intensities
+FAR_APART = 3  # times their pixels' distance: slices that have little to do with each other
 SWAPPED = "is the folder of the labels one of images?"
 HEADER = (
     "# Written by `python -m semiseg.prepare own`; every key may be changed, here or on the command line.\n"
@@ -59,7 +61,8 @@ class Choices:
     patient: str | None = None
     classes: Sequence[str] | None = None  # names, in the order of the labels' values
     modality: str | None = None  # ct or mr
-    spacing: tuple[float, ...] | None = None  # mm
+    spacing: tuple[float, ...] | None = None  # mm; of slices down and along their rows
+    dimensions: int = 3  # 2: to be trained on slice by slice
     mirror: tuple[int, ...] = ()  # axes (right, anterior, superior) to mirror every label along
     check_alignment: bool = True
 
@@ -84,7 +87,7 @@ def prepare_own(
     scans = [*labelled, *unlabelled]
     # Impossible choices, and what headers tell, end here, not after every scan has been read.
     divide(labelled, choices.test, choices.validation, choices.labelled)
-    check_headers(scans, choices.spacing)
+    check_headers(scans, choices)
     facts = survey(scans, choices.mirror, choices.check_alignment)
     classes = name_classes([one for one in facts if one.voxels], choices.classes)
     modality = choices.modality or guess_modality(facts)
@@ -97,16 +100,15 @@ def prepare_own(
     check_classes(used, classes)
     names = {scan.name for scan in division.scans}
     kept = [one for one in facts if one.name in names]
-    chosen = plan(kept, used, ("background", *classes.values()), modality, choices.spacing)
+    class_names = ("background", *classes.values())
+    chosen = plan(kept, used, class_names, modality, choices.spacing, choices.dimensions)
     origin = "as asked for" if choices.modality else "guessed from the lowest intensities"
     decision = _decisions(chosen, f"{modality} ({origin})", kept, division.counts)
     print(f"{decision}\n")
 
-    spacing = chosen.preprocessing.spacing
-    assert spacing is not None  # a plan has one
-    check_memory(division.scans, spacing)
+    check_memory(division.scans, chosen.preprocessing, chosen.dimensions)
     with whole_folder(dest) as folder:
-        _write_cases(folder, division, chosen.preprocessing, classes, choices.mirror)
+        _write_cases(folder, division, chosen, classes, choices.mirror)
         write_text(folder / FINDINGS, f"{found}\n\n{decision}\n")
         validated = VALIDATION_LIST in division.splits
         written = configurations(chosen, dest, division.labelled, division.unlabelled, validated)
@@ -165,18 +167,18 @@ def _division(
 def _write_cases(
     folder: Path,
     division: Division,
-    preprocessing: Preprocessing,
+    plan: Plan,
     classes: Mapping[int, str],  # name of every value of the labels, without background
     mirror: tuple[int, ...],  # turned axes to mirror every label along
 ) -> None:
     """Write the description, the cases and their lists."""
     numbers = {0: 0, **{value: number for number, value in enumerate(classes, start=1)}}
     class_names = ("background", *classes.values())
-    DatasetDescription(class_names, 3, preprocessing, tuple(numbers)).save(folder / DESCRIPTION)
+    DatasetDescription(class_names, plan.dimensions, plan.preprocessing, tuple(numbers)).save(folder / DESCRIPTION)
     dataset = OwnData(folder)
     vanished = []
     for scan in progress(division.scans, "writing"):
-        lost = _write_case(dataset.path(scan.name), scan, preprocessing, numbers, mirror)
+        lost = _write_case(dataset.path(scan.name), scan, plan, numbers, mirror)
         vanished += [f"{scan.name} ({class_names[number]})" for number in lost]
     note(vanished, "structures have no voxel left at the spacing chosen")
     for list_name, members in division.splits.items():
@@ -186,25 +188,32 @@ def _write_cases(
 
 def check_headers(
     scans: Sequence[Scan],
-    spacing: tuple[float, ...] | None,  # mm, where one is asked for
+    choices: Choices,
 ) -> None:
     """Raise ValueError, naming the file, for headers that cannot be read, a label on another grid than its image, or an
-    image that takes more memory at the spacing than the machine has."""
+    image that takes more memory at the spacing that is asked for than the machine has."""
     for scan in scans:
         image = read_header(scan.image)
         if isinstance(scan, LabelledScan):
             on_grid_of(image, read_header(scan.label))
-    if spacing is not None:
+    if choices.spacing is not None:
+        kept = (None,) * (3 - choices.dimensions)
         try:
-            check_memory(scans, spacing)
+            check_memory(scans, Preprocessing(None, (*kept, *choices.spacing)), choices.dimensions)
         except ValueError as error:
-            raise ValueError(f"--spacing is {sides(spacing)}: {error}") from None
+            raise ValueError(f"--spacing is {sides(choices.spacing)}: {error}") from None
 
 
-def check_memory(scans: Sequence[Scan], spacing: tuple[float, ...]) -> None:
-    """Raise ValueError, naming the image, where one takes more memory at a spacing in mm than the machine has."""
+def check_memory(scans: Sequence[Scan], preprocessing: Preprocessing, dimensions: int) -> None:
+    """Raise ValueError, naming the image, where one takes more memory at the spacing than the machine has."""
     for scan in scans:
-        read_header(scan.image).turned(ORIENTATION).check_memory(spacing)
+        image = as_trained(read_header(scan.image).turned(ORIENTATION), dimensions)
+        image.check_memory(preprocessing.spacing_of(image.spacing))
+
+
+def as_trained(volume: Volume, dimensions: int) -> Volume:
+    """A turned scan, or its label: of two dimensions as a stack of its own slices."""
+    return volume if dimensions == 3 else volume.turned(volume.slice_orientation)
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -256,7 +265,7 @@ def check_classes(
 def _write_case(
     path: Path,
     scan: Scan,
-    preprocessing: Preprocessing,
+    plan: Plan,
     numbers: Mapping[int, int],  # value in the label files -> class
     mirror: tuple[int, ...],  # turned axes to mirror the label along
 ) -> Sequence[int]:
@@ -264,19 +273,21 @@ def _write_case(
 
     Raises ValueError where it leaves nothing labelled.
     """
-    spacing = preprocessing.spacing
-    assert spacing is not None  # a plan has one
-    stored, image = read_image(scan)
+    stored, turned = read_image(scan)
+    image = as_trained(turned, plan.dimensions)
+    spacing = plan.preprocessing.spacing_of(image.spacing)
     label, lost = None, []
     if isinstance(scan, LabelledScan):
-        label = as_classes(replace(image, path=scan.label, values=read_label(scan, stored, mirror)), numbers)
+        values = replace(turned, path=scan.label, values=read_label(scan, stored, mirror))
+        label = as_classes(as_trained(values, plan.dimensions), numbers)
         if not image.has_spacing(spacing):
             shown = np.unique(label)
             label = resample_label(label, image.spacing, spacing)
             lost = np.setdiff1d(shown, label).tolist()
         if not label.any():
             raise ValueError(f"{scan.label}: nothing labelled is left at {sides(spacing)} mm")
-    write_case(path, image.prepared(preprocessing), label)
+    own_spacing = spacing if plan.dimensions == 2 else None
+    write_case(path, image.prepared(plan.preprocessing), label, own_spacing)
     return lost
 
 
@@ -288,7 +299,14 @@ def _decisions(
 ) -> str:
     preprocessing = chosen.preprocessing
     assert preprocessing.spacing is not None  # a plan has one
-    voxels = sum(np.prod(np.divide(one.extent, preprocessing.spacing)) for one in cases)
+    spacing = sides(size for size in preprocessing.spacing if size is not None)
+    voxels = 0.0
+    for one in cases:
+        given = tuple(one.spacing[axis] for axis in trained_axes(one, chosen.dimensions))
+        voxels += math.prod(one.shape) * math.prod(given) / math.prod(preprocessing.spacing_of(given))
+    geometry = f"axes to the right, anterior and superior; spacing {spacing} mm, by interpolation"
+    if chosen.dimensions == 2:
+        geometry = f"slices as they lie, across the coarsest axis; pixels of {spacing} mm, by interpolation"
     if preprocessing.clip is None:
         intensities = "mean 0 and deviation 1 of every scan"
     else:
@@ -296,14 +314,18 @@ def _decisions(
             f"cut off at {preprocessing.clip[0]:g} and {preprocessing.clip[1]:g}, the percentiles of the labelled "
             f"voxels, then less {preprocessing.mean:g} and divided by {preprocessing.deviation:g}"
         )
-    return "\n".join(
-        [
-            "Chosen:",
-            f"- modality: {modality}",
-            f"- axes to the right, anterior and superior; spacing {sides(preprocessing.spacing)} mm, by interpolation",
-            f"- intensities: {intensities}",
-            f"- patch: {sides(chosen.patch)} voxels, augmentation {chosen.augmentation}",
-            f"- cases: {', '.join(f'{count} {what}' for what, count in counts.items())}",
-            f"- all cases in memory take {voxels * 4 / 2**30:.2g} GB",
-        ]
-    )
+    lines = [
+        "Chosen:",
+        f"- modality: {modality}",
+        f"- {geometry}",
+        f"- intensities: {intensities}",
+        f"- patch: {sides(chosen.patch)} voxels, augmentation {chosen.augmentation}",
+        f"- cases: {', '.join(f'{count} {what}' for what, count in counts.items())}",
+        f"- all cases in memory take {voxels * 4 / 2**30:.2g} GB",
+    ]
+    *_, middle, coarsest = sorted(np.median([one.spacing for one in cases], axis=0))
+    if chosen.dimensions == 3 and coarsest > FAR_APART * middle:
+        lines.append(
+            f"- slices lie {coarsest / middle:.2g} times as far apart as pixels: --slices prepares for a 2D network"
+        )
+    return "\n".join(lines)

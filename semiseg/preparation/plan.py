@@ -1,20 +1,22 @@
 """Spacing, intensities, patch and configurations that follow from what is in a dataset."""
 
-import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import axcodes2ornt
 
 from semiseg.data.preprocessing import Preprocessing
 from semiseg.models.vnet import SIDE_MULTIPLE
 from semiseg.preparation.survey import ORIENTATION, Facts
+from semiseg.preparation.volume import slice_orientation
 
-PATCH_VOXELS = 96**3  # at most
+PATCH_VOXELS = {2: 256**2, 3: 96**3}  # at most, by dimensions
 PERCENTILES = (0.5, 99.5)  # of the labelled voxels of a CT: what lies outside is cut off
 SAME_SIDES = 1.2  # spacings of two axes whose ratio is below may be exchanged by a rotation
 OTHER_SIDE = {"left": "right", "l": "r", "lt": "rt"}  # of the body
@@ -22,7 +24,40 @@ OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
 # In a name of small letters; what is short counts only where it stands alone.
 SIDE = re.compile("left|right|(?<![a-z0-9])(?:l|r|lt|rt)(?![a-z0-9])")
 VALIDATION_INTERVAL = 200  # iterations, as with ACDC
-LEARNING_RATE_STEP = 6000  # iterations between tenfold cuts, more than on the left atrium
+NETWORKS = {
+    2: {"name": "unet", "filters": [16, 32, 64, 128, 256], "dropout": [0.05, 0.1, 0.2, 0.3, 0.5]},
+    3: {"name": "vnet", "filters": [16], "dropout": [0.5]},
+}
+BATCHES = {  # labelled, and unlabelled, images of a step
+    2: {"supervised": 12, "mper": 12, "vclipseg": 12},
+    3: {"supervised": 4, "mper": 4, "vclipseg": 2},
+}
+# Those of the papers on ACDC and on the left atrium, but that learning rates are cut, or less often. VCLIPSeg's is on
+# volumes alone.
+SCHEDULES: Mapping[int, Mapping[str, Mapping[str, float]]] = {
+    2: {
+        "supervised": {"iterations": 40000, "learning_rate_step": 32000},
+        "mper": {
+            "pretraining_iterations": 10000,
+            "iterations": 30000,
+            "contrast_weight": 0.1,
+            "ramp_up_iterations": 30000,
+            "learning_rate_step": 24000,
+        },
+        "vclipseg": {"iterations": 30000, "ramp_up_iterations": 12000, "learning_rate_step": 24000},
+    },
+    3: {
+        "supervised": {"iterations": 17000, "learning_rate_step": 6000},
+        "mper": {
+            "pretraining_iterations": 2000,
+            "iterations": 15000,
+            "contrast_weight": 0.02,
+            "ramp_up_iterations": 6000,
+            "learning_rate_step": 6000,
+        },
+        "vclipseg": {"iterations": 15000, "ramp_up_iterations": 6000},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -33,26 +68,47 @@ class Plan:
     patch: tuple[int, ...]  # voxels
     augmentation: str
 
+    @property
+    def dimensions(self) -> int:
+        """2 if trained slice by slice."""
+        return len(self.patch)
+
 
 def plan(
     facts: Sequence[Facts],  # of all scans that are kept
     labelled: Sequence[Facts],  # of those whose labels may be used
     class_names: Sequence[str],
     modality: str,  # ct or mr
-    spacing: tuple[float, ...] | None = None,  # mm; None: the median
+    spacing: tuple[float, ...] | None = None,  # mm, of slices down and along their rows; None: the median
+    dimensions: int = 3,  # 2: slice by slice
 ) -> Plan:
     """Choose for a dataset. Raises ValueError where a CT's labelled voxels all have one intensity."""
+    orientation = ORIENTATION
+    if dimensions == 2:
+        orientation = Counter(slice_orientation(ORIENTATION, one.spacing) for one in facts).most_common(1)[0][0]
+    axes = [trained_axes(one, dimensions)[-dimensions:] for one in facts]  # that are resampled
+    spacings, extents = (
+        np.array([np.take(values, which) for values, which in zip(of_scans, axes, strict=True)])
+        for of_scans in ([one.spacing for one in facts], [one.extent for one in facts])
+    )
     if spacing is None:
-        spacing = tuple(float(f"{size:.4g}") for size in np.median([one.spacing for one in facts], axis=0))
-    shapes = [np.divide(one.extent, spacing) for one in facts]
+        spacing = tuple(float(f"{size:.4g}") for size in np.median(spacings, axis=0))
     names = {name.lower() for name in class_names}
     has_sides = any(_other_side(name) in names - {name} for name in names)
-    in_plane = max(spacing[:2]) / min(spacing[:2])
+    turned = spacing[:2]  # of the axes that a rotation exchanges
+    kept = (None,) * (3 - dimensions)
     return Plan(
-        _preprocessing(labelled, modality, spacing),
-        patch_size(tuple(np.median(shapes, axis=0)), spacing),
-        "crop" if has_sides or in_plane > SAME_SIDES else "crop_dihedral",
+        _preprocessing(labelled, modality, orientation, (*kept, *spacing)),
+        patch_size(tuple(np.median(extents / spacing, axis=0)), spacing),
+        "crop" if has_sides or max(turned) / min(turned) > SAME_SIDES else "crop_dihedral",
     )
+
+
+def trained_axes(scan: Facts, dimensions: int) -> list[int]:
+    """The axes of a scan in the order in which it is trained on: of two dimensions first from slice to slice."""
+    orientation = ORIENTATION if dimensions == 3 else slice_orientation(ORIENTATION, scan.spacing)
+    axes: list[int] = axcodes2ornt(orientation)[:, 0].astype(int).tolist()
+    return axes
 
 
 def patch_size(
@@ -61,7 +117,7 @@ def patch_size(
 ) -> tuple[int, ...]:
     """A patch like the scan, then smaller along its longest side in mm until it is within the budget."""
     sides = [SIDE_MULTIPLE * max(1, math.floor(side / SIDE_MULTIPLE + 0.5)) for side in shape]
-    while math.prod(sides) > PATCH_VOXELS:
+    while math.prod(sides) > PATCH_VOXELS[len(sides)]:
         extents = [
             side * size if side > SIDE_MULTIPLE else 0 for side, size in zip(sides, spacing, strict=True)
         ]
@@ -76,30 +132,15 @@ def configurations(
     unlabelled: int,  # cases
     validated: bool,  # whether there is a validation list
 ) -> Mapping[str, Mapping[str, Any]]:
-    """What `python -m semiseg.train --config` takes, by method; without unlabelled cases only the baseline.
-
-    Schedules and batches are those of the papers on the left atrium, but that learning rates are cut less often.
-    """
-    configuration = functools.partial(_configuration, plan, root, labelled, validated)
-    supervised = {"name": "supervised", "iterations": 17000, "learning_rate_step": LEARNING_RATE_STEP}
-    configs = {"supervised": configuration(supervised, batch=4)}
-    if not unlabelled:
-        return configs
-    mper = {
-        "name": "mper",
-        "pretraining_iterations": 2000,
-        "iterations": 15000,
-        "zero_box": [side * 2 // 3 for side in plan.patch],
-        "contrast_weight": 0.02,
-        "ramp_up_iterations": 6000,
-        "learning_rate_step": LEARNING_RATE_STEP,
-    }
-    # Random embeddings of the class names need no download; text: clip learns from CLIP's.
-    vclipseg = {"name": "vclipseg", "text": "random", "iterations": 15000, "ramp_up_iterations": 6000}
+    """What `python -m semiseg.train --config` takes, by method; without unlabelled cases only the baseline."""
+    methods: dict[str, dict[str, Any]] = {"supervised": {}}
+    if unlabelled:
+        methods["mper"] = {"zero_box": [side * 2 // 3 for side in plan.patch]}
+        # Random embeddings of the class names need no download; text: clip learns from CLIP's.
+        methods["vclipseg"] = {"text": "random"}
     return {
-        **configs,
-        "mper": configuration(mper, batch=4, base="base/mper"),
-        "vclipseg": configuration(vclipseg, batch=2, base="base/vclipseg"),
+        name: _configuration(plan, root, labelled, validated, name, particular)
+        for name, particular in methods.items()
     }
 
 
@@ -108,17 +149,17 @@ def _configuration(
     root: Path,
     labelled: int,
     validated: bool,
-    method: Mapping[str, Any],
-    batch: int,  # of labelled and of unlabelled images
-    base: str | None = None,
+    method: str,
+    particular: Mapping[str, Any],  # keys of the method that follow from the data
 ) -> dict[str, Any]:
+    batch = BATCHES[plan.dimensions][method]
     return {
-        **({"base": base} if base else {}),
-        "name": f"{root.name}_{method['name']}",
+        **({} if method == "supervised" else {"base": f"base/{method}"}),
+        "name": f"{root.name}_{method}",
         "dataset": {"name": "own", "root": str(root), "labelled": labelled, "augmentation": plan.augmentation},
-        "network": {"name": "vnet", "filters": [16], "dropout": [0.5]},
+        "network": NETWORKS[plan.dimensions],
         "training": {"patch_size": list(plan.patch), "labelled_batch": batch, "unlabelled_batch": batch},
-        "method": method,
+        "method": {"name": method, **particular, **SCHEDULES[plan.dimensions][method]},
         "evaluation": {
             "stride": [side // 2 for side in plan.patch],
             **({"validation_interval": VALIDATION_INTERVAL} if validated else {}),
@@ -126,9 +167,11 @@ def _configuration(
     }
 
 
-def _preprocessing(labelled: Sequence[Facts], modality: str, spacing: tuple[float, ...]) -> Preprocessing:
+def _preprocessing(
+    labelled: Sequence[Facts], modality: str, orientation: str, spacing: tuple[float | None, ...]
+) -> Preprocessing:
     if modality == "mr":
-        return Preprocessing(ORIENTATION, spacing)
+        return Preprocessing(orientation, spacing)
     foreground = np.concatenate([one.foreground for one in labelled])
     low, high = (float(f"{value:.6g}") for value in np.percentile(foreground, PERCENTILES))
     if not low < high:
@@ -137,7 +180,7 @@ def _preprocessing(labelled: Sequence[Facts], modality: str, spacing: tuple[floa
         )
     clipped = foreground.clip(low, high)
     mean, deviation = (float(f"{value:.6g}") for value in (clipped.mean(), clipped.std()))
-    return Preprocessing(ORIENTATION, spacing, "fixed", (low, high), mean, deviation)
+    return Preprocessing(orientation, spacing, "fixed", (low, high), mean, deviation)
 
 
 def _other_side(name: str) -> str:

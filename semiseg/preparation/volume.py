@@ -49,9 +49,7 @@ class Volume:
     @property
     def slice_orientation(self) -> str:
         """Orientation whose first axis leads from slice to slice: along the coarsest axis, without one to superior."""
-        *_, middle, coarsest = np.argsort(self.spacing)
-        has_slices = self.spacing[coarsest] > SLICE_SPACING * self.spacing[middle]
-        return PLANES[self.orientation[coarsest] if has_slices else "S"]
+        return slice_orientation(self.orientation, self.spacing)
 
     def turned(self, orientation: str | None) -> "Volume":
         """Permute and reverse axes until they lead to `orientation` (None: as they are), without interpolation."""
@@ -82,8 +80,8 @@ class Volume:
 
         Raises ValueError, naming the file, where the scan is the same everywhere or too large to be resampled.
         """
-        spacing, image = preprocessing.spacing, self
-        if spacing is not None and not self.has_spacing(spacing):
+        spacing, image = preprocessing.spacing_of(self.spacing), self
+        if not self.has_spacing(spacing):
             clipped = preprocessing.clipped(self.values.astype(np.float32))
             image = replace(self, values=clipped).resampled(spacing)
         try:
@@ -119,6 +117,16 @@ class Volume:
     def has_spacing(self, spacing: tuple[float, ...]) -> bool:
         """Whether voxels have this size in mm, to one per cent."""
         return np.allclose(self.spacing, spacing, rtol=SAME_SPACING, atol=0)
+
+
+def slice_orientation(
+    orientation: str,
+    spacing: Sequence[float],  # mm along each of its axes
+) -> str:
+    """`Volume.slice_orientation` of a volume whose axes lead to `orientation`."""
+    *_, middle, coarsest = np.argsort(spacing)
+    has_slices = spacing[coarsest] > SLICE_SPACING * spacing[middle]
+    return PLANES[orientation[coarsest] if has_slices else "S"]
 
 
 def sides(numbers: Iterable[float]) -> str:

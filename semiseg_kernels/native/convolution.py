@@ -64,7 +64,7 @@ def _convolve(
     layout = launch(backend, "convolution_matrices", x.device, **given, matrices=0)
 
     def make_matrices() -> Tensor:
-        count, _ = layout
+        count, *_ = layout
         matrices = _empty((count,))
         launch(backend, "convolution_matrices", x.device, **given, matrices=matrices.data_ptr())
         return matrices

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from semiseg.config import load_config
+from semiseg.data import Augmentation, TrainingSampler
 from semiseg.engine import metrics_log
 from semiseg.engine.metrics_log import MetricsLog
 from semiseg.engine.run_directory import RunDirectory
@@ -335,6 +336,20 @@ def test_ladder_on_an_older_processor(module, monkeypatch):
     (command, environment), (of_level, limited) = calls
     assert "--level" not in command and of_level[-2:] == ["--level", "v3"]
     assert limited.items() - environment.items() == ladder.LEVELS["v3"].items()
+
+
+@pytest.mark.parametrize(("dataset", "patch"), [("left_atrium", [8, 6, 4]), ("acdc", [10, 8])])
+def test_a_plain_trainer_draws_the_same_batches_from_files(module, request, dataset, patch):
+    ladder, root = module("training_ladder"), request.getfixturevalue(dataset)
+    name = {"left_atrium": "la_supervised", "acdc": "acdc_supervised"}[dataset]
+    config = load_config(name, [f"dataset.root={root}", "dataset.labelled=1"])
+    augmentation = Augmentation(config.dataset.augmentation, tuple(patch))
+    from_files, from_memory = (
+        TrainingSampler(ladder.training_data(config, in_memory), augmentation, 1, 1, seed=0)
+        for in_memory in (False, True)
+    )
+    for _ in range(3):
+        torch.testing.assert_close(from_files.next(), from_memory.next(), rtol=0, atol=0)
 
 
 def test_paired_table_takes_the_seeds_both_have(module):

@@ -22,6 +22,8 @@ CASES = {
     "a plane": (2, (1, 9, 8), 16, 48),
     "many channels": (2, (7, 6), 96, 160),  # tiles of four lines
     "four lines": (2, (7, 11, 10), 48, 16),  # a tile, in a volume
+    "turned": (3, (4, 7, 5), 32, 16),  # tiles lie along the last axis but one
+    "turned images": (2, (7, 5), 32, 16),
     "several sums": (2, (13, 20, 34), 16, 16),  # more tiles than are summed in float32
     "four lines of sums": (2, (210, 170), 16, 16),  # of the weight's gradient, which so many voxels are needed for
     "first layer": (2, (9, 14, 21), 1, 16),  # more voxels than are summed in float32

@@ -42,8 +42,8 @@ def test_each_kind_of_tiles_and_the_gradient_have_their_own(convolution_calls):
     """Lines decide on the tiles; the gradient of x takes the taps in reverse."""
     x, weight = make_inputs()
     images = [
-        in_layout(x[:, :, :depth, :lines], "channels_last")
-        for depth, lines in ((8, 8), (8, 2), (5, 7), (3, 1))
+        in_layout(x[:, :, :depth, :lines, :voxels], "channels_last")
+        for depth, lines, voxels in ((8, 8, 12), (8, 2, 12), (5, 7, 12), (3, 1, 12), (4, 7, 5), (4, 5, 7))
     ]
     expected = [convolved(image, weight) for image in images]
     convolution_calls.clear()
@@ -52,7 +52,7 @@ def test_each_kind_of_tiles_and_the_gradient_have_their_own(convolution_calls):
         assert all(
             torch.equal(convolved(image, weight), y) for image, y in zip(images, expected, strict=True)
         )
-        assert len(transformed(convolution_calls)) == 2
+        assert len(transformed(convolution_calls)) == 3
 
     x.requires_grad_()
     gradients = []
@@ -60,7 +60,7 @@ def test_each_kind_of_tiles_and_the_gradient_have_their_own(convolution_calls):
         with use_backend(kernel):
             gradients += torch.autograd.grad(convolution(x, weight).square().sum(), x)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-2)
-    assert len(transformed(convolution_calls)) == 3
+    assert len(transformed(convolution_calls)) == 4
 
 
 def test_other_weights_are_not_fixed(convolution_calls):

@@ -14,9 +14,11 @@ from semiseg.preparation.survey import Facts
     ((256, 256, 64), (1, 1, 2), (112, 112, 64)),
     ((128, 128, 64), (1, 1, 4), (128, 128, 48)),
     ((512, 512, 16), (1, 1, 40), (224, 240, 16)),  # no side is cut below 16
+    ((216, 256), (1.4, 1.4), (224, 256)),
+    ((512, 400), (0.8, 0.8), (256, 256)),
 ])  # fmt: skip
 def test_a_patch_is_the_scan_s_shape_cut_along_its_longest_side_in_mm(shape, spacing, expected):
-    assert np.prod(expected) <= PATCH_VOXELS
+    assert np.prod(expected) <= PATCH_VOXELS[len(shape)]
     assert patch_size(shape, spacing) == expected
 
 
