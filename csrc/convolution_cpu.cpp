@@ -61,7 +61,7 @@ struct Tiles {
 
   bool turned;                   // lines run along the last axis but one: H is the image's W, and W its H
   int64_t D, H, W;               // in voxels
-  int64_t line_step, voxel_step;  // to the next line, and along it, in voxels
+  int64_t line_step, voxel_step;  // to the next line, and to the next voxel of a line, in voxels
   int64_t depth, height, width;  // in tiles
   int64_t count, chunk;          // tiles; of a chunk at most
 
