@@ -64,14 +64,14 @@ def read_case(
     """Read one HDF5 file into a Case.
 
     Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is not in
-    it or holds no numbers, their shapes differ or are not `axes` long, the image holds NaN or infinity, or the label
-    a value that is no class.
+    it or holds no numbers, their shapes differ or are not `axes` long, the image holds NaN or infinity, the label a value
+    that is no class, or the file a spacing that is none.
     """
     with _open(path) as file:
         _check_arrays(path, file, axes, ("image", "label"))
         image, stored_label = _read_image(path, file), _read(path, file, "label")
-        if spacing is None and "spacing" in file.attrs:
-            spacing = tuple(file.attrs["spacing"].tolist())
+        if spacing is None:
+            spacing = _stored_spacing(path, file, axes)
     with np.errstate(invalid="ignore"):
         label = stored_label.astype(np.uint8)
     wrong = (label != stored_label) | (label >= num_classes)
@@ -164,6 +164,16 @@ def _read_image(path: Path, file: h5py.File, box: tuple[slice, ...] = ()) -> np.
     if not np.isfinite(image).all():
         raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
     return image
+
+
+def _stored_spacing(path: Path, file: h5py.File, axes: int) -> tuple[float, ...] | None:
+    stored = file.attrs.get("spacing")
+    if stored is None:
+        return None
+    sizes = np.atleast_1d(stored)
+    if sizes.shape != (axes,) or sizes.dtype.kind not in "iuf" or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"{path}: 'spacing' is {stored}; expected {axes} positive numbers of mm")
+    return tuple(sizes.tolist())
 
 
 def _check_arrays(path: Path, file: h5py.File, axes: int, keys: Sequence[str]) -> None:

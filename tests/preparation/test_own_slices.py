@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import nibabel
 import nifti_files as files
 import numpy as np
@@ -78,6 +79,16 @@ def test_slices_are_trained_on_and_volumes_evaluated(source):
     assert {dataset.patient(case.name) for case in (*labelled, *unlabelled)} == set(listed)
     (case,) = dataset.evaluation_cases("test")
     assert case.image.shape == (16, 36, 40) and case.spacing == pytest.approx((2.5, 1.0, 1.2))
+
+
+@pytest.mark.parametrize("spacing", [2.5, [1.0, 1.0], [1.0, 0.0, 2.0], [1.0, np.nan, 2.0], "thick"])
+def test_a_stored_spacing_that_is_none_is_named(source, spacing):
+    dataset = open_dataset("own", prepare(source, "--slices"))
+    path = dataset.path(*dataset.evaluation_names("test"))
+    with h5py.File(path, "a") as file:
+        file.attrs["spacing"] = spacing
+    with pytest.raises(ValueError, match=f"{path.name}: 'spacing' is .*; expected 3 positive numbers of mm"):
+        next(dataset.evaluation_cases("test"))
 
 
 def test_every_scan_keeps_its_slices_but_not_its_pixels(source, tmp_path):
