@@ -24,7 +24,7 @@ from semiseg.preparation.layout import (
     write_case,
     write_list,
 )
-from semiseg.preparation.plan import Plan, configurations, plan, trained_axes
+from semiseg.preparation.plan import Plan, array_spacing, configurations, plan, trained_axes
 from semiseg.preparation.scan_folders import divide, find_scans, join_patients
 from semiseg.preparation.splits import LabelledScan, Scan, Splits
 from semiseg.preparation.survey import (
@@ -197,9 +197,8 @@ def check_headers(
         if isinstance(scan, LabelledScan):
             on_grid_of(image, read_header(scan.label))
     if choices.spacing is not None:
-        kept = (None,) * (3 - choices.dimensions)
         try:
-            check_memory(scans, Preprocessing(None, (*kept, *choices.spacing)), choices.dimensions)
+            check_memory(scans, Preprocessing(None, array_spacing(choices.spacing)), choices.dimensions)
         except ValueError as error:
             raise ValueError(f"--spacing is {sides(choices.spacing)}: {error}") from None
 

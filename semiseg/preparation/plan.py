@@ -96,12 +96,18 @@ def plan(
     names = {name.lower() for name in class_names}
     has_sides = any(_other_side(name) in names - {name} for name in names)
     turned = spacing[:2]  # of the axes that a rotation exchanges
-    kept = (None,) * (3 - dimensions)
     return Plan(
-        _preprocessing(labelled, modality, orientation, (*kept, *spacing)),
+        _preprocessing(labelled, modality, orientation, array_spacing(spacing)),
         patch_size(tuple(np.median(extents / spacing, axis=0)), spacing),
         "crop" if has_sides or max(turned) / min(turned) > SAME_SIDES else "crop_dihedral",
     )
+
+
+def array_spacing(
+    spacing: tuple[float, ...],  # mm, along the axes that are resampled
+) -> tuple[float | None, ...]:
+    """Along every axis of a case, None from slice to slice."""
+    return (*(None,) * (3 - len(spacing)), *spacing)
 
 
 def trained_axes(scan: Facts, dimensions: int) -> list[int]:

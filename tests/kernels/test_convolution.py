@@ -29,7 +29,7 @@ CASES = {
     "first layer": (2, (9, 14, 21), 1, 16),  # more voxels than are summed in float32
     "first layer of images": (3, (37, 41), 3, 32),
 }
-LARGE = ("3d", "2d", "four lines", "several sums", "four lines of sums", "first layer", "first layer of images")
+LARGE = ("3d", "2d", "four lines", "turned", "several sums", "four lines of sums", "first layer", "first layer of images")
 NAMES = ("result", "gradient of x", "gradient of weight", "gradient of bias")
 
 

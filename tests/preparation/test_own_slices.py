@@ -154,20 +154,22 @@ def test_images_may_stay_in_their_files(source, monkeypatch):
         assert torch.equal(case.image.transpose(0, 1)[3:9, 2:4], plane.T[3:9, 2:4])
 
 
-def test_training_from_files_is_training_from_memory(source, tmp_path, monkeypatch):
+def test_training_from_files_is_training_from_memory(source, tmp_path, monkeypatch, capsys):
     dest, weights = prepare(source, "--slices", "--labelled", "2"), []
-    for available in (2**40, 600_000):
+    for available, on_disk in ((2**40, False), (600_000, True)):
         monkeypatch.setattr(own_data, "available_memory", lambda available=available: available)
         overrides = [*TINY, "method.pretraining_iterations=2", "method.iterations=3", "method.zero_box=[20, 20]"]
         config = load_config(str(dest / "mper.yaml"), [*overrides, f"output={tmp_path / str(available)}"])
         weights.append(load_file(train(config).path / "last.safetensors"))
+        assert ("stay in their files" in capsys.readouterr().out) == on_disk
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_from_training_to_masks(source, tmp_path):
+@pytest.mark.parametrize("method", ["supervised", "vclipseg"])
+def test_from_training_to_masks(source, tmp_path, method):
     """Results are in mm, and a mask lies on the grid of its scan, however far apart that one's slices are."""
     overrides = [*TINY, "method.iterations=2", f"output={tmp_path / 'run'}"]
-    config = load_config(str(prepare(source, "--slices") / "supervised.yaml"), overrides)
+    config = load_config(str(prepare(source, "--slices") / f"{method}.yaml"), overrides)
     run = train(config)
     evaluate(config, run)
     results = json.loads((run.path / "results.json").read_text())
