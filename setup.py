@@ -242,6 +242,7 @@ setup(
         "nibabel",
         "pynrrd",
         "pydicom",
+        "pillow>=11.3",
         "tqdm",
         "tensorboard",
         "safetensors",

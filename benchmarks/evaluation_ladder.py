@@ -41,18 +41,20 @@ WORKLOADS = {"la_mper": (), "la_vclipseg": ("method.text=random",)}
 
 
 @torch.no_grad()
-def plain_prediction(method: Method, image: np.ndarray, config: Config) -> np.ndarray:  # [*S]
+def plain_prediction(
+    method: Method,
+    image: np.ndarray,  # [M, *S]
+    config: Config,
+) -> np.ndarray:  # [*S]
     """Window by window, everything the network has computed for each, added up in numpy."""
     assert config.evaluation.stride is not None
-    axes = zip(image.shape, config.training.patch_size, config.evaluation.stride, strict=True)
-    scores, counts = (
-        np.zeros((method.num_classes, *image.shape), np.float32),
-        np.zeros(image.shape, np.float32),
-    )
+    sides = image.shape[1:]
+    axes = zip(sides, config.training.patch_size, config.evaluation.stride, strict=True)
+    scores, counts = np.zeros((method.num_classes, *sides), np.float32), np.zeros(sides, np.float32)
     for corner in itertools.product(*(window_starts(*axis) for axis in axes)):
-        sides = zip(corner, config.training.patch_size, strict=True)
-        window = tuple(slice(first, first + side) for first, side in sides)
-        network, patch = method.network, torch.from_numpy(image[window])[None, None]
+        extents = zip(corner, config.training.patch_size, strict=True)
+        window = tuple(slice(first, first + side) for first, side in extents)
+        network, patch = method.network, torch.from_numpy(image[(slice(None), *window)])[None]
         logits = network.branches(patch)[0] if isinstance(network, TwoDecoders) else network(patch)[0]
         scores[(slice(None), *window)] += logits.softmax(1)[0].numpy()
         counts[window] += 1
@@ -80,7 +82,7 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         config = validation_config(config)
     dataset = open_configured_dataset(config)
     case = next(iter(dataset.evaluation_cases("test")))
-    image, truth = case.image[PART], case.label[PART]
+    image, truth = case.image[(slice(None), *PART)], case.label[PART]
     shifted = np.roll(truth, SHIFT, axis=(0, 1, 2))
     torch.manual_seed(config.seed)
     method = build_method(
@@ -109,7 +111,7 @@ def measure(workload: str, levers: Sequence[str]) -> dict[str, Any]:
         plain_metrics(shifted == 1, truth == 1)
     ended = time.perf_counter()
     assert config.evaluation.stride is not None
-    axes = zip(image.shape, config.training.patch_size, config.evaluation.stride, strict=True)
+    axes = zip(truth.shape, config.training.patch_size, config.evaluation.stride, strict=True)
     windows = int(np.prod([len(window_starts(*axis)) for axis in axes]))
     return {
         "seconds": ended - started,

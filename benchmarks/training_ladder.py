@@ -63,7 +63,7 @@ class CasesOnDisk(Sequence[tuple[Tensor, ...]]):
 
     def _read_file(self, index: int) -> tuple[Tensor, ...]:
         with h5py.File(self.paths[index]) as file:
-            return tuple(torch.from_numpy(file[key][()]) for key in self.keys)
+            return tuple(torch.from_numpy(file[key][()]).unsqueeze(0) for key in self.keys)
 
 
 def training_data(config: Config, in_memory: bool) -> Any:
@@ -82,6 +82,7 @@ def training_data(config: Config, in_memory: bool) -> Any:
     return SimpleNamespace(
         labelled=CasesOnDisk(paths[:count], ("image", "label")),
         unlabelled=CasesOnDisk(paths[count:], ("image",)),
+        channels=1,
         device=CPU,
         storage=CPU,
         on_disk=False,  # read here in turn, not ahead

@@ -65,7 +65,7 @@ def make_step(
     cases = [
         Case(
             str(number),
-            random.standard_normal(shape, dtype=np.float32),
+            random.standard_normal((1, *shape), dtype=np.float32),
             random.integers(0, len(class_names), shape, dtype=np.uint8),
             None,
         )

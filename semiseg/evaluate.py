@@ -58,7 +58,8 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     run.check_dataset(dataset)
     run.check_test_cases(dataset)
     text = run.load_text()
-    method = build_method(config, len(dataset.class_names), device, text)
+    channels = len(dataset.preprocessing.channels)
+    method = build_method(config, len(dataset.class_names), device, text, channels)
     reported = config.evaluation.select
     # First, as what is wrong with it is to be known before the others are evaluated.
     iteration = load_checkpoint(run.checkpoint(reported), method, device)["iteration"]
@@ -83,7 +84,7 @@ def evaluate(config: Config, run: RunDirectory) -> dict[str, Any]:
     results = {
         **_about(config, dataset.class_names, labels),
         **({"text": text.origin} if text is not None else {}),
-        "cost": method_cost(method, config.training.patch_size),
+        "cost": method_cost(method, config.training.patch_size, channels),
         **evaluated.pop(reported),
         "other_checkpoints": evaluated,
     }

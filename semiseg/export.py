@@ -33,7 +33,7 @@ INPUT, OUTPUT = "windows", "probabilities"
 
 
 class InferenceNetwork(nn.Module):
-    """Windows [B, 1, *P] float32 in, class probabilities [B, C, *P] float32 of one head out."""
+    """Windows [B, M, *P] float32 in, class probabilities [B, C, *P] float32 of one head out."""
 
     def __init__(self, method: Method, head: str):
         super().__init__()
@@ -76,7 +76,8 @@ def export(predictor: Predictor, path: Path) -> str:
     """
     config = predictor.config
     network = InferenceNetwork(predictor.method, config.evaluation.head).eval()
-    windows = torch.randn(3, 1, *config.training.patch_size, generator=torch.Generator().manual_seed(0))
+    num_channels = len(predictor.description.preprocessing.channels)
+    windows = torch.randn(3, num_channels, *config.training.patch_size, generator=torch.Generator().manual_seed(0))
     write, run = FORMATS[path.suffix]
     with torch.no_grad(), _quiet(), replace_atomically(path) as temporary:
         write(_program(network, windows[:2]), temporary, metadata(predictor))

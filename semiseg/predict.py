@@ -11,25 +11,32 @@ from pathlib import Path
 from tqdm import tqdm
 
 from semiseg.commands import EXPECTED, command
+from semiseg.data.description import DatasetDescription
 from semiseg.destinations import check_destination, check_utf8
 from semiseg.engine.allocator import restart_with_tuned_heap
+from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import choose_device
-from semiseg.prediction import Predictor, check_spacing
+from semiseg.prediction import Predictor, check_channels, check_spacing
+from semiseg.preparation.channel_files import FIRST, grouped, has_number, scan_name
 from semiseg.preparation.volume_files import (
-    NIFTI_ENDINGS,
+    MASK_ENDINGS,
     SCAN_ENDINGS,
+    check_mask,
     dicom_files,
     has_ending,
-    read_header,
-    scan_files,
+    is_picture,
+    read_channel_headers,
     scans_in,
     stem,
+    volume_files,
 )
+
+Scan = tuple[Path, ...]  # the files of its channels
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Write the label of every voxel as NIfTI, on the grid of the scan, background 0."""
+    """Write the label of every voxel, on the grid of the scan, background 0."""
     options = _parser().parse_args(arguments)
     if options.spacing is not None:
         check_spacing(options.spacing)
@@ -37,24 +44,30 @@ def main(arguments: list[str] | None = None) -> None:
         restart_with_tuned_heap()  # before the checks, which would be done and told twice
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
 
-    scans = find_scans(options.input)
-    for scan in scans:
-        check_utf8(scan)
+    files = find_scans(options.input)
+    for path in files:
+        check_utf8(path)
+    directory, _ = RunDirectory.open(options.run)
+    directory.check_finished()
+    num_channels = len(DatasetDescription.load(directory.dataset).preprocessing.channels)
+    scans = group_channels(options.input, files, num_channels)
     masks = mask_paths(options.input, scans, options.output)
     wanted = [*masks, *(map(probabilities_path, masks) if options.probabilities else ())]
-    check_distinct(wanted, scans)
+    check_distinct(wanted, [path for scan in scans for path in scan])
     for path in wanted:
         check_destination(path)
     if options.skip_existing:
-        found = len(scans)
+        count = len(scans)
         scans, masks = missing_masks(scans, masks)
-        print(f"{found - len(scans)} of {found} scans have a mask already", flush=True)
+        print(f"{count - len(scans)} of {count} scans have a mask already", flush=True)
         if not scans:
             return
     else:
         check_new(wanted)
-    for scan in scans:
-        read_header(scan)
+    for scan, mask in zip(scans, masks, strict=True):
+        channels = read_channel_headers(scan)
+        check_channels(channels, num_channels)
+        check_mask(mask, channels[0].values.shape)
     predictor = Predictor(options.run, options.overrides)
     masks[0].parent.mkdir(parents=True, exist_ok=True)
 
@@ -68,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             if len(scans) == 1:
                 raise
             tqdm.write(f"error: {error}", file=sys.stderr)
-            failed.append(scan.name)
+            failed.append(scan[0].name)
             continue
         if options.probabilities:
             segmentation.save_probabilities(probabilities_path(mask))
@@ -84,12 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
     parser.add_argument(
         "--input", required=True, type=Path,
-        help="a NIfTI or NRRD file, a folder with one DICOM series, or a folder of such files and folders",
+        help="a NIfTI, NRRD or MetaImage file, a folder with one DICOM series, a picture, or a folder of such files and "
+        "folders; of several channels in one file each, the first, NAME_0000",
     )  # fmt: skip
     parser.add_argument(
         "--output", required=True, type=Path,
-        help="a new .nii.gz or .nii file, or a folder where masks get the names of their scans; "
-        "a file that exists is never overwritten",
+        help="a new .nii.gz, .nii or .mha file, of a picture a .png file, or a folder where masks get the names of their "
+        "scans; a file that exists is never overwritten",
     )  # fmt: skip
     parser.add_argument(
         "--probabilities", action="store_true",
@@ -121,7 +135,7 @@ def find_scans(source: Path) -> list[Path]:
         raise ValueError(f"{source}: accepted are files that end in {', '.join(SCAN_ENDINGS)}, and folders")
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: missing; expected a scan or a folder")
-    if any(path.parent == source for path in dicom_files(source)) and not scan_files(source):
+    if any(path.parent == source for path in dicom_files(source)) and not volume_files(source):
         return [source]
     scans = scans_in(source)
     if not scans:
@@ -131,21 +145,52 @@ def find_scans(source: Path) -> list[Path]:
     return [source] if len(scans) == 1 and scans[0].is_dir() else scans
 
 
-def mask_paths(source: Path, scans: list[Path], output: Path) -> list[Path]:
-    """Where the mask of every scan goes.
+def group_channels(
+    source: Path,
+    paths: list[Path],  # the scans' files that were found there
+    num_channels: int,
+) -> list[Scan]:
+    """The files of every scan: one that has all channels, or one for each, called `NAME_0000`, `NAME_0001` and so on.
 
-    Raises ValueError where a file is named for a folder of scans, or one that is no NIfTI file.
+    Of a single file the others are looked for beside it. Raises ValueError where some are missing.
     """
-    if has_ending(output, NIFTI_ENDINGS) and not output.is_dir():
-        if scans != [source]:
+    if num_channels == 1 or len(read_channel_headers(paths[:1])) == num_channels:
+        return [(path,) for path in paths]
+    if paths == [source]:
+        paths = [path for path in source.parent.iterdir() if has_number(path) and is_like(path, source)]
+    for path in paths or [source]:
+        if not (paths and has_number(path)):
+            raise ValueError(
+                f"{path}: accepted are files that hold all {num_channels} channels of a scan, or one each and are called "
+                f"NAME{FIRST} and so on"
+            )
+    return grouped(paths)
+
+
+def is_like(path: Path, source: Path) -> bool:
+    """Whether a file or a folder is called as another before the channel's number."""
+    same_kind = path.is_dir() if source.is_dir() else path.is_file() and has_ending(path, SCAN_ENDINGS)
+    return same_kind and scan_name(path) == scan_name(source)
+
+
+def mask_paths(source: Path, scans: list[Scan], output: Path) -> list[Path]:
+    """Where the mask of every scan goes; in a folder those of pictures are pictures.
+
+    Raises ValueError where a file is named for a folder of scans, or one of another kind.
+    """
+    is_one = len(scans) == 1 and source in scans[0]
+    if has_ending(output, MASK_ENDINGS) and not output.is_dir():
+        if not is_one:
             raise ValueError(f"{output}: accepted for a folder of scans is a folder")
         return [output]
-    if output.is_file() or (scans == [source] and output.suffix and not output.is_dir()):
+    if output.is_file() or (is_one and output.suffix and not output.is_dir()):
         raise ValueError(
-            f"{output}: accepted are files that end in {' or '.join(NIFTI_ENDINGS)}, folders that exist, and names of "
-            "new ones without an ending"
+            f"{output}: accepted are files that end in {', '.join(MASK_ENDINGS)}, folders that exist, and names of new "
+            "ones without an ending"
         )
-    return [output / f"{stem(scan)}.nii.gz" for scan in scans]
+    names = [stem(first) if not others else scan_name(first) for first, *others in scans]
+    endings = [".png" if is_picture(first) else ".nii.gz" for first, *_ in scans]
+    return [output / f"{name}{ending}" for name, ending in zip(names, endings, strict=True)]
 
 
 def probabilities_path(mask: Path) -> Path:
@@ -153,18 +198,18 @@ def probabilities_path(mask: Path) -> Path:
     return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
 
 
-def missing_masks(scans: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
+def missing_masks(scans: list[Scan], masks: list[Path]) -> tuple[list[Scan], list[Path]]:
     """The scans that have no mask yet, and where these go."""
     missing = [(scan, mask) for scan, mask in zip(scans, masks, strict=True) if not mask.exists()]
     return [scan for scan, _ in missing], [mask for _, mask in missing]
 
 
-def check_distinct(paths: list[Path], scans: list[Path]) -> None:
+def check_distinct(paths: list[Path], sources: list[Path]) -> None:
     """Raise ValueError where a file would be written for two scans, or is one."""
-    sources = set(map(os.path.realpath, scans))  # a folder may be given by two names
+    real_sources = set(map(os.path.realpath, sources))  # a folder may be given by two names
     wanted: set[Path] = set()
     for path in paths:
-        if os.path.realpath(path) in sources:
+        if os.path.realpath(path) in real_sources:
             raise ValueError(f"{path} would be written over the scan, accepted is another folder")
         if path in wanted:
             raise ValueError(f"{path} would be written for two scans, accepted are scans of different names")

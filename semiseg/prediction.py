@@ -22,8 +22,8 @@ from semiseg.engine.trainer import build_method, choose_device
 from semiseg.errors import first_line, is_out_of_memory
 from semiseg.evaluation.evaluator import class_map, evaluation_batch, probability_slabs
 from semiseg.models.folding import fold_batch_norm
-from semiseg.preparation.volume import Volume, resampled_shape, sides
-from semiseg.preparation.volume_files import read_volume, write_nifti
+from semiseg.preparation.volume import Volume, prepared_channels, resampled_shape, sides
+from semiseg.preparation.volume_files import on_one_grid, read_volumes, write_mask, write_nifti
 from semiseg_kernels import largest_components
 
 PREDICTED_WITH = ("evaluation", "training.precision", "training.device")
@@ -41,18 +41,19 @@ class Segmentation:
     label_values: tuple[int, ...] | None = None  # that stand for the classes in files; None: their numbers
 
     def save(self, path: str | Path) -> None:
-        """Write the labels as NIfTI on the grid of the scan, uint8, or uint16 where a value is above 255.
+        """Write the labels on the grid of the scan, uint8, or uint16 where a value is above 255.
 
-        A file that exists is replaced. ValueError for a name that does not end in .nii or .nii.gz.
+        As NIfTI (.nii.gz, .nii), MetaImage (.mha) or, of one slice, PNG. A file that exists is replaced. ValueError for a
+        name of another ending.
         """
         labels = self.classes
         if self.label_values is not None:
             labels = np.array(self.label_values, np.min_scalar_type(max(self.label_values)))[labels]
-        write_nifti(Path(path), labels, self.affine)
+        write_mask(Path(path), labels, self.affine)
 
     def save_probabilities(self, path: str | Path) -> None:
-        """Write the probabilities as NIfTI, float32, the classes along a fourth axis. ValueError without them, and as
-        `save`."""
+        """Write the probabilities as NIfTI, float32, the classes along a fourth axis. ValueError without them, and for a
+        name of another ending."""
         if self.probabilities is None:
             raise ValueError("probabilities is None, accepted are those of predict(..., probabilities=True)")
         write_nifti(Path(path), self.probabilities, self.affine)
@@ -73,13 +74,14 @@ class Predictor:
         self.description = DatasetDescription.load(directory.dataset)
         self.device = choose_device(self.config.training.device)
         num_classes = len(self.description.class_names)
-        self.method = build_method(self.config, num_classes, self.device, directory.load_text())
+        num_channels = len(self.description.preprocessing.channels)
+        self.method = build_method(self.config, num_classes, self.device, directory.load_text(), num_channels)
         checkpoint = directory.checkpoint(self.config.evaluation.select)
         self.iteration = int(load_checkpoint(checkpoint, self.method, self.device)["iteration"])
         self.method.eval()
         if (
             self.config.dataset.name == "pancreas"
-            and self.description.preprocessing.intensity == "standardise"
+            and self.description.preprocessing.channels[0].kind == "standardise"
         ):
             warnings.warn(
                 f"{run}: its training scans were cropped around the organ before their intensities were standardised; "
@@ -90,7 +92,8 @@ class Predictor:
 
     def predict(
         self,
-        scan: str | Path | Volume,  # a NIfTI or NRRD file, or a folder with one DICOM series
+        # A file, or a folder with one DICOM series; of several channels in one file each, all in their order.
+        scan: str | Path | Volume | Sequence[str | Path | Volume],
         *,
         spacing: Sequence[float] | None = None,  # mm along each axis of the file, where its header is wrong
         probabilities: bool = False,
@@ -99,25 +102,32 @@ class Predictor:
         """Segment a scan. Memory: some bytes a voxel, and 4 a voxel and class with `probabilities`.
 
         Warns where the scan is resampled from a spacing far from the training's, or smaller than the patch.
-        Raises FileNotFoundError where there is no scan, ValueError where it cannot be read, holds NaN or takes more
-        memory than there is, and for a spacing that is not three positive numbers.
+        Raises FileNotFoundError where there is no scan, ValueError where it cannot be read, has another number of channels
+        than the training's, holds NaN or takes more memory than there is, and for a spacing that is not three positive
+        numbers.
         """
+        files = [scan] if isinstance(scan, str | Path | Volume) else list(scan)
         try:
-            return self._segmentation(scan, spacing, probabilities, progress)
+            return self._segmentation(files, spacing, probabilities, progress)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            path = scan.path if isinstance(scan, Volume) else scan
+            path = files[0].path if isinstance(files[0], Volume) else files[0]
             batch = evaluation_batch(self.config)
             advice = f"; less is taken by an evaluation.batch below {batch}" if batch > 1 else ""
             raise ValueError(f"{path}: out of memory on {self.device} ({first_line(error)}){advice}") from None
 
     def _segmentation(
-        self, scan: str | Path | Volume, spacing: Sequence[float] | None, probabilities: bool, progress: bool
+        self,
+        files: Sequence[str | Path | Volume],
+        spacing: Sequence[float] | None,
+        probabilities: bool,
+        progress: bool,
     ) -> Segmentation:
-        volume = scan if isinstance(scan, Volume) else read_volume(Path(scan))
-        affine = volume.affine
-        volume = _with_spacing(volume, spacing)
+        channels = self._channels(files)
+        affine = channels[0].affine
+        channels = [_with_spacing(channel, spacing) for channel in channels]
+        volume = channels[0]
         # Of the affine that is turned: at 45 degrees the other spacing's rounding can name the axes otherwise.
         file_axes = io_orientation(volume.affine)
         orientation = self.description.preprocessing.orientation
@@ -126,17 +136,17 @@ class Predictor:
             # nothing a 2D network knows; along its own it shows the picture that was acquired.
             orientation = volume.slice_orientation
         training_axes = file_axes if orientation is None else axcodes2ornt(orientation)
-        turned = volume.turned(orientation)
-        path, shape = turned.path, turned.values.shape
-        image, steps = self._prepared(turned)
-        del scan, volume, turned  # the intensities of the file are not needed while the network runs
+        channels = [channel.turned(orientation) for channel in channels]
+        path, shape = channels[0].path, channels[0].values.shape
+        image, steps = self._prepared(channels)
+        del files, volume, channels  # the intensities of the files are not needed while the network runs
 
         bar = functools.partial(
             tqdm, desc=path.name, unit="batch", leave=False, dynamic_ncols=True, disable=not progress
         )
         slabs = probability_slabs(fold_batch_norm(self.method), image, self.config, self.device, bar)
         if any(step != 1 for step in steps):
-            slabs = resampled_slabs(slabs, image.shape, shape, steps)
+            slabs = resampled_slabs(slabs, image.shape[1:], shape, steps)
         classes, kept = self._collected(slabs, shape, probabilities)
         if self.config.evaluation.largest_component:
             classes = largest_components(torch.from_numpy(classes)[None], self.method.num_classes)[0].numpy()
@@ -149,19 +159,26 @@ class Predictor:
             self.description.label_values,
         )
 
-    def _prepared(self, volume: Volume) -> tuple[np.ndarray, list[float]]:
-        """The image [*S] float32 as the network sees it, and its voxels per voxel of the volume along each axis."""
-        preprocessing = self.description.preprocessing
+    def _channels(self, files: Sequence[str | Path | Volume]) -> list[Volume]:
+        read = ([file] if isinstance(file, Volume) else read_volumes(Path(file)) for file in files)
+        channels = on_one_grid([channel for volumes in read for channel in volumes])
+        check_channels(channels, len(self.description.preprocessing.channels))
+        return channels
+
+    def _prepared(self, channels: Sequence[Volume]) -> tuple[np.ndarray, list[float]]:
+        """The image [M, *S] float32 as the network sees it, and its voxels per voxel of the scan along each axis."""
+        preprocessing, volume = self.description.preprocessing, channels[0]
         wanted, given = preprocessing.spacing_of(volume.spacing), volume.spacing
-        if not np.isfinite(volume.values).all():
-            raise ValueError(f"{volume.path}: holds NaN or infinity; expected finite intensities")
+        for channel in channels:
+            if not np.isfinite(channel.values).all():
+                raise ValueError(f"{channel.path}: holds NaN or infinity; expected finite intensities")
         steps = [1.0] * 3
         shape = volume.values.shape
         if not volume.has_spacing(wanted):
             steps = [old / new for old, new in zip(given, wanted, strict=True)]
             shape = resampled_shape(shape, given, wanted)
         self._warn(volume.path, given, wanted, shape)  # before a wrong header can exhaust the memory
-        return volume.prepared(preprocessing), steps
+        return prepared_channels(channels, preprocessing), steps
 
     def _collected(
         self,
@@ -230,6 +247,14 @@ def _interpolated(values: Tensor, axis: int, positions: np.ndarray) -> Tensor:
     weight = (torch.from_numpy(positions) - low).float().reshape(-1, *[1] * (values.ndim - axis - 1))
     low, high, weight = (part.to(values.device) for part in (low, high, weight))
     return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), weight)
+
+
+def check_channels(channels: Sequence[Volume], num_channels: int) -> None:
+    """Raise ValueError unless a scan has the training's number of channels."""
+    if len(channels) != num_channels:
+        raise ValueError(
+            f"{channels[0].path}: the number of channels is {len(channels)}, accepted is that of the training, {num_channels}"
+        )
 
 
 def check_spacing(spacing: Sequence[float]) -> None:

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from semiseg.commands import command
+from semiseg.models.vnet import SIDE_MULTIPLE
 from semiseg.preparation import CHALLENGES, Choices, prepare, prepare_own
 
 SOURCES = {
@@ -14,7 +15,7 @@ SOURCES = {
     "acdc": "Automated Cardiac Diagnosis Challenge, the folder with patientNNN/",
     "pancreas": "Pancreas-CT, a folder with PANCREAS_NNNN/ (DICOM) and labelNNNN.nii.gz anywhere below",
 }
-OWN = "scans of one's own in NIfTI, NRRD or DICOM, some of them labelled"
+OWN = "scans of one's own in NIfTI, NRRD, MetaImage, DICOM or pictures, some of them labelled"
 
 
 @command
@@ -49,12 +50,13 @@ def _add_challenge(parser: argparse.ArgumentParser) -> None:
 def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", type=Path,
-        help="folder of images: NIfTI or NRRD files (.nii.gz, .nii, .nrrd), or a folder with a DICOM series for every case",
+        help="folder of images: NIfTI, NRRD or MetaImage files (.nii.gz, .nii, .nrrd, .mha, .mhd), a folder with a DICOM "
+        "series for every case, or pictures (.png, .jpg, .bmp, .tif)",
     )  # fmt: skip
     parser.add_argument(
         "labels", type=Path,
-        help="folder of labels for some of them, NIfTI or NRRD files of the same names; an image may end in _0000, a "
-        "label in _gt, _seg or _label",
+        help="folder of labels for some of them, files of the same names; an image may end in _0000 (further channels in "
+        "_0001 and so on), a label in _gt, _seg or _label",
     )  # fmt: skip
     parser.add_argument("dest", type=Path, help="a new folder")
     count_or_list = "NUMBER|FILE"
@@ -76,7 +78,10 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         "one patient stay together; default: every scan is another patient's",
     )  # fmt: skip
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="in the order of the labels' values above 0")
-    parser.add_argument("--modality", choices=("ct", "mr"), help="default: guessed from the intensities")
+    parser.add_argument(
+        "--modality", nargs="+", choices=("ct", "mr"),
+        help="of all channels, or one for each; default: guessed from the intensities",
+    )  # fmt: skip
     parser.add_argument(
         "--slices", action="store_true",
         help="train on slices by a 2D network, as on cine MR: where they lie far apart; default: on volumes",
@@ -85,6 +90,10 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         "--spacing", nargs="+", type=float, metavar="MM",
         help="towards the right, anterior and superior, or with --slices from row to row and along the rows; default: "
         "the median",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("ROWS", "COLUMNS"),
+        help="that pictures are resized to, multiples of 16; default: like the median, about 256 x 256 at most",
     )  # fmt: skip
     _add_flip(parser, "x (left to right), y (posterior to anterior), z (inferior to superior)")
 
@@ -128,15 +137,18 @@ def _prepare_own(options: argparse.Namespace, mirror: tuple[int, ...]) -> None:
         len(options.spacing) == dimensions and all(0 < size < float("inf") for size in options.spacing)
     ):
         raise ValueError(f"--spacing is {options.spacing}, accepted are {count} positive numbers of mm")
+    if options.size is not None and not all(side > 0 and side % SIDE_MULTIPLE == 0 for side in options.size):
+        raise ValueError(f"--size is {options.size}, accepted are two positive multiples of {SIDE_MULTIPLE}")
     choices = Choices(
         options.test,
         options.validation,
         options.labelled,
         options.patient,
         options.classes,
-        options.modality,
+        None if options.modality is None else tuple(options.modality),
         None if options.spacing is None else tuple(options.spacing),
         dimensions,
+        None if options.size is None else tuple(options.size),
         mirror,
         not options.skip_flip_check,
     )

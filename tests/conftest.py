@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from h5_files import random_case, write_case, write_left_atrium
+from h5_files import random_case, write_case, write_left_atrium, write_own
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ and "OMP_NUM_THREADS" not in os.environ:
@@ -75,3 +75,14 @@ def acdc(tmp_path: Path) -> Path:
     (tmp_path / "val.list").write_text("patient005_frame01\npatient005_frame02\n")
     (tmp_path / "test.list").write_text("patient007_frame01\npatient007_frame02\n")
     return tmp_path
+
+
+@pytest.fixture
+def two_channels(tmp_path: Path) -> Path:
+    """Volumes of own data with two channels."""
+    return write_own(tmp_path / "two_channels", dimensions=3, channels=2)
+
+
+@pytest.fixture
+def slices_of_two_channels(tmp_path: Path) -> Path:
+    return write_own(tmp_path / "slices_of_two_channels", dimensions=2, channels=2)

@@ -26,6 +26,16 @@ SLICES = [
     "evaluation.validation_interval=2",
 ]
 MPER = ["method.pretraining_iterations=3", "method.iterations=4"]
+# Fixture with the data, configuration, overrides.
+TWO_CHANNELS = {
+    f"{name} of two channels": (folder, config, ["dataset.name=own", *overrides])
+    for name, folder, config, overrides in (
+        ("supervised", "two_channels", "la_supervised", [*VOLUMES, "method.iterations=3"]),
+        ("mper in 3D", "two_channels", "la_mper", [*VOLUMES, *MPER, "method.zero_box=[10, 10, 10]"]),
+        ("mper in 2D", "slices_of_two_channels", "acdc_mper", [*SLICES, *MPER, "method.zero_box=[10, 10]"]),
+        ("vclipseg", "two_channels", "la_vclipseg", [*VOLUMES, "method.text=random", "method.iterations=3"]),
+    )
+}
 
 
 def scalars(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:

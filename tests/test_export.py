@@ -17,12 +17,12 @@ from untrained_runs import untrained_run
 
 from semiseg import Predictor, export
 from semiseg.config import parse_overrides
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.evaluation.evaluator import predict_case
 
 main = export.main.__wrapped__  # without the exit status
 CLASSES = ("background", "a", "b")
-PREPROCESSING = Preprocessing("SPL", (1.0, 2.0, 3.0), clip=(-5.0, 5.0))
+PREPROCESSING = Preprocessing("SPL", (1.0, 2.0, 3.0), (Intensity(clip=(-5.0, 5.0)), Intensity()))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_onnx_computes_the_same_from_standard_operators(configuration, head, tmp
     session = onnxruntime.InferenceSession(path)
     predictor = Predictor(run)
     for batch in (1, 5):
-        windows = torch.randn(batch, 1, *predictor.config.training.patch_size)
+        windows = torch.randn(batch, 2, *predictor.config.training.patch_size)
         (probabilities,) = session.run(None, {"windows": windows.numpy()})
         expected = predictor.method.probabilities(windows, head).numpy()
-        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+        np.testing.assert_allclose(probabilities, expected, atol=5e-4)
         deviations = probabilities.std(axis=(0, *range(2, probabilities.ndim)))
         assert deviations.max() > 1e-3, "the same everywhere"
 
@@ -52,16 +52,16 @@ def test_onnx_computes_the_same_from_standard_operators(configuration, head, tmp
         metadata["class_names"] == list(CLASSES) and metadata["head"] == head and metadata["iteration"] == 7
     )
     assert metadata["preprocessing"]["orientation"] == "SPL"
-    assert metadata["preprocessing"]["clip"] == [-5.0, 5.0]
+    assert [channel["clip"] for channel in metadata["preprocessing"]["channels"]] == [[-5.0, 5.0], None]
     assert metadata["patch_size"] == list(predictor.config.training.patch_size)
 
 
 def test_the_documented_program_predicts_the_same(tmp_path, monkeypatch):
     """With nothing of this library, on an image that windows do not divide."""
-    run = untrained_run(tmp_path / "run", "phantom_mper", class_names=CLASSES)
+    run = untrained_run(tmp_path / "run", "phantom_mper", PREPROCESSING, CLASSES)
     monkeypatch.chdir(tmp_path)
     main(["--run", str(run), "--output", "model.onnx"])
-    image = np.random.default_rng(0).standard_normal((40, 32, 21)).astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((2, 40, 32, 21)).astype(np.float32)
     np.save("prepared.npy", image)
     names: dict = {}
     exec(compile(example_with("onnxruntime"), "own_data.md", "exec"), names)  # noqa: S102 (our own document)
@@ -79,7 +79,7 @@ def test_pt2_computes_the_same_and_leaves_out_the_teacher(tmp_path):
     program = torch.export.load(path, extra_files=extra)
     assert json.loads(extra["semiseg.json"])["class_names"] == list(CLASSES)
     assert not any("teacher" in name for name in program.state_dict)
-    windows = torch.randn(3, 1, 32, 32, 16)
+    windows = torch.randn(3, 2, 32, 32, 16)
     with torch.no_grad():
         probabilities = program.module()(windows)
     expected = Predictor(run).method.probabilities(windows, "prototype")

@@ -18,11 +18,11 @@ from challenge_files import LPS, anatomy, write_dicom_series, write_nifti, write
 from nibabel.affines import from_matvec
 from nibabel.orientations import io_orientation
 from scipy import ndimage
-from untrained_runs import untrained_run
+from untrained_runs import AS_STORED, untrained_run
 
 from semiseg import Predictor
 from semiseg.commands import command
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.evaluation.evaluator import predict_case
 from semiseg.methods import Method
 from semiseg.models.folding import fold_batch_norm
@@ -70,7 +70,7 @@ def scan(shape=(40, 37, 21)) -> np.ndarray:
 def test_the_mask_lies_on_the_grid_of_the_scan(affine, orientation, thresholding, tmp_path):
     image = scan()
     run = untrained_run(
-        tmp_path / "run", preprocessing=Preprocessing(orientation, None, "fixed", None, 0.0, 1.0)
+        tmp_path / "run", preprocessing=Preprocessing(orientation, None, AS_STORED)
     )
     write_nifti(tmp_path / "scan.nii.gz", image, affine)
     predict(
@@ -113,7 +113,7 @@ def test_the_network_sees_the_axes_of_its_training(monkeypatch, tmp_path):
         return torch.cat([windows, windows], dim=1)
 
     monkeypatch.setattr(Method, "probabilities", growing)
-    run = untrained_run(tmp_path / "run", preprocessing=Preprocessing("SPL", None, "fixed", None, 0.0, 1.0))
+    run = untrained_run(tmp_path / "run", preprocessing=Preprocessing("SPL", None, AS_STORED))
     affine = np.diag([1.0, 1.0, -2.0, 1.0])  # the third axis of the file leads down
     heights = np.broadcast_to(100 - 2.0 * np.arange(40), (16, 32, 40))
     Predictor(run).predict(Volume(WHERE, heights, affine))
@@ -128,7 +128,7 @@ def test_a_ball_keeps_its_place_and_size_through_resampling(thresholding, tmp_pa
     centre = np.array([6, 20, 17]) @ affine[:3, :3].T + affine[:3, 3]
     image = 100.0 - 5 * np.linalg.norm(world - centre, axis=-1)  # 50 at 10 mm
     run = untrained_run(
-        tmp_path / "run", preprocessing=Preprocessing("LPS", (1.0, 1.0, 1.0), "fixed", None, 0.0, 1.0)
+        tmp_path / "run", preprocessing=Preprocessing("LPS", (1.0, 1.0, 1.0), AS_STORED)
     )
     with pytest.warns(UserWarning, match=r"3 × 0.8 × 1.2|0.8 × 1.2 × 3|are resampled"):
         result = Predictor(run).predict(Volume(WHERE, image, affine), probabilities=True)
@@ -208,7 +208,7 @@ def test_every_method(configuration, overrides, tmp_path):
     predictor = Predictor(run, overrides)
     prepared = ((image - image.mean()) / image.std()).transpose(2, 1, 0)
     expected = predict_case(
-        fold_batch_norm(predictor.method), prepared, predictor.config, torch.device("cpu")
+        fold_batch_norm(predictor.method), prepared[None], predictor.config, torch.device("cpu")
     )
     assert np.count_nonzero(expected.transpose(2, 1, 0) != mask) < 0.001 * mask.size
     assert np.unique(mask).size > 1
@@ -218,7 +218,7 @@ def test_three_lines_of_python_and_a_true_spacing(thresholding, tmp_path):
     """A header of 1 mm where 0.625 is meant; the mask still gets the header's affine, to lie on the scan."""
     image = scan()
     run = untrained_run(
-        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), "fixed", None, 0.0, 1.0)
+        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), AS_STORED)
     )
     write_nrrd(tmp_path / "scan.nrrd", image, 1.0)
     predictor = Predictor(run)
@@ -243,7 +243,7 @@ def test_a_true_spacing_leaves_a_scan_at_45_degrees_as_it_lies(thresholding, tmp
         if (io_orientation(affine) != io_orientation(from_matvec(affine[:3, :3] * np.divide(true, sizes)))).any():
             break
     predictor = Predictor(
-        untrained_run(tmp_path / "run", preprocessing=Preprocessing("LPS", None, "fixed", None, 0.0, 1.0))
+        untrained_run(tmp_path / "run", preprocessing=Preprocessing("LPS", None, AS_STORED))
     )
     image = scan((40, 37, 34))
     classes = predictor.predict(Volume(WHERE, image, affine), spacing=tuple(true)).classes
@@ -264,7 +264,7 @@ def test_only_the_largest_component(thresholding, tmp_path):
 
 def test_doubtful_scans_are_warned_of(thresholding, tmp_path):
     run = untrained_run(
-        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), "fixed", None, 0.0, 1.0)
+        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), AS_STORED)
     )
     predictor = Predictor(run)
     with pytest.warns(
@@ -291,7 +291,7 @@ def test_the_command_warns_in_one_line(thresholding, tmp_path, capsys):
 @pytest.mark.filterwarnings("error")
 def test_a_scan_like_the_training_is_not_warned_of(thresholding, tmp_path):
     run = untrained_run(
-        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), "fixed", None, 0.0, 1.0)
+        tmp_path / "run", preprocessing=Preprocessing(None, (0.625, 0.625, 0.625), AS_STORED)
     )
     Predictor(run).predict(Volume(WHERE, scan((36, 36, 16)), np.diag([0.7, 0.6, 0.65, 1])))
 
@@ -333,7 +333,8 @@ def test_hidden_files_of_a_folder_are_no_scans(tmp_path):
 def test_a_scan_is_never_written_over(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", scan((32, 32, 16)), LPS)
     content = (tmp_path / "a.nii.gz").read_bytes()
-    arguments = ["--run", "none", "--input", str(tmp_path), "--output", str(tmp_path)]
+    run = str(untrained_run(tmp_path / "run"))
+    arguments = ["--run", run, "--input", str(tmp_path), "--output", str(tmp_path)]
     for options in ([], ["--skip-existing"]):
         with pytest.raises(ValueError, match="a.nii.gz would be written over the scan"):
             predict([*arguments, *options])
@@ -342,12 +343,12 @@ def test_a_scan_is_never_written_over(tmp_path):
 
 @pytest.mark.parametrize("source", [".", "link"])
 def test_a_scan_is_known_by_another_name_of_its_folder(source, monkeypatch, tmp_path):
-    folder = tmp_path / "scans"
+    folder, run = tmp_path / "scans", str(untrained_run(tmp_path / "run"))
     write_nifti(folder / "a.nii.gz", scan((32, 32, 16)), LPS)
     (folder / "link").symlink_to(folder)
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="scans/a.nii.gz would be written over the scan"):
-        predict(["--run", "none", "--input", source, "--output", str(folder), "--skip-existing"])
+        predict(["--run", run, "--input", source, "--output", str(folder), "--skip-existing"])
 
 
 def test_masks_may_be_links_to_the_same_file(tmp_path, capsys):
@@ -357,8 +358,9 @@ def test_masks_may_be_links_to_the_same_file(tmp_path, capsys):
     for name in ("a.nii.gz", "b.nii.gz"):
         write_nifti(tmp_path / "scans" / name, scan((32, 32, 16)), LPS)
         (tmp_path / "masks" / name).symlink_to(tmp_path / "kept")
-    source, output = str(tmp_path / "scans"), str(tmp_path / "masks")
-    predict(["--run", "none", "--input", source, "--output", output, "--skip-existing"])
+    run, source, output = (str(tmp_path / name) for name in ("run", "scans", "masks"))
+    untrained_run(tmp_path / "run")
+    predict(["--run", run, "--input", source, "--output", output, "--skip-existing"])
     assert capsys.readouterr().out == "2 of 2 scans have a mask already\n"
 
 
@@ -398,9 +400,9 @@ def test_one_segmentation_is_in_memory_at_a_time(thresholding, monkeypatch, tmp_
     assert len(made) == 2
 
 
-def test_a_mask_is_a_nifti_file(thresholding, tmp_path):
+def test_a_mask_of_a_volume_is_no_picture(thresholding, tmp_path):
     segmentation = Predictor(untrained_run(tmp_path / "run")).predict(Volume(WHERE, scan(), np.eye(4)))
-    with pytest.raises(ValueError, match=r"mask.png: accepted are names that end in .nii.gz or .nii"):
+    with pytest.raises(ValueError, match=r"mask.png: accepted for a mask of .* slices are .nii.gz, .nii, .mha"):
         segmentation.save(tmp_path / "mask.png")
     assert not (tmp_path / "mask.png").exists()
 
@@ -410,7 +412,7 @@ def test_headers_are_checked_before_the_first_scan_is_predicted(thresholding, tm
     write_nifti(tmp_path / "scans" / "a.nii.gz", scan((32, 32, 16)), LPS)
     write_nifti(tmp_path / "scans" / "b.nii.gz", np.zeros((4, 4, 4, 3), np.float32), LPS)
     arguments = ["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")]
-    with pytest.raises(ValueError, match=r"b.nii.gz: has shape \(4, 4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"b.nii.gz: the number of channels is 3, accepted is that of the training, 1"):
         predict(arguments)
     (tmp_path / "scans" / "b.nii.gz").unlink()
     (tmp_path / "scans" / "b.nrrd").write_bytes(b"NRRD0004\n")
@@ -484,8 +486,8 @@ def test_bad_runs_and_outputs_are_named(tmp_path):
     refused("validation.safetensors does not exist", overrides=["evaluation.select=validation"])
     refused("scan.nii.gz would be written over the scan", output="scan.nii.gz")
     refused("accepted for a folder of scans is a folder", source="scans")
-    (tmp_path / "mask.png").write_text("a picture")
-    refused("mask.png: accepted are files that end in .nii.gz or .nii", output="mask.png")
+    (tmp_path / "mask.jpg").write_text("a picture")
+    refused("mask.jpg: accepted are files that end in .nii.gz, .nii, .mha, .png", output="mask.jpg")
     (run / "text.safetensors").rename(tmp_path / "text.safetensors")
     refused("text.safetensors is missing")
     (tmp_path / "text.safetensors").rename(run / "text.safetensors")
@@ -560,7 +562,7 @@ def test_a_folder_goes_on_after_a_scan_that_memory_cannot_hold(thresholding, tmp
     """Voxels of 100 mm, which a header only says by mistake: the warning comes before the refusal."""
     monkeypatch.setattr("semiseg.preparation.volume.machine_memory", lambda: 2**30)
     run = untrained_run(
-        tmp_path / "run", preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), "fixed", None, 0.0, 1.0)
+        tmp_path / "run", preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), AS_STORED)
     )
     for name, size in (("a", 1.0), ("b", 100.0), ("c", 1.0)):
         write_nifti(
@@ -588,17 +590,18 @@ def test_endings_in_large_letters(thresholding, tmp_path):
 
 
 def test_bad_names_and_destinations_are_refused_before_the_network_is_read(monkeypatch, tmp_path):
+    run = str(untrained_run(tmp_path / "run"))
     monkeypatch.setattr("semiseg.predict.Predictor", None)
-    monkeypatch.setattr("semiseg.predict.read_header", None)
+    monkeypatch.setattr("semiseg.predict.read_channel_headers", None)
 
     def refused(message, output, name="scan.nii.gz"):
         (tmp_path / name).write_text("never read")
         with pytest.raises((ValueError, OSError), match=message):
-            predict(["--run", "run", "--input", str(tmp_path / name), "--output", str(tmp_path / output)])
+            predict(["--run", run, "--input", str(tmp_path / name), "--output", str(tmp_path / output)])
         (tmp_path / name).unlink()
 
-    for output in ("mask.nrrd", "mask.png", "mask.gz"):
-        refused(rf"{output}: accepted are files that end in .nii.gz or .nii, folders", output)
+    for output in ("mask.nrrd", "mask.jpg", "mask.gz"):
+        refused(rf"{output}: accepted are files that end in .nii.gz, .nii, .mha, .png, folders", output)
     refused(r"'.*M\\udcfcller.nii': accepted are names in UTF-8", "masks", os.fsdecode(b"M\xfcller.nii"))
     (tmp_path / "afile").write_text("precious")
     refused("afile/masks/scan.nii.gz: cannot be written, as .*afile is no folder", "afile/masks")
@@ -606,7 +609,7 @@ def test_bad_names_and_destinations_are_refused_before_the_network_is_read(monke
     for name in ("a.nii", f"{'b' * 251}.nii"):
         (tmp_path / "scans" / name).write_text("never read")
     with pytest.raises(ValueError, match="b.nii.gz: accepted are names of up to 255 bytes"):
-        predict(["--run", "run", "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
+        predict(["--run", run, "--input", str(tmp_path / "scans"), "--output", str(tmp_path / "masks")])
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     refused("mask.nii: cannot be written, as the folder .* is not writable", "mask.nii")
 
@@ -628,8 +631,8 @@ def test_a_folder_may_have_a_dot_in_its_name(thresholding, tmp_path):
 
 
 def test_a_network_of_standardised_crops_is_warned_of(tmp_path):
-    standardised = Preprocessing("LPS", (1.0, 1.0, 1.0), clip=(-125.0, 275.0))
-    fixed = replace(standardised, intensity="fixed", mean=30.0, deviation=80.0)
+    standardised = Preprocessing("LPS", (1.0, 1.0, 1.0), (Intensity(clip=(-125.0, 275.0)),))
+    fixed = replace(standardised, channels=(Intensity("fixed", (-125.0, 275.0), 30.0, 80.0),))
     overrides = ("dataset.name=pancreas", "dataset.root=/nowhere")
     with pytest.warns(
         UserWarning, match="cropped around the organ before their intensities were standardised"
@@ -662,7 +665,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 def test_memory_does_not_hold_every_class_of_every_voxel(tmp_path):
     """48 classes on 900 planes, resampled on the way in and back."""
     classes = tuple(f"class {number}" for number in range(48))
-    preprocessing = Preprocessing("LPS", (1.6, 1.5, 1.5), "fixed", None, 0.0, 1.0)
+    preprocessing = Preprocessing("LPS", (1.6, 1.5, 1.5), AS_STORED)
     run = untrained_run(
         tmp_path / "run", "phantom_supervised", preprocessing, classes, ("evaluation.stride=[32, 32, 16]",)
     )

@@ -6,7 +6,7 @@ import torch
 
 from semiseg.config import load_config
 from semiseg.data.description import DatasetDescription
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.engine.checkpoint import save_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method
@@ -21,7 +21,8 @@ METHOD_OVERRIDES = {
     "phantom_vclipseg": ["method.prompt_width=8", "method.controller_widths=[4, 4]", "method.text_width=8"],
     "acdc_mper": ["method.zero_box=[20, 20]"],
 }
-RAW = Preprocessing(None, None, "fixed", mean=0.0, deviation=1.0)  # intensities as the file has them
+AS_STORED = (Intensity("fixed", mean=0.0, deviation=1.0),)  # intensities as the file has them
+RAW = Preprocessing(None, None, AS_STORED)
 
 
 def untrained_run(
@@ -43,7 +44,7 @@ def untrained_run(
     if text is not None:
         text.save(run.text)
     torch.manual_seed(0)
-    method = build_method(config, len(class_names), torch.device("cpu"), text)
+    method = build_method(config, len(class_names), torch.device("cpu"), text, len(preprocessing.channels))
     with torch.no_grad():
         for name, value in method.state_dict().items():
             if name.endswith(("running_mean", "prototypes", "bias")):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from semiseg.data.case import Case
 from semiseg.data.files import check_labelled, read_case
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.data.volumes import TEST_LIST, VALIDATION_LIST, Volumes
 
 TRAINING_SLICES_LIST = "train_slices.list"
@@ -22,7 +22,7 @@ class ACDC(Volumes):
     class_names = ("background", "right ventricle", "myocardium", "left ventricle")
     spacing = None
     # Slices [y, x], first axis from slice to slice; a stack that is not axial has Volume.slice_orientation instead.
-    preprocessing = Preprocessing(orientation="SPL", spacing=None, intensity="unit_range")
+    preprocessing = Preprocessing(orientation="SPL", spacing=None, channels=(Intensity("unit_range"),))
     dimensions = 2
     has_validation = True
     training_list = TRAINING_SLICES_LIST

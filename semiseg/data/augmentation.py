@@ -27,8 +27,8 @@ class Transformation(Protocol):
 
     def __call__(
         self,
-        case: Sequence[Stored],  # [*S] each: image float32, perhaps label uint8
-        patch: Sequence[Tensor],  # [*P] each, of the same types
+        case: Sequence[Stored],  # image [M, *S] float32, perhaps label [1, *S] uint8
+        patch: Sequence[Tensor],  # [M, *P], [1, *P], of the same types
     ) -> None:
         """Write the transformed case into the patch; images are interpolated, labels never mixed."""
         ...
@@ -62,7 +62,11 @@ class Augmentation:
             axes = " or ".join(str(count) for count in accepted[self.name])
             raise ValueError(f"patch is {self.patch}, accepted with {self.name} are {axes} positive sizes")
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Transformation:
+    def draw(
+        self,
+        shape: Sequence[int],  # S
+        generator: torch.Generator,
+    ) -> Transformation:
         """Draw what happens to a case of this shape. Raises ValueError where the patch has other axes."""
         if len(shape) != len(self.patch):
             raise ValueError(
@@ -82,10 +86,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn by a multiple of 90 degrees in the plane of the first two axes, and a flip of one of them."""
+    """A turn by a multiple of 90 degrees in the plane of the first two axes of S, and a flip of one of them."""
 
     swapped: bool  # the two axes, before any is reversed
-    reversed_axes: tuple[int, ...]
+    reversed_axes: tuple[int, ...]  # of S
 
     @classmethod
     def draw(cls, generator: torch.Generator) -> "Turn":
@@ -99,19 +103,31 @@ class Turn:
         swapped = bool(_integer(2, generator))
         return cls(swapped, tuple(axis for axis in range(2) if _integer(2, generator)))
 
-    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def shape(
+        self,
+        shape: Sequence[int],  # S
+    ) -> tuple[int, ...]:
         """Shape of what comes out."""
         return (shape[1], shape[0], *shape[2:]) if self.swapped else tuple(shape)
 
-    def swap(self, values: Stored) -> Stored:
+    def swap(
+        self,
+        values: Stored,  # [M, *S]
+    ) -> Stored:
         """The first half: a view."""
-        return values.transpose(0, 1) if self.swapped else values
+        return values.transpose(1, 2) if self.swapped else values
 
-    def reverse(self, values: Stored) -> Stored:
+    def reverse(
+        self,
+        values: Stored,  # [M, *S]
+    ) -> Stored:
         """The second half: a copy where anything is reversed."""
-        return values.flip(self.reversed_axes) if self.reversed_axes else values
+        return values.flip(tuple(1 + axis for axis in self.reversed_axes)) if self.reversed_axes else values
 
-    def __call__(self, case: Sequence[Stored]) -> list[Stored]:
+    def __call__(
+        self,
+        case: Sequence[Stored],  # [M, *S] each
+    ) -> list[Stored]:
         return [self.reverse(self.swap(values)) for values in case]
 
 
@@ -130,19 +146,22 @@ class Rotation:
         fraction = 2 * torch.rand((), generator=generator).item() - 1
         return cls(math.radians(ROTATION_DEGREES) * fraction)
 
-    def __call__(self, case: Sequence[Stored]) -> list[Tensor]:
-        (height, width), device = case[0].shape, case[0].device
+    def __call__(
+        self,
+        case: Sequence[Stored],  # [M, H, W] each
+    ) -> list[Tensor]:
+        (_, height, width), device = case[0].shape, case[0].device
         cosine, sine = math.cos(self.angle), math.sin(self.angle)
         # grid_sample's coordinates run from -1 to 1 along each side: the rotation must know the sides' ratio.
         matrix = torch.tensor([[[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]])
         grid = F.affine_grid(matrix.to(device, non_blocking=True), [1, 1, height, width], align_corners=False)
         return [
             F.grid_sample(
-                values[None, None].float(),
+                values[None].float(),
                 grid,
                 "bilinear" if values.is_floating_point() else "nearest",
                 align_corners=False,
-            )[0, 0].to(values.dtype)
+            )[0].to(values.dtype)
             for values in map(expanded, case)
         ]
 
@@ -154,9 +173,13 @@ class Crop:
     turn: Turn
     corner: tuple[int, ...]  # in the turned image, negative in the padding
 
-    def __call__(self, case: Sequence[Stored], patch: Sequence[Tensor]) -> None:
-        sides, sizes = self.turn.shape(case[0].shape), patch[0].shape
-        inside, box = [], []
+    def __call__(
+        self,
+        case: Sequence[Stored],  # [M, *S] each
+        patch: Sequence[Tensor],  # [M, *P] each
+    ) -> None:
+        sides, sizes = self.turn.shape(case[0].shape[1:]), patch[0].shape[1:]
+        inside, box = [slice(None)], [slice(None)]
         for axis, (first, size, side) in enumerate(zip(self.corner, sizes, sides, strict=True)):
             start, stop = max(first, 0), min(first + size, side)
             inside.append(slice(start - first, stop - first))
@@ -176,22 +199,26 @@ class Resize:
 
     turn: Turn | Rotation
 
-    def __call__(self, case: Sequence[Stored], patch: Sequence[Tensor]) -> None:
+    def __call__(
+        self,
+        case: Sequence[Stored],  # [M, H, W] each
+        patch: Sequence[Tensor],  # [M, *P] each
+    ) -> None:
         for values, out in zip(self.turn(case), patch, strict=True):
-            out.copy_(resize(expanded(values), out.shape))
+            out.copy_(resize(expanded(values), out.shape[1:]))
 
 
 def resize(
-    values: Tensor,  # [H, W] float32, an image, or uint8, a label
-    shape: Sequence[int],
-) -> Tensor:
-    """Resize a slice to `shape`, an image linear, a label nearest; one of that shape is returned itself."""
-    if values.shape == tuple(shape):
+    values: Tensor,  # [M, H, W] float32, an image, or uint8, a label
+    shape: Sequence[int],  # of two axes
+) -> Tensor:  # [M, *shape]
+    """Resize a slice, an image linear, a label nearest; one of that shape is returned itself."""
+    if values.shape[1:] == tuple(shape):
         return values
-    planes = values.contiguous()[None, None]
+    planes = values.contiguous()[None]
     if values.is_floating_point():
-        return F.interpolate(planes, tuple(shape), mode="bilinear", align_corners=False)[0, 0]
-    return F.interpolate(planes, tuple(shape), mode="nearest-exact")[0, 0]
+        return F.interpolate(planes, tuple(shape), mode="bilinear", align_corners=False)[0]
+    return F.interpolate(planes, tuple(shape), mode="nearest-exact")[0]
 
 
 def expanded(values: Stored) -> Tensor:

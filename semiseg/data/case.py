@@ -16,7 +16,7 @@ class Case:
     """An image and its label map, resident in memory."""
 
     name: str
-    image: np.ndarray  # [*S] float32
+    image: np.ndarray  # [M, *S] float32, of M channels
     label: np.ndarray  # [*S] uint8
     spacing: tuple[float, ...] | None  # mm per voxel along each axis of S; None where the files do not say
 
@@ -26,4 +26,4 @@ class UnlabelledCase:
     """An image that nobody has labelled, resident in memory or left in its file."""
 
     name: str
-    image: np.ndarray | DiskImage  # [*S] float32
+    image: np.ndarray | DiskImage  # [M, *S] float32

@@ -31,7 +31,7 @@ def zero_box_mask(
 
 def copy_paste(
     mask: Tensor,  # [*P] bool
-    outside: Tensor,  # [B, 1, *P] image or [B, *P] label
+    outside: Tensor,  # [B, M, *P] image or [B, *P] label
     inside: Tensor,  # same shape and dtype
 ) -> Tensor:
     """Return outside·M + inside·(1-M), for images and labels alike."""

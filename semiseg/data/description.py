@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiseg.atomic import write_json
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 
 if TYPE_CHECKING:
     from semiseg.data.dataset import Dataset
+
+OF_ONE_CHANNEL = {"intensity": "kind", "clip": "clip", "mean": "mean", "deviation": "deviation"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,11 @@ class DatasetDescription:
         try:
             values = json.loads(path.read_text())
             fields = {key: _as_tuple(value) for key, value in values.items()}
-            preprocessing = {key: _as_tuple(value) for key, value in values["preprocessing"].items()}
             description = cls(
-                fields["class_names"], fields["dimensions"], Preprocessing(**preprocessing), fields.get("label_values")
+                fields["class_names"],
+                fields["dimensions"],
+                _preprocessing(values["preprocessing"]),
+                fields.get("label_values"),
             )
             description._check()
             return description
@@ -81,18 +86,30 @@ class DatasetDescription:
                 are_integers and len(set(values)) == len(values) == len(names) and 0 <= min(values) <= max(values) < 2**16,
                 "a different integer from 0 to 65535 for each class",
             )
-        orientation, spacing, clip = preprocessing.orientation, preprocessing.spacing, preprocessing.clip
+        orientation, spacing = preprocessing.orientation, preprocessing.spacing
         if orientation is not None:
             axes = sorted(axis for code in str(orientation) for axis in ("AP", "IS", "LR") if code in axis)
             _require("orientation", orientation, axes == ["AP", "IS", "LR"], "three letters such as RAS")
         if spacing is not None:
             _require("spacing", spacing, _is_spacing(spacing), "three positive numbers of mm, null where a scan's own stays")
-        if clip is not None:
-            _require("clip", clip, _are_numbers(clip, 2) and clip[0] < clip[1], "two numbers, the lower first")
-        mean, deviation = preprocessing.mean, preprocessing.deviation
-        if mean is not None and deviation is not None:
-            _require("mean", mean, _are_numbers((mean,), 1), "a number")
-            _require("deviation", deviation, _are_numbers((deviation,), 1) and deviation > 0, "a positive number")
+        _require("channels", preprocessing.channels, len(preprocessing.channels) > 0, "one or more")
+        for channel in preprocessing.channels:
+            clip, mean, deviation = channel.clip, channel.mean, channel.deviation
+            if clip is not None:
+                _require("clip", clip, _are_numbers(clip, 2) and clip[0] < clip[1], "two numbers, the lower first")
+            if mean is not None and deviation is not None:
+                _require("mean", mean, _are_numbers((mean,), 1), "a number")
+                _require("deviation", deviation, _are_numbers((deviation,), 1) and deviation > 0, "a positive number")
+
+
+def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
+    fields = {key: _as_tuple(value) for key, value in values.items()}
+    if "channels" in fields:
+        channels = fields.pop("channels")
+    else:  # older versions knew one channel
+        channels = [{new: fields.pop(old) for old, new in OF_ONE_CHANNEL.items() if old in fields}]
+    intensities = [Intensity(**{key: _as_tuple(value) for key, value in channel.items()}) for channel in channels]
+    return Preprocessing(**fields, channels=tuple(intensities))
 
 
 def _as_tuple(value: Any) -> Any:

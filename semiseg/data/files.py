@@ -1,4 +1,8 @@
-"""Reading lists of case names and HDF5 files with `image` and `label`, and saying what is wrong with them."""
+"""Reading lists of case names and HDF5 files with `image` and `label`, and saying what is wrong with them.
+
+In a file `image` is [*S] where it has one channel, never [1, *S], and [M, *S] where it has M > 1; `label` is [*S]. What is
+read of an image is [M, *S] always.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -57,19 +61,20 @@ def check_evaluation_lists(
 def read_case(
     path: Path,
     name: str,
-    axes: int,  # of image and label
+    axes: int,  # of the label
     num_classes: int,
     spacing: tuple[float, ...] | None = None,  # mm; None: as the file says, where it does
+    channels: int = 1,  # of the image
 ) -> Case:
     """Read one HDF5 file into a Case.
 
-    Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is not in
-    it or holds no numbers, their shapes differ or are not `axes` long, the image holds NaN or infinity, the label a value
-    that is no class, or the file a spacing that is none.
+    Raises FileNotFoundError if it is missing; ValueError if it is no HDF5 file, `image` or `label` is not in it or holds
+    no numbers, the image has other channels, or in them another shape than the label, or that is not `axes` long, the
+    image holds NaN or infinity, the label a value that is no class, or the file a spacing that is none.
     """
     with _open(path) as file:
-        _check_arrays(path, file, axes, ("image", "label"))
-        image, stored_label = _read_image(path, file), _read(path, file, "label")
+        _check_arrays(path, file, axes, channels, ("image", "label"))
+        image, stored_label = _read_image(path, file, channels), _read(path, file, "label")
         if spacing is None:
             spacing = _stored_spacing(path, file, axes)
     with np.errstate(invalid="ignore"):
@@ -85,31 +90,35 @@ def read_case(
 def read_unlabelled_case(
     path: Path,
     name: str,
-    axes: int,  # of the image
+    axes: int,  # of each channel
+    channels: int = 1,
 ) -> UnlabelledCase:
     """Read the image of one HDF5 file, whether it holds a label or not. Raises as read_case does."""
     with _open(path) as file:
-        _check_arrays(path, file, axes, ("image",))
-        return UnlabelledCase(name, _read_image(path, file))
+        _check_arrays(path, file, axes, channels, ("image",))
+        return UnlabelledCase(name, _read_image(path, file, channels))
 
 
 def image_shape(
     path: Path,
-    axes: int,  # of the image
+    axes: int,  # of each channel
+    channels: int = 1,
 ) -> tuple[int, ...]:
-    """Shape of the image of one HDF5 file. Raises as read_case does, as far as the header tells."""
+    """Shape [M, *S] of the image of one HDF5 file. Raises as read_case does, as far as the header tells."""
     with _open(path) as file:
-        _check_arrays(path, file, axes, ("image",))
-        return file["image"].shape
+        _check_arrays(path, file, axes, channels, ("image",))
+        return (channels, *file["image"].shape[-axes:])
 
 
 def read_image_box(
     path: Path,
-    box: tuple[slice, ...],  # of step 1
-) -> np.ndarray:  # [*box] float32
+    box: tuple[slice, ...],  # of step 1, of each channel
+    channels: int = 1,
+) -> np.ndarray:  # [M, *box] float32
     """Read a part of the image of one HDF5 file. Raises as read_case does."""
     with _open(path) as file:
-        return _read_image(path, file, box)
+        _check_arrays(path, file, len(box), channels, ("image",))
+        return _read_image(path, file, channels, box)
 
 
 def has_label(path: Path) -> bool:
@@ -124,6 +133,7 @@ def read_cases_lazily(
     axes: int,
     num_classes: int,
     spacing: tuple[float, ...] | None = None,  # mm; None: as the files say, where they do
+    channels: int = 1,  # of the images
 ) -> Iterator[Case]:
     """Check at once that every file opens and has the right shapes, then read one case at a time.
 
@@ -131,8 +141,8 @@ def read_cases_lazily(
     """
     for name in names:
         with _open(file_of(name)) as file:
-            _check_arrays(file_of(name), file, axes, ("image", "label"))
-    return (read_case(file_of(name), name, axes, num_classes, spacing) for name in names)
+            _check_arrays(file_of(name), file, axes, channels, ("image", "label"))
+    return (read_case(file_of(name), name, axes, num_classes, spacing, channels) for name in names)
 
 
 def check_labelled(labelled: int, available: int, unit: str, source: Path | str) -> None:
@@ -154,16 +164,16 @@ def _open(path: Path) -> h5py.File:
 
 def _read(path: Path, file: h5py.File, key: str, box: tuple[slice, ...] = ()) -> np.ndarray:
     try:
-        return file[key][box]
+        return file[key][(..., *box)]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read as HDF5 ({error})") from error
 
 
-def _read_image(path: Path, file: h5py.File, box: tuple[slice, ...] = ()) -> np.ndarray:
+def _read_image(path: Path, file: h5py.File, channels: int, box: tuple[slice, ...] = ()) -> np.ndarray:
     image = _read(path, file, "image", box).astype(np.float32, copy=False)
     if not np.isfinite(image).all():
         raise ValueError(f"{path}: 'image' holds NaN or infinity; expected finite float32 values")
-    return image
+    return image[np.newaxis] if channels == 1 else image
 
 
 def _stored_spacing(path: Path, file: h5py.File, axes: int) -> tuple[float, ...] | None:
@@ -176,17 +186,18 @@ def _stored_spacing(path: Path, file: h5py.File, axes: int) -> tuple[float, ...]
     return tuple(sizes.tolist())
 
 
-def _check_arrays(path: Path, file: h5py.File, axes: int, keys: Sequence[str]) -> None:
+def _check_arrays(path: Path, file: h5py.File, axes: int, channels: int, keys: Sequence[str]) -> None:
     expected = " and ".join(map(repr, keys))
     for key in keys:
         if file.get(key, getclass=True) is not h5py.Dataset:
             raise ValueError(f"{path}: has no dataset {key!r}; it holds {sorted(file)}, expected {expected}")
         if file[key].dtype.kind not in "biuf":
             raise ValueError(f"{path}: {key!r} holds values of type {file[key].dtype}; expected one number a voxel")
-    shapes = [file[key].shape for key in keys]
-    if len(set(shapes)) > 1:
-        raise ValueError(
-            f"{path}: 'image' has shape {shapes[0]} and 'label' {shapes[1]}; expected the same shape"
-        )
-    if len(shapes[0]) != axes or 0 in shapes[0]:
-        raise ValueError(f"{path}: 'image' has shape {shapes[0]}; expected {axes} axes, none of them empty")
+    image, *labels = (file[key].shape for key in keys)
+    leading = () if channels == 1 else (channels,)
+    if any(image != (*leading, *label) for label in labels):
+        same = "the same shape" if channels == 1 else f"{channels} channels of the label's shape"
+        raise ValueError(f"{path}: 'image' has shape {image} and 'label' {labels[0]}; expected {same}")
+    if image[: len(leading)] != leading or len(image) != len(leading) + axes or 0 in image:
+        form = f"{axes} axes" if channels == 1 else f"{channels} channels of {axes} axes"
+        raise ValueError(f"{path}: 'image' has shape {image}; expected {form}, none of them empty")

@@ -14,17 +14,17 @@ from semiseg.memory import available_memory
 
 DESCRIPTION = "dataset.json"
 MEMORY_SHARE = 0.5  # of what is available; training needs the rest
-LABELLED_BYTES = 5  # a voxel: a float32 image and a uint8 label
+CHANNEL_BYTES, LABEL_BYTES = 4, 1  # a voxel: float32 and uint8
 SLICE = "#"  # between the name of a volume and the number of its slice
 
 
 class OwnData(Volumes):
-    """Volumes of which some were never labelled; classes, spacing and preprocessing are in their description.
+    """Volumes of which some were never labelled; classes, channels, spacing and preprocessing are in their description.
 
     `root` holds `cases/<name>.h5`, of which the unlabelled ones have no `label`, `train.list`, `test.list`,
-    perhaps `val.list`, and `dataset.json`. Of two dimensions, volumes are stacks [slices, H, W] that have spacings of their
-    own, and are trained on slice by slice. Raises FileNotFoundError where the description is missing, ValueError where it
-    cannot be read.
+    perhaps `val.list`, and `dataset.json`. Of two dimensions, volumes are stacks [M, slices, H, W] that have spacings of
+    their own, and are trained on slice by slice. Raises FileNotFoundError where the description is missing, ValueError
+    where it cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,9 +63,10 @@ class OwnData(Volumes):
         names = self.training_names()
         with_label = [name for name in names if has_label(self.path(name))]
         check_labelled(labelled, len(with_label), "labelled volumes", self.root / TRAINING_LIST)
-        chosen = with_label[:labelled]
-        images = {name: DiskImage.open(self.path(name), 3) for name in names if name not in chosen}
-        size = sum(LABELLED_BYTES * math.prod(image_shape(self.path(name), 3)) for name in chosen)
+        chosen, channels = with_label[:labelled], self.channels
+        images = {name: DiskImage.open(self.path(name), 3, channels) for name in names if name not in chosen}
+        voxels = sum(math.prod(image_shape(self.path(name), 3, channels)[1:]) for name in chosen)
+        size = (CHANNEL_BYTES * channels + LABEL_BYTES) * voxels
         there = MEMORY_SHARE * available_memory()
         if size > there:
             raise ValueError(
@@ -75,7 +76,7 @@ class OwnData(Volumes):
         on_disk = size + sum(image.nbytes for image in images.values()) > there
         with_labels = [self.read(name) for name in chosen]
         others = [
-            UnlabelledCase(name, image) if on_disk else read_unlabelled_case(image.path, name, 3)
+            UnlabelledCase(name, image) if on_disk else read_unlabelled_case(image.path, name, 3, channels)
             for name, image in images.items()
         ]
         if self.dimensions == 2:
@@ -87,10 +88,10 @@ class OwnData(Volumes):
 def _slices(case: Case) -> list[Case]:
     return [
         Case(f"{case.name}{SLICE}{number}", image, label, None)
-        for number, (image, label) in enumerate(zip(case.image, case.label, strict=True), start=1)
+        for number, (image, label) in enumerate(zip(case.image.swapaxes(0, 1), case.label, strict=True), start=1)
     ]
 
 
 def _unlabelled_slices(case: UnlabelledCase) -> list[UnlabelledCase]:
-    planes = case.image.planes() if isinstance(case.image, DiskImage) else case.image
+    planes = case.image.planes() if isinstance(case.image, DiskImage) else case.image.swapaxes(0, 1)
     return [UnlabelledCase(f"{case.name}{SLICE}{number}", plane) for number, plane in enumerate(planes, start=1)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from semiseg.data.description import DatasetDescription
 from semiseg.data.own import DESCRIPTION
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.data.volumes import Volumes
 
 
@@ -17,7 +17,7 @@ class Pancreas(Volumes):
 
     class_names = ("background", "pancreas")
     spacing = (1.0, 1.0, 1.0)  # mm, what the volumes are resampled to
-    preprocessing = Preprocessing(orientation="LPS", spacing=spacing, clip=(-125.0, 275.0))  # Hounsfield units
+    preprocessing = Preprocessing(orientation="LPS", spacing=spacing, channels=(Intensity(clip=(-125.0, 275.0)),))  # Hounsfield units
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

@@ -74,7 +74,7 @@ class Phantom:
                 continue
             stream = np.random.SeedSequence(self.seed, spawn_key=(SPLITS.index(split), index))
             image, label = _Anatomy(self.shape, np.random.default_rng(stream)).render()
-            yield Case(name, image, label, self.spacing)
+            yield Case(name, image[np.newaxis], label, self.spacing)
 
 
 class _Anatomy:

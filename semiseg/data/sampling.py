@@ -12,7 +12,7 @@ from semiseg.data.augmentation import Augmentation, Stored, Transformation
 from semiseg.data.training_tensors import TrainingTensors
 
 _Drawn = tuple[Sequence[Stored], Transformation]  # a case and what happens to it
-_Batch = tuple[Tensor, ...]  # images and labels [Bl, *P], unlabelled images [Bu, *P], where they are stored
+_Batch = tuple[Tensor, ...]  # images [Bl, M, *P], labels [Bl, 1, *P], unlabelled images, where they are stored
 
 
 class TrainingSampler:
@@ -47,14 +47,14 @@ class TrainingSampler:
         self._state_before: dict[str, Any] | None = None  # the upcoming batch was drawn
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return labelled image [Bl, 1, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, 1, *P].
+        """Return labelled image [Bl, M, *P] float32, label [Bl, *P] uint8, unlabelled image [Bu, M, *P].
 
         Bl and Bu are the batches divided by the number of processes. They are new tensors on the device that
         trains, and nothing waits until they are there.
         """
         batch = self._draw()() if self._reader is None else self._read_ahead(self._reader)
         image, label, unlabelled = (tensor.to(self._tensors.device, non_blocking=True) for tensor in batch)
-        return image[:, None], label, unlabelled[:, None]
+        return image, label[:, 0], unlabelled
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue exactly: tensors and integers."""
@@ -83,27 +83,30 @@ class TrainingSampler:
     def _draw(self) -> Callable[[], _Batch]:
         """Draw a batch; what is returned makes it."""
         tensors = self._tensors
+        image, label = (tensors.channels, torch.float32), (1, torch.uint8)
         labelled = self._draw_cases(tensors.labelled, self._labelled_stream)
         unlabelled = self._draw_cases(tensors.unlabelled, self._unlabelled_stream)
-        return lambda: (
-            *self._transformed(labelled, torch.float32, torch.uint8),
-            *self._transformed(unlabelled, torch.float32),
-        )
+        return lambda: (*self._transformed(labelled, image, label), *self._transformed(unlabelled, image))
 
     def _draw_cases(self, cases: Sequence[Sequence[Stored]], stream: "_Stream") -> list[_Drawn]:
         return [
-            (cases[i], self._augmentation.draw(cases[i][0].shape, self._generator))
+            (cases[i], self._augmentation.draw(cases[i][0].shape[1:], self._generator))
             for i in stream.next(self._generator)
         ][self._share]  # the others were only drawn
 
     def _transformed(
-        self, drawn: Sequence[_Drawn], *dtypes: torch.dtype
-    ) -> list[Tensor]:  # [B, *P] each, of a case's tensors
+        self,
+        drawn: Sequence[_Drawn],
+        *forms: tuple[int, torch.dtype],  # M and dtype of each of a case's tensors
+    ) -> list[Tensor]:  # [B, M, *P] each
         device, storage = self._tensors.device, self._tensors.storage
         # Only from pinned memory does a copy to a GPU run while the processor goes on.
         pinned = device.type == "cuda" and storage.type == "cpu"
-        shape = (len(drawn), *self._augmentation.patch)
-        batch = [torch.empty(shape, dtype=dtype, device=storage, pin_memory=pinned) for dtype in dtypes]
+        count, patch = len(drawn), self._augmentation.patch
+        batch = [
+            torch.empty((count, channels, *patch), dtype=dtype, device=storage, pin_memory=pinned)
+            for channels, dtype in forms
+        ]
         for number, (case, transform) in enumerate(drawn):
             transform(case, [tensor[number] for tensor in batch])
         return batch

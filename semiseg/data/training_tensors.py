@@ -14,9 +14,10 @@ CUDA_SHARE = 0.5  # of the free memory; training needs the rest
 class TrainingTensors:
     """All training images and labels, on the device that trains, or on the CPU where they do not fit there.
 
-    labelled: (image [*S] float32, label [*S] uint8) of every case. unlabelled: (image [*S] float32,) of every
-    case. Images of few values are a CompactImage. device: the one that trains. storage: the one that holds them. On the
-    CPU labels, and images that are not compact, share the memory of the cases; images left in their files stay there.
+    labelled: (image [M, *S] float32, label [1, *S] uint8) of every case. unlabelled: (image [M, *S] float32,) of every
+    case. channels: M. Images of few values are a CompactImage. device: the one that trains. storage: the one that holds
+    them. On the CPU labels, and images that are not compact, share the memory of the cases; images left in their files
+    stay there.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class TrainingTensors:
     ) -> None:
         self.device = device
         given = [case.image for case in (*labelled, *unlabelled)]
+        self.channels = given[0].shape[0]
         images = [image if isinstance(image, DiskImage) else compact(image) for image in given]
-        labels = [torch.as_tensor(case.label, dtype=torch.uint8) for case in labelled]
+        labels = [torch.as_tensor(case.label, dtype=torch.uint8).unsqueeze(0) for case in labelled]
         size = sum(values.nbytes for values in (*images, *labels))
         self.storage = device if fits(size, device) else torch.device("cpu")
         self.labelled = [

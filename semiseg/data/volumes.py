@@ -26,6 +26,11 @@ class Volumes(ABC):
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return len(self.preprocessing.channels)
+
     @abstractmethod
     def path(self, name: str) -> Path:
         """Where the volume `name` lies."""
@@ -51,7 +56,7 @@ class Volumes(ABC):
 
     def read(self, name: str) -> Case:
         """Read a volume with its label."""
-        return read_case(self.path(name), name, 3, len(self.class_names), self.spacing)
+        return read_case(self.path(name), name, 3, len(self.class_names), self.spacing, self.channels)
 
     def evaluation_names(self, split: str) -> list[str]:
         """The names of a split's list."""
@@ -63,4 +68,4 @@ class Volumes(ABC):
     def evaluation_cases(self, split: str, only: Collection[str] | None = None) -> Iterator[Case]:
         """Yield the volumes of a split's list, or only those of some names, one at a time."""
         names = [name for name in self.evaluation_names(split) if only is None or name in only]
-        return read_cases_lazily(self.path, names, 3, len(self.class_names), self.spacing)
+        return read_cases_lazily(self.path, names, 3, len(self.class_names), self.spacing, self.channels)

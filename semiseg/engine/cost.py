@@ -9,14 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from semiseg.methods import Method
 
 
-def method_cost(method: Method, patch_size: Sequence[int]) -> dict[str, dict[str, int]]:
+def method_cost(
+    method: Method,
+    patch_size: Sequence[int],
+    channels: int = 1,  # of an image
+) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds of one patch's forward pass, at inference and in training.
 
     Multiply-adds are those of convolutions and matrix products; parameters are those the outputs depend on.
     Nothing is computed and no memory used: the passes run on PyTorch's meta device.
     """
     method = copy.deepcopy(method).to("meta").eval()
-    image = torch.empty(1, 1, *patch_size, device="meta")
+    image = torch.empty(1, channels, *patch_size, device="meta")
     passes = {
         "inference": lambda: method.network(image)[:1],
         "training": lambda: method.training_forward(image),

@@ -66,9 +66,10 @@ def build_method(
     num_classes: int,
     device: torch.device,
     text: TextEmbeddings | None = None,  # of a method that learns from text
+    channels: int = 1,  # of an image
 ) -> Method:
     """The method of a configuration around a freshly initialised network (from torch's global generator)."""
-    method = METHODS[config.method.name].build(config, num_classes, text).to(device)
+    method = METHODS[config.method.name].build(config, num_classes, text, channels).to(device)
     if config.training.channels_last:
         memory_format = torch.channels_last_3d if config.network.name == "vnet" else torch.channels_last
         # the stubs of Module.to lack a memory format alone
@@ -127,7 +128,8 @@ class Training:
         if resume is not None:
             resume.check_dataset(self.dataset)
         self.text = self._text()
-        self.method = build_method(config, len(self.dataset.class_names), self.device, self.text)
+        channels = len(self.dataset.preprocessing.channels)
+        self.method = build_method(config, len(self.dataset.class_names), self.device, self.text, channels)
         self.stages = self.method.stages(self.generator)
         self.selection = Selection(config, self.dataset, self.device)
         self.labelled, unlabelled = self.dataset.training_cases(config.dataset.labelled)

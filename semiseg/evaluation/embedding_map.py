@@ -39,7 +39,7 @@ def sample_embeddings(
     for label in np.unique(case.label):
         image, truth = _window(case, int(label), config, generator)
         with torch.no_grad(), autocast(config, device):
-            _, embedding = method.network(torch.from_numpy(image)[None, None].to(device))
+            _, embedding = method.network(torch.from_numpy(image)[None].to(device))
         voxels = np.flatnonzero(truth == label)
         chosen = generator.permutation(voxels)[:count]
         embeddings.append(embedding[0].flatten(1)[:, torch.from_numpy(chosen)].float().cpu().numpy().T)
@@ -49,25 +49,25 @@ def sample_embeddings(
 
 def _window(
     case: Case, label: int, config: Config, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:  # [*P] float32, [*P] uint8
+) -> tuple[np.ndarray, np.ndarray]:  # [M, *P] float32, [*P] uint8
     """What the network sees around a random voxel of a class."""
     patch_size = config.training.patch_size
     voxels = np.flatnonzero(case.label == label)
     centre = np.unravel_index(voxels[generator.integers(len(voxels))], case.label.shape)
     image, truth = case.image, case.label
     if len(patch_size) == 2:
-        image, truth, centre = image[centre[0]], truth[centre[0]], centre[1:]
+        image, truth, centre = image[:, centre[0]], truth[centre[0]], centre[1:]
         if config.evaluation.stride is None:
-            window, resized = (resize(torch.from_numpy(array), patch_size) for array in (image, truth))
+            window, (resized,) = (resize(torch.from_numpy(array), patch_size) for array in (image, truth[np.newaxis]))
             return window.numpy(), resized.numpy()
     box, padding = [], []
-    for side, patch, position in zip(image.shape, patch_size, centre, strict=True):
+    for side, patch, position in zip(truth.shape, patch_size, centre, strict=True):
         missing = max(patch - side, 0)
         first = int(np.clip(position + missing // 2 - patch // 2, 0, side + missing - patch))
         box.append(slice(first, first + patch))
         padding.append((missing // 2, missing - missing // 2))
     padded = np.pad(truth, padding, constant_values=NO_CLASS)
-    return np.pad(image, padding)[tuple(box)], padded[tuple(box)]
+    return np.pad(image, [(0, 0), *padding])[(slice(None), *box)], padded[tuple(box)]
 
 
 def embedding_map(

@@ -31,7 +31,7 @@ def evaluation_batch(config: Config) -> int:
 
 def probability_slabs(
     method: Method,  # its network in eval mode
-    image: np.ndarray,  # [*S] float32; [slices, H, W] for a 2D network
+    image: np.ndarray,  # [M, *S] float32; [M, slices, H, W] for a 2D network
     config: Config,
     device: torch.device,
     progress: Progress = iter,
@@ -68,7 +68,7 @@ def class_map(
 
 def predict_case(
     method: Method,  # its network in eval mode
-    image: np.ndarray,  # [*S] float32; [slices, H, W] for a 2D network
+    image: np.ndarray,  # [M, *S] float32; [M, slices, H, W] for a 2D network
     config: Config,
     device: torch.device,
 ) -> np.ndarray:  # [*S] uint8

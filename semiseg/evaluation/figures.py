@@ -127,7 +127,7 @@ def overlay(
     class_names: Sequence[str],  # the background first
     orientation: str | None = None,  # of a volume: where its axes lead, e.g. LPS
 ) -> None:
-    """Draw truth (solid line) and prediction (filled, dashed line) over planes of the image.
+    """Draw truth (solid line) and prediction (filled, dashed line) over planes of the image's first channel.
 
     A volume is shown in its three planes through the centre of the truth, a stack of slices in up to three
     spread over the truth, a 2D image as it is; each cropped to the structures. With an orientation the planes are
@@ -145,7 +145,7 @@ def overlay(
     axes = figure.subplots(1, len(planes), squeeze=False)[0]
     colours = class_colours(len(labels))
     for axis, (name, plane, aspect) in zip(axes, planes, strict=True):
-        _draw_plane(axis, case.image[plane], case.label[plane], prediction[plane], colours, aspect)
+        _draw_plane(axis, case.image[0][plane], case.label[plane], prediction[plane], colours, aspect)
         axis.set_title(name, fontsize="medium")
     handles: list[Artist] = [
         Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)
@@ -169,7 +169,9 @@ def turned(
     if orientation is None:
         return case, prediction
     turn = ornt_transform(axcodes2ornt(orientation), axcodes2ornt(wanted))
-    image, label, prediction = (apply_orientation(array, turn) for array in (case.image, case.label, prediction))
+    # Behind the axes that are turned there may be others.
+    image = np.moveaxis(apply_orientation(np.moveaxis(case.image, 0, -1), turn), -1, 0)
+    label, prediction = (apply_orientation(array, turn) for array in (case.label, prediction))
     spacing = case.spacing
     if spacing is not None:
         spacing = tuple(spacing[axis] for axis in np.argsort(turn[:, 0]))
@@ -183,14 +185,14 @@ def broken(text: str, width: float) -> str:
 
 def _planes(case: Case, radiological: bool = False) -> list[tuple[str, tuple[int | slice, ...], float]]:
     """Name, index and aspect (height of a pixel over its width) of the planes to show."""
-    spacing = np.ones(case.image.ndim) if case.spacing is None else np.asarray(case.spacing)
+    spacing = np.ones(case.label.ndim) if case.spacing is None else np.asarray(case.spacing)
     whole = slice(None)
-    if case.image.ndim == 2:
+    if case.label.ndim == 2:
         return [("", (whole, whole), spacing[0] / spacing[1])]
     structures = np.argwhere(case.label)
     if not len(structures):
-        structures = np.array([np.zeros(3, int), np.array(case.image.shape) - 1])
-    if is_stack(case.image.shape, spacing):
+        structures = np.array([np.zeros(3, int), np.array(case.label.shape) - 1])
+    if is_stack(case.label.shape, spacing):
         spread = np.linspace(structures[:, 0].min(), structures[:, 0].max(), SLICES + 2)[1:-1]
         positions = np.unique(spread.round())  # of fewer slices each once
         return [(f"slice {k:.0f}", (int(k), whole, whole), spacing[1] / spacing[2]) for k in positions]
@@ -202,7 +204,7 @@ def _planes(case: Case, radiological: bool = False) -> list[tuple[str, tuple[int
         rows, columns = np.delete(spacing, axis)
         name = PLANES[axis] if radiological else f"axis {axis} at {centre[axis]}"
         planes.append((name, tuple(sides), rows / columns))
-    areas = [plane for plane in planes if min(case.image[plane[1]].shape) > 1]
+    areas = [plane for plane in planes if min(case.label[plane[1]].shape) > 1]
     return areas or planes[:1]  # a line where there is nothing else
 
 

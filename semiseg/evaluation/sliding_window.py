@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-NetworkProbabilities = Callable[[Tensor], Tensor]  # [n, 1, *patch] -> class probabilities [n, C, *patch]
+NetworkProbabilities = Callable[[Tensor], Tensor]  # [n, M, *patch] -> class probabilities [n, C, *patch]
 Progress = Callable[[Sequence[Any]], Iterable[Any]]  # hands the batches on, one after the other; tqdm is one
 
 
@@ -32,27 +32,27 @@ def _batches(items: Sequence[Any] | Tensor, batch_size: int) -> list[Any]:
 
 def volume_slabs(
     network_probabilities: NetworkProbabilities,
-    image: Tensor,  # [*S], of any number of axes
+    image: Tensor,  # [M, *S], S of any number of axes
     patch_size: Sequence[int],  # voxels
     stride: Sequence[int],  # voxels
     batch_size: int,  # windows per call of the network
     progress: Progress = iter,
 ) -> Iterator[Tensor]:  # [C, n, *S[1:]] float32, on the device of the image
-    """Class probabilities of an image, slab by slab along its first axis: the mean over all windows of a voxel.
+    """Class probabilities of an image, slab by slab along S's first axis: the mean over all windows of a voxel.
 
     A slab is handed out as soon as no window to come reaches it, and is valid until the next is asked for; no
     more planes are held than a patch has. An axis shorter than the patch is padded with zeros on both sides,
     and the result cropped back. Every window counts the same. The mode of the network (training, evaluation)
-    and autocast are the caller's. ValueError if `patch_size` or `stride` has another number of axes than the
-    image, or a stride leaves gaps.
+    and autocast are the caller's. ValueError if `patch_size` or `stride` has another number of axes than S, or
+    a stride leaves gaps.
     """
-    if not image.ndim == len(patch_size) == len(stride):
+    if not image.ndim - 1 == len(patch_size) == len(stride):
         raise ValueError(
             f"patch_size {tuple(patch_size)} and stride {tuple(stride)}: accepted is one value per "
-            f"axis of the image of shape {tuple(image.shape)}"
+            f"axis of the image of shape {tuple(image.shape[1:])}"
         )
     padded, inside = _padded(image, patch_size)
-    starts = [window_starts(*axis) for axis in zip(padded.shape, patch_size, stride, strict=True)]
+    starts = [window_starts(*axis) for axis in zip(padded.shape[1:], patch_size, stride, strict=True)]
     means: _WindowMeans | None = None
     for batch in progress(_batches(list(itertools.product(*starts)), batch_size)):
         windows = [
@@ -60,9 +60,9 @@ def volume_slabs(
             for corner in batch
         ]
         with torch.no_grad():
-            probabilities = network_probabilities(torch.stack([padded[window] for window in windows]).unsqueeze(1))
+            probabilities = network_probabilities(torch.stack([padded[(slice(None), *window)] for window in windows]))
         if means is None:
-            means = _WindowMeans(probabilities.shape[1], padded, patch_size, starts)
+            means = _WindowMeans(probabilities.shape[1], padded[0], patch_size, starts)
         for window, window_probabilities in zip(windows, probabilities, strict=True):
             finished = window[0].start - means.first_plane
             if finished > 0:
@@ -70,18 +70,19 @@ def volume_slabs(
                 means.move(finished)
             means.add(window, window_probabilities)
     assert means is not None  # there is a window
-    last = slice(inside[0].start, inside[0].start + min(image.shape[0], patch_size[0]))
+    last = slice(inside[0].start, inside[0].start + min(image.shape[1], patch_size[0]))
     yield means.finish(last)[(slice(None), slice(None), *inside[1:])]
 
 
 def _padded(
-    image: Tensor,  # [*S]
+    image: Tensor,  # [M, *S]
     patch_size: Sequence[int],
 ) -> tuple[Tensor, tuple[slice, ...]]:
-    """The image with zeros on both sides of an axis that is shorter than the patch, and where it then lies."""
-    missing = [max(patch - side, 0) for side, patch in zip(image.shape, patch_size, strict=True)]
+    """The image with zeros on both sides of an axis of S that is shorter than the patch, and where it then lies."""
+    sides = image.shape[1:]
+    missing = [max(patch - side, 0) for side, patch in zip(sides, patch_size, strict=True)]
     before = [pad // 2 for pad in missing]
-    inside = tuple(slice(first, first + side) for first, side in zip(before, image.shape, strict=True))
+    inside = tuple(slice(first, first + side) for first, side in zip(before, sides, strict=True))
     if not any(missing):
         return image, inside
     padding = [(first, pad - first) for first, pad in zip(before, missing, strict=True)]
@@ -94,7 +95,7 @@ class _WindowMeans:
     def __init__(
         self,
         num_classes: int,
-        image: Tensor,  # [*S]
+        image: Tensor,  # [*S], one channel
         patch_size: Sequence[int],
         starts: Sequence[Sequence[int]],  # of the windows, along each axis
     ) -> None:
@@ -146,7 +147,7 @@ def _window_count(
 
 def slice_slabs(
     network_probabilities: NetworkProbabilities,
-    image: Tensor,  # [slices, H, W]
+    image: Tensor,  # [M, slices, H, W]
     patch_size: Sequence[int],  # pixels, (H, W) of the network
     batch_size: int,  # slices per call of the network
     progress: Progress = iter,
@@ -157,13 +158,13 @@ def slice_slabs(
     map; both take pixels as areas (corners not aligned), so a slice of the patch's size passes unchanged. The
     mode of the network and autocast are the caller's. ValueError if the image is not a stack of slices.
     """
-    if image.ndim != 3 or len(patch_size) != 2:
+    if image.ndim != 4 or len(patch_size) != 2:
         raise ValueError(
             f"image has shape {tuple(image.shape)} and patch_size is {tuple(patch_size)}, accepted are "
-            "[slices, H, W] and two sides"
+            "[M, slices, H, W] and two sides"
         )
-    for batch in progress(_batches(image, batch_size)):
-        patches = functional.interpolate(batch.unsqueeze(1), tuple(patch_size), mode="bilinear")
+    for batch in progress(_batches(image.transpose(0, 1), batch_size)):
+        patches = functional.interpolate(batch, tuple(patch_size), mode="bilinear")
         with torch.no_grad():
             probabilities = network_probabilities(patches).float()
-        yield functional.interpolate(probabilities, image.shape[1:], mode="nearest-exact").transpose(0, 1)
+        yield functional.interpolate(probabilities, image.shape[2:], mode="nearest-exact").transpose(0, 1)

@@ -86,7 +86,7 @@ def surfaces(
     case, prediction = turned(case, prediction, orientation, UPRIGHT)
     spacing = (1.0, 1.0, 1.0) if case.spacing is None else case.spacing
     unit = "voxel" if case.spacing is None else "mm"
-    stack = is_stack(case.image.shape, np.asarray(spacing))
+    stack = is_stack(case.label.shape, np.asarray(spacing))
     names = sorted(
         sorted(metrics, key=lambda name: metrics[name]["dice"])[:MAX_CLASSES], key=class_names.index
     )

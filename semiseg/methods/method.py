@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Batch:
     """One step's images: labelled ones with their labels, unlabelled ones without."""
 
-    labelled_image: Tensor  # [Bl, 1, *P] float32
+    labelled_image: Tensor  # [Bl, M, *P] float32
     labelled_label: Tensor  # [Bl, *P] uint8
-    unlabelled_image: Tensor  # [Bu, 1, *P] float32, Bu = 0 in a stage without unlabelled images
+    unlabelled_image: Tensor  # [Bu, M, *P] float32, Bu = 0 in a stage without unlabelled images
 
 
 class Stage:
@@ -79,7 +79,7 @@ def add_losses(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 class Method(nn.Module):
     """A network, whatever the method keeps beside it, and the stages that train it.
 
-    The state_dict is the checkpoint. `network(x [B, 1, *P])` returns (logits [B, C, *P], embedding [B, d, *P]).
+    The state_dict is the checkpoint. `network(x [B, M, *P])` returns (logits [B, C, *P], embedding [B, d, *P]).
     """
 
     Options: ClassVar[type]  # the dataclass of the configuration's section `method`
@@ -113,9 +113,11 @@ class Method(nn.Module):
         config: Config,
         num_classes: int,
         text: TextEmbeddings | None,  # of a method that learns from text
+        channels: int,  # M, of an image
     ) -> Method:
         """The method of a configuration around a fresh network (from torch's global generator)."""
-        network = build_network(config.network.name, **config.network.options, num_classes=num_classes)
+        sizes = {**config.network.options, "in_channels": channels, "num_classes": num_classes}
+        network = build_network(config.network.name, **sizes)
         initialise(network, config.network.initialisation)
         return cls(config.method, network, num_classes)
 
@@ -131,7 +133,7 @@ class Method(nn.Module):
     @torch.no_grad()
     def probabilities(
         self,
-        image: Tensor,  # [B, 1, *P]
+        image: Tensor,  # [B, M, *P]
         head: str = "linear",
     ) -> Tensor:  # [B, C, *P] float32
         """Class probabilities of the trained network by one of `heads`."""
@@ -140,7 +142,7 @@ class Method(nn.Module):
 
     def training_forward(
         self,
-        image: Tensor,  # [B, 1, *P]
+        image: Tensor,  # [B, M, *P]
     ) -> Sequence[Tensor]:
         """Everything a training step computes of its images before the losses, for counting what it costs."""
         return self.network(image)

@@ -78,7 +78,7 @@ class MPERConfig:
 class Mix:
     """Two images pasted together, with everything the losses need to know about each voxel."""
 
-    image: Tensor  # [B, 1, *P]
+    image: Tensor  # [B, M, *P]
     label: Tensor  # [B, *P] uint8, truth where labelled, pseudo-label elsewhere
     region: Tensor  # [B, *P] uint8, LABELLED or PSEUDO_LABELLED
     reliable: Tensor  # [B, *P] bool, voxels that may move a prototype
@@ -301,7 +301,7 @@ class SelfTraining(CopyPasteStage):
 
     def pseudo_label(
         self,
-        image: Tensor,  # [B, 1, *P]
+        image: Tensor,  # [B, M, *P]
     ) -> tuple[Tensor, Tensor]:  # [B, *P] uint8, [B, *P] bool
         """The teacher's largest component of each class, and where its confidence exceeds α and the filter kept it."""
         logits, _ = self.method.teacher(image)

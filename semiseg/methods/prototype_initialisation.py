@@ -50,18 +50,21 @@ def _embeddings(network: nn.Module, labelled: Sequence[Case], patch_size: tuple[
     """(embedding [d, n, *S[1:]], label [n, *S[1:]]) of every case, slab by slab; slices are at training size in 2D."""
     device = next(network.parameters()).device
     for case in labelled:
-        image, label = torch.from_numpy(case.image), case.label
-        if image.ndim == 2:
-            image, label = resize(image, patch_size), resize(torch.from_numpy(label), patch_size).numpy()
+        image, label = torch.from_numpy(case.image), torch.from_numpy(case.label)
+        if label.ndim == 2:
+            image, label = resize(image, patch_size), resize(label.unsqueeze(0), patch_size)[0]
         volume = image.contiguous().to(device)
-        window = even_window(volume.shape, patch_size)
+        window = even_window(label.shape, patch_size)
         first = 0
         for slab in volume_slabs(lambda x: network(x)[1], volume, window, window, batch_size=1):
-            yield slab.cpu().numpy(), label[first : first + slab.shape[1]]
+            yield slab.cpu().numpy(), label[first : first + slab.shape[1]].numpy()
             first += slab.shape[1]
 
 
-def even_window(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+def even_window(
+    shape: Sequence[int],  # S
+    patch_size: Sequence[int],
+) -> tuple[int, ...]:
     """Sides the network takes, at most the patch's, of which the fewest cover a volume with little overlap."""
     windows = [-(-side // patch) for side, patch in zip(shape, patch_size, strict=True)]
     return tuple(

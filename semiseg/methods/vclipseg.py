@@ -149,9 +149,9 @@ class VCLIPSeg(Method):
         return random_text(len(class_names), method.text_width, method.text_seed)
 
     @classmethod
-    def build(cls, config: Config, num_classes: int, text: TextEmbeddings | None) -> VCLIPSeg:
+    def build(cls, config: Config, num_classes: int, text: TextEmbeddings | None, channels: int) -> VCLIPSeg:
         method: VCLIPSegConfig = config.method
-        sizes = {**config.network.sizes, "num_classes": num_classes}
+        sizes = {**config.network.sizes, "in_channels": channels, "num_classes": num_classes}
         if method.branches == "two_networks":
             networks = [build_network(config.network.name, **sizes) for _ in range(2)]
             for network in networks:

@@ -12,9 +12,10 @@ class ActivatedConvolution(_ConvNd):
 
     negative_slope = 1.0  # no ReLU
 
-    def in_format_of_weight(self, y: Tensor) -> Tensor:
-        """y as the layers behind expect it: of a single image PyTorch gives some contiguous results."""
-        return y.contiguous(memory_format=channels_last(y.dim())) if self.weight.stride(1) == 1 else y
+    def in_format_of_weight(self, x: Tensor) -> Tensor:
+        """x as the layers expect it: a batch of images is contiguous, and so, of a single one, are some of PyTorch's
+        results."""
+        return x.contiguous(memory_format=channels_last(x.dim())) if self.weight.stride(1) == 1 else x
 
 
 class _Convolution(ActivatedConvolution):
@@ -24,6 +25,7 @@ class _Convolution(ActivatedConvolution):
         self,
         x: Tensor,  # [B, in_channels, *S]
     ) -> Tensor:  # [B, out_channels, *S]
+        x = self.in_format_of_weight(x)
         return self.in_format_of_weight(convolution(x, self.weight, self.bias, self.negative_slope))
 
 

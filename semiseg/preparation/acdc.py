@@ -48,7 +48,7 @@ class ACDCChallenge(Challenge):
             )
 
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return ACDC.preprocessing.scaled(image.values).transpose(2, 1, 0), label.transpose(2, 1, 0)
+        return ACDC.preprocessing.channels[0].scaled(image.values).transpose(2, 1, 0), label.transpose(2, 1, 0)
 
     def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
         if list_name != TRAINING_LIST:
@@ -82,7 +82,7 @@ def _frames(folder: Path) -> list[LabelledScan]:
         for file in (image, label):
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: missing; {path.name} says {phase} is frame {frame}")
-        scans.append(LabelledScan(f"{folder.name}_frame{number:02d}", folder.name, image, label))
+        scans.append(LabelledScan(f"{folder.name}_frame{number:02d}", folder.name, (image,), label))
     return scans
 
 

@@ -31,7 +31,7 @@ class LeftAtriumChallenge(Challenge):
                 f"{source}: no <id>/lgemri.nrrd in it; expected the challenge's 'Training Set'"
             )
         scans = [
-            LabelledScan(path.parent.name, path.parent.name, path, path.with_name("laendo.nrrd")) for path in images
+            LabelledScan(path.parent.name, path.parent.name, (path,), path.with_name("laendo.nrrd")) for path in images
         ]
         for scan in scans:
             if not scan.label.is_file():
@@ -57,7 +57,7 @@ class LeftAtriumChallenge(Challenge):
             for side in box_around(label, (0, 0))
         ]
         box = box_around(label, margins)
-        return LeftAtrium.preprocessing.scaled(image.values)[box], label[box]
+        return LeftAtrium.preprocessing.channels[0].scaled(image.values)[box], label[box]
 
     def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(LeftAtrium(folder).path(scan.name), image, label)

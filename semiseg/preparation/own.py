@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 
 from semiseg.atomic import write_text
+from semiseg.data.augmentation import resize
 from semiseg.data.description import DatasetDescription
 from semiseg.data.own import DESCRIPTION, OwnData
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.checks import as_classes
 from semiseg.preparation.layout import (
@@ -29,15 +31,16 @@ from semiseg.preparation.scan_folders import divide, find_scans, join_patients
 from semiseg.preparation.splits import LabelledScan, Scan, Splits
 from semiseg.preparation.survey import (
     ORIENTATION,
+    PICTURE,
     Facts,
     findings,
-    guess_modality,
+    guess_modalities,
     read_image,
     read_label,
     survey,
 )
-from semiseg.preparation.volume import Volume, on_grid_of, resample_label, sides
-from semiseg.preparation.volume_files import read_header
+from semiseg.preparation.volume import Volume, on_grid_of, prepared_channels, resample_label, sides
+from semiseg.preparation.volume_files import is_picture, read_channel_headers, read_header
 
 FINDINGS = "findings.md"
 LIST_NAMES = {VALIDATION_LIST: "for validation", TEST_LIST: "for the test"}
@@ -60,9 +63,10 @@ class Choices:
     # regular expression: a scan's patient is what it matches at the start of its name
     patient: str | None = None
     classes: Sequence[str] | None = None  # names, in the order of the labels' values
-    modality: str | None = None  # ct or mr
+    modality: tuple[str, ...] | None = None  # ct or mr, one for all channels or one a channel
     spacing: tuple[float, ...] | None = None  # mm; of slices down and along their rows
-    dimensions: int = 3  # 2: to be trained on slice by slice
+    dimensions: int = 3  # 2: to be trained on slice by slice, as pictures always are
+    size: tuple[int, int] | None = None  # rows and columns that pictures are resized to
     mirror: tuple[int, ...] = ()  # axes (right, anterior, superior) to mirror every label along
     check_alignment: bool = True
 
@@ -85,13 +89,16 @@ def prepare_own(
     dest = dest.resolve()
     labelled, unlabelled = find_scans(images, labels, choices.patient)
     scans = [*labelled, *unlabelled]
+    choices = checked_for_pictures(choices, is_picture(scans[0].image))
     # Impossible choices, and what headers tell, end here, not after every scan has been read.
     divide(labelled, choices.test, choices.validation, choices.labelled)
-    check_headers(scans, choices)
+    modalities = modality_of_channels(choices.modality, check_headers(scans, choices))
     facts = survey(scans, choices.mirror, choices.check_alignment)
     classes = name_classes([one for one in facts if one.voxels], choices.classes)
-    modality = choices.modality or guess_modality(facts)
-    found = findings(facts, classes, modality)
+    if is_picture(scans[0].image):
+        modalities = [PICTURE] * len(facts[0].lowest)
+    modalities = modalities or guess_modalities(facts)
+    found = findings(facts, classes, modalities)
     print(f"{found}\n")
 
     division = _division(labelled, unlabelled, facts, choices)
@@ -101,9 +108,10 @@ def prepare_own(
     names = {scan.name for scan in division.scans}
     kept = [one for one in facts if one.name in names]
     class_names = ("background", *classes.values())
-    chosen = plan(kept, used, class_names, modality, choices.spacing, choices.dimensions)
+    chosen = plan(kept, used, class_names, modalities, choices.spacing, choices.dimensions, choices.size)
     origin = "as asked for" if choices.modality else "guessed from the lowest intensities"
-    decision = _decisions(chosen, f"{modality} ({origin})", kept, division.counts)
+    modality = "none, pictures" if chosen.is_resized else f"{', '.join(modalities)} ({origin})"
+    decision = _decisions(chosen, modality, kept, division.counts)
     print(f"{decision}\n")
 
     check_memory(division.scans, chosen.preprocessing, chosen.dimensions)
@@ -189,24 +197,57 @@ def _write_cases(
 def check_headers(
     scans: Sequence[Scan],
     choices: Choices,
-) -> None:
-    """Raise ValueError, naming the file, for headers that cannot be read, a label on another grid than its image, or an
-    image that takes more memory at the spacing that is asked for than the machine has."""
+) -> int:
+    """The number of channels that all images have.
+
+    Raises ValueError, naming the file, for headers that cannot be read, another number of channels than the first image
+    has, a label on another grid than its image, or an image that takes more memory at the spacing that is asked for than
+    the machine has.
+    """
+    num_channels = len(read_channel_headers(scans[0].images))
     for scan in scans:
-        image = read_header(scan.image)
+        channels = read_channel_headers(scan.images)
+        if len(channels) != num_channels:
+            raise ValueError(
+                f"{scan.image}: the number of channels is {len(channels)}, accepted is that of {scans[0].image}, "
+                f"{num_channels}"
+            )
         if isinstance(scan, LabelledScan):
-            on_grid_of(image, read_header(scan.label))
+            on_grid_of(channels[0], read_header(scan.label))
     if choices.spacing is not None:
         try:
             check_memory(scans, Preprocessing(None, array_spacing(choices.spacing)), choices.dimensions)
         except ValueError as error:
             raise ValueError(f"--spacing is {sides(choices.spacing)}: {error}") from None
+    return num_channels
+
+
+def checked_for_pictures(choices: Choices, are_pictures: bool) -> Choices:
+    """What was asked for, of pictures in two dimensions. Raises ValueError for what only volumes or pictures have."""
+    of_the_other = {"spacing": choices.spacing, "modality": choices.modality} if are_pictures else {"size": choices.size}
+    for name, given in of_the_other.items():
+        if given is not None:
+            raise ValueError(
+                f"--{name} is {' '.join(map(str, given))}, accepted for {'pictures' if are_pictures else 'volumes'} is none"
+            )
+    return replace(choices, dimensions=2) if are_pictures else choices
+
+
+def modality_of_channels(modality: Sequence[str] | None, num_channels: int) -> Sequence[str] | None:
+    """One a channel, where any was asked for. Raises ValueError for another number than one or that of the channels."""
+    if modality is None or len(modality) == num_channels:
+        return modality
+    if len(modality) > 1:
+        raise ValueError(
+            f"--modality is {' '.join(modality)}, accepted are one for all channels, or one for each of {num_channels}"
+        )
+    return list(modality) * num_channels
 
 
 def check_memory(scans: Sequence[Scan], preprocessing: Preprocessing, dimensions: int) -> None:
     """Raise ValueError, naming the image, where one takes more memory at the spacing than the machine has."""
     for scan in scans:
-        image = as_trained(read_header(scan.image).turned(ORIENTATION), dimensions)
+        image = as_trained(read_channel_headers(scan.images)[0].turned(ORIENTATION), dimensions)
         image.check_memory(preprocessing.spacing_of(image.spacing))
 
 
@@ -273,20 +314,27 @@ def _write_case(
     Raises ValueError where it leaves nothing labelled.
     """
     stored, turned = read_image(scan)
-    image = as_trained(turned, plan.dimensions)
+    channels = [as_trained(channel, plan.dimensions) for channel in turned]
+    image = channels[0]
     spacing = plan.preprocessing.spacing_of(image.spacing)
     label, lost = None, []
     if isinstance(scan, LabelledScan):
-        values = replace(turned, path=scan.label, values=read_label(scan, stored, mirror))
+        values = replace(turned[0], path=scan.label, values=read_label(scan, stored[0], mirror))
         label = as_classes(as_trained(values, plan.dimensions), numbers)
-        if not image.has_spacing(spacing):
-            shown = np.unique(label)
+        shown = np.unique(label)
+        if plan.is_resized:
+            label = resize(torch.from_numpy(label), plan.patch).numpy()
+        elif not image.has_spacing(spacing):
             label = resample_label(label, image.spacing, spacing)
-            lost = np.setdiff1d(shown, label).tolist()
+        lost = np.setdiff1d(shown, label).tolist()
         if not label.any():
-            raise ValueError(f"{scan.label}: nothing labelled is left at {sides(spacing)} mm")
-    own_spacing = spacing if plan.dimensions == 2 else None
-    write_case(path, image.prepared(plan.preprocessing), label, own_spacing)
+            size = f"{sides(plan.patch)} pixels" if plan.is_resized else f"{sides(spacing)} mm"
+            raise ValueError(f"{scan.label}: nothing labelled is left at {size}")
+    own_spacing = spacing if plan.dimensions == 2 and not plan.is_resized else None
+    prepared = prepared_channels(channels, plan.preprocessing)
+    if plan.is_resized:
+        prepared = resize(torch.from_numpy(prepared[:, 0]), plan.patch).numpy()[:, None]
+    write_case(path, prepared if len(prepared) > 1 else prepared[0], label, own_spacing)
     return lost
 
 
@@ -297,30 +345,26 @@ def _decisions(
     counts: Mapping[str, int],
 ) -> str:
     preprocessing = chosen.preprocessing
-    assert preprocessing.spacing is not None  # a plan has one
-    spacing = sides(size for size in preprocessing.spacing if size is not None)
+    spacing = sides(size for size in preprocessing.spacing or () if size is not None)
     voxels = 0.0
     for one in cases:
         given = tuple(one.spacing[axis] for axis in trained_axes(one, chosen.dimensions))
         voxels += math.prod(one.shape) * math.prod(given) / math.prod(preprocessing.spacing_of(given))
+    if chosen.is_resized:
+        voxels = len(cases) * math.prod(chosen.patch)
     geometry = f"axes to the right, anterior and superior; spacing {spacing} mm, by interpolation"
     if chosen.dimensions == 2:
         geometry = f"slices as they lie, across the coarsest axis; pixels of {spacing} mm, by interpolation"
-    if preprocessing.clip is None:
-        intensities = "mean 0 and deviation 1 of every scan"
-    else:
-        intensities = (
-            f"cut off at {preprocessing.clip[0]:g} and {preprocessing.clip[1]:g}, the percentiles of the labelled "
-            f"voxels, then less {preprocessing.mean:g} and divided by {preprocessing.deviation:g}"
-        )
+    if chosen.is_resized:
+        geometry = f"all pictures resized to {sides(chosen.patch)} pixels, rows and columns"
     lines = [
         "Chosen:",
         f"- modality: {modality}",
         f"- {geometry}",
-        f"- intensities: {intensities}",
+        f"- intensities: {'; '.join(dict.fromkeys(map(_scaling, preprocessing.channels)))}",
         f"- patch: {sides(chosen.patch)} voxels, augmentation {chosen.augmentation}",
         f"- cases: {', '.join(f'{count} {what}' for what, count in counts.items())}",
-        f"- all cases in memory take {voxels * 4 / 2**30:.2g} GB",
+        f"- all cases in memory take {voxels * 4 * len(preprocessing.channels) / 2**30:.2g} GB",
     ]
     *_, middle, coarsest = sorted(np.median([one.spacing for one in cases], axis=0))
     if chosen.dimensions == 3 and coarsest > FAR_APART * middle:
@@ -328,3 +372,14 @@ def _decisions(
             f"- slices lie {coarsest / middle:.2g} times as far apart as pixels: --slices prepares for a 2D network"
         )
     return "\n".join(lines)
+
+
+def _scaling(channel: Intensity) -> str:
+    if channel.kind == "standardise":
+        return "mean 0 and deviation 1 of every scan"
+    if channel.clip is None:
+        return f"divided by {channel.deviation:g}"
+    return (
+        f"cut off at {channel.clip[0]:g} and {channel.clip[1]:g}, the percentiles of the labelled voxels, then less "
+        f"{channel.mean:g} and divided by {channel.deviation:g}"
+    )

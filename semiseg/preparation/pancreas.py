@@ -18,6 +18,7 @@ from semiseg.preparation.volume import Volume, resample_label
 from semiseg.preparation.volume_files import read_dicom_series, read_nifti
 
 PREPROCESSING = Pancreas.preprocessing
+INTENSITY = PREPROCESSING.channels[0]
 MARGIN = 25  # voxels of 1 mm
 LARGEST_SPACING = 5.0  # mm
 
@@ -47,7 +48,7 @@ class PancreasCT(Challenge):
                 raise FileNotFoundError(
                     f"{source}: no label{number}.nii.gz below it; expected the label of {folder}"
                 )
-        return [LabelledScan(f"image{number}", number, folder, labels[number]) for number, folder in folders.items()]
+        return [LabelledScan(f"image{number}", number, (folder,), labels[number]) for number, folder in folders.items()]
 
     def read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
         return read_dicom_series(scan.image), read_nifti(scan.label)
@@ -63,7 +64,7 @@ class PancreasCT(Challenge):
             )
 
     def convert(self, image: Volume, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        windowed = replace(image, values=PREPROCESSING.clipped(image.values))
+        windowed = replace(image, values=INTENSITY.clipped(image.values))
         resampled = windowed.resampled(Pancreas.spacing).values
         mask = resample_label(label, image.spacing, Pancreas.spacing)
         if not mask.any():
@@ -71,7 +72,7 @@ class PancreasCT(Challenge):
         box = box_around(mask, (MARGIN,) * 3)
         crop = resampled[box]
         self._crops[image.path] = float(crop.mean(dtype=float)), float(crop.std(dtype=float))
-        return PREPROCESSING.scaled(crop), mask[box]
+        return INTENSITY.scaled(crop), mask[box]
 
     def write(self, folder: Path, list_name: str, scan: LabelledScan, image: np.ndarray, label: np.ndarray) -> None:
         write_case(Pancreas(folder).path(scan.name), image, label)
@@ -80,7 +81,8 @@ class PancreasCT(Challenge):
         super().write_lists(folder, splits)
         crops = [self._crops[scan.image] for scan in splits[TRAINING_LIST]]
         mean, deviation = (float(f"{value:.6g}") for value in np.mean(crops, axis=0))
-        preprocessing = replace(PREPROCESSING, intensity="fixed", mean=mean, deviation=deviation)
+        intensity = replace(INTENSITY, kind="fixed", mean=mean, deviation=deviation)
+        preprocessing = replace(PREPROCESSING, channels=(intensity,))
         DatasetDescription(Pancreas.class_names, Pancreas.dimensions, preprocessing).save(
             folder / DESCRIPTION
         )

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import axcodes2ornt
 
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.models.vnet import SIDE_MULTIPLE
-from semiseg.preparation.survey import ORIENTATION, Facts
+from semiseg.preparation.survey import ORIENTATION, PICTURE, Facts
 from semiseg.preparation.volume import slice_orientation
 
 PATCH_VOXELS = {2: 256**2, 3: 96**3}  # at most, by dimensions
@@ -23,6 +23,7 @@ OTHER_SIDE = {"left": "right", "l": "r", "lt": "rt"}  # of the body
 OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
 # In a name of small letters; what is short counts only where it stands alone.
 SIDE = re.compile("left|right|(?<![a-z0-9])(?:l|r|lt|rt)(?![a-z0-9])")
+BRIGHTEST = 255  # of pictures of 8 bits
 VALIDATION_INTERVAL = 200  # iterations, as with ACDC
 NETWORKS = {
     2: {"name": "unet", "filters": [16, 32, 64, 128, 256], "dropout": [0.05, 0.1, 0.2, 0.3, 0.5]},
@@ -67,6 +68,7 @@ class Plan:
     preprocessing: Preprocessing
     patch: tuple[int, ...]  # voxels
     augmentation: str
+    is_resized: bool = False  # pictures, to the patch
 
     @property
     def dimensions(self) -> int:
@@ -78,9 +80,10 @@ def plan(
     facts: Sequence[Facts],  # of all scans that are kept
     labelled: Sequence[Facts],  # of those whose labels may be used
     class_names: Sequence[str],
-    modality: str,  # ct or mr
+    modalities: Sequence[str],  # one a channel
     spacing: tuple[float, ...] | None = None,  # mm, of slices down and along their rows; None: the median
     dimensions: int = 3,  # 2: slice by slice
+    size: tuple[int, int] | None = None,  # rows and columns that pictures are resized to; None: like the median
 ) -> Plan:
     """Choose for a dataset. Raises ValueError where a CT's labelled voxels all have one intensity."""
     orientation = ORIENTATION
@@ -95,10 +98,18 @@ def plan(
         spacing = tuple(float(f"{size:.4g}") for size in np.median(spacings, axis=0))
     names = {name.lower() for name in class_names}
     has_sides = any(_other_side(name) in names - {name} for name in names)
+    shape = tuple(np.median(extents / spacing, axis=0))
+    if PICTURE in modalities:
+        return Plan(
+            Preprocessing(orientation, None, _intensities(labelled, modalities)),
+            size or patch_size(shape, spacing),
+            "crop" if has_sides else "rotate_flip_resize",
+            is_resized=True,
+        )
     turned = spacing[:2]  # of the axes that a rotation exchanges
     return Plan(
-        _preprocessing(labelled, modality, orientation, array_spacing(spacing)),
-        patch_size(tuple(np.median(extents / spacing, axis=0)), spacing),
+        Preprocessing(orientation, array_spacing(spacing), _intensities(labelled, modalities)),
+        patch_size(shape, spacing),
         "crop" if has_sides or max(turned) / min(turned) > SAME_SIDES else "crop_dihedral",
     )
 
@@ -167,18 +178,26 @@ def _configuration(
         "training": {"patch_size": list(plan.patch), "labelled_batch": batch, "unlabelled_batch": batch},
         "method": {"name": method, **particular, **SCHEDULES[plan.dimensions][method]},
         "evaluation": {
-            "stride": [side // 2 for side in plan.patch],
+            "stride": None if plan.is_resized else [side // 2 for side in plan.patch],
             **({"validation_interval": VALIDATION_INTERVAL} if validated else {}),
         },
     }
 
 
-def _preprocessing(
-    labelled: Sequence[Facts], modality: str, orientation: str, spacing: tuple[float | None, ...]
-) -> Preprocessing:
-    if modality == "mr":
-        return Preprocessing(orientation, spacing)
-    foreground = np.concatenate([one.foreground for one in labelled])
+def _intensities(labelled: Sequence[Facts], modalities: Sequence[str]) -> tuple[Intensity, ...]:
+    foreground = np.concatenate([one.foreground for one in labelled], axis=1)
+    highest = max(max(one.highest) for one in labelled)
+    if PICTURE in modalities and highest <= BRIGHTEST:
+        return (Intensity("fixed", None, 0.0, float(BRIGHTEST)),) * len(modalities)
+    return tuple(
+        _ct_intensity(channel) if modality == "ct" else Intensity()
+        for channel, modality in zip(foreground, modalities, strict=True)
+    )
+
+
+def _ct_intensity(
+    foreground: np.ndarray,  # [n] float32
+) -> Intensity:
     low, high = (float(f"{value:.6g}") for value in np.percentile(foreground, PERCENTILES))
     if not low < high:
         raise ValueError(
@@ -186,7 +205,7 @@ def _preprocessing(
         )
     clipped = foreground.clip(low, high)
     mean, deviation = (float(f"{value:.6g}") for value in (clipped.mean(), clipped.std()))
-    return Preprocessing(orientation, spacing, "fixed", (low, high), mean, deviation)
+    return Intensity("fixed", (low, high), mean, deviation)
 
 
 def _other_side(name: str) -> str:

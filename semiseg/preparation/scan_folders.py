@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
+from semiseg.preparation.channel_files import FIRST, grouped, has_number, scan_name
 from semiseg.preparation.layout import check_name
 from semiseg.preparation.splits import LabelledScan, Scan, Splits, listed, split
 from semiseg.preparation.volume_files import SCAN_ENDINGS, scans_in, stem
 
-FIRST_CHANNEL = "_0000"  # behind the names of images, and perhaps of their labels
 LABEL_ENDING = re.compile(r"[_.-](gt|seg|label)$")  # behind the name of a label
 TEST_SHARE = 0.2  # of the labelled patients
 
@@ -23,34 +23,35 @@ def find_scans(
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
     Scans are NIfTI and NRRD files, and folders with a DICOM series each. A case is called as its file without the ending
-    or as its folder, a label also without `_gt`, `_seg` or `_label` (`.seg`, `-label`), and images without `_0000` if all
-    of them end so, where their labels may end so too. Names are in Unicode's composed form.
+    or as its folder, a label also without `_gt`, `_seg` or `_label` (`.seg`, `-label`). Where all images end in `_0000`,
+    or in `_0000`, `_0001` and so on and labels are called as they are without, these are the channels of a case called
+    without the number; labels may end in `_0000` too. Names are in Unicode's composed form.
     Raises FileNotFoundError where there are no images or no labels, ValueError where two files have one name or one
-    that lists cannot hold, a label has no image, or `patient` matches nothing.
+    that lists cannot hold, a case lacks a channel that others have, a label has no image, or `patient` matches nothing.
     """
     together = images.resolve() == labels.resolve()
     image_files = [path for path in _scans(images) if not (together and LABEL_ENDING.search(stem(path)))]
     label_files = [path for path in _scans(labels) if not together or LABEL_ENDING.search(stem(path))]
-    # A name that ends in _0000 tells the channel only where all do; else it is a number of the scan.
-    channel = FIRST_CHANNEL if all(stem(path).endswith(FIRST_CHANNEL) for path in image_files) else ""
-    image_of = _by_name({path: stem(path).removesuffix(channel) for path in image_files})
-    label_of = _by_name({path: _label_name(path, image_of, channel) for path in label_files})
-    for kind, folder, found in (("images", images, image_of), ("labels", labels, label_of)):
+    channel = FIRST if _are_channels(image_files, label_files) else ""
+    groups = grouped(image_files) if channel else [(path,) for path in image_files]
+    images_of = _by_name({files: stem(files[0]).removesuffix(channel) for files in groups})
+    label_of = _by_name({(path,): _label_name(path, images_of, channel) for path in label_files})
+    for kind, folder, found in (("images", images, images_of), ("labels", labels, label_of)):
         if not found:
             raise FileNotFoundError(
                 f"{folder}: holds no {kind}; expected files that end in {', '.join(SCAN_ENDINGS)}, or a folder for every "
                 "DICOM series"
             )
-    for name, path in label_of.items():
-        if name not in image_of:
-            swapped = "" if image_of.keys() - label_of.keys() else "; are the folders swapped?"
+    for name, (path,) in label_of.items():
+        if name not in images_of:
+            swapped = "" if images_of.keys() - label_of.keys() else "; are the folders swapped?"
             raise ValueError(f"{path}: there is no image called {name} in {images} for this label{swapped}")
     labelled, unlabelled = [], []
-    for name, path in image_of.items():
+    for name, files in images_of.items():
         if name in label_of:
-            labelled.append(LabelledScan(name, _patient(name, patient), path, label_of[name]))
+            labelled.append(LabelledScan(name, _patient(name, patient), files, *label_of[name]))
         else:
-            unlabelled.append(Scan(name, _patient(name, patient), path))
+            unlabelled.append(Scan(name, _patient(name, patient), files))
     return labelled, unlabelled
 
 
@@ -116,22 +117,32 @@ def _scans(folder: Path) -> list[Path]:
     return scans_in(folder)
 
 
-def _label_name(path: Path, image_of: Mapping[str, Path], channel: str) -> str:
+def _are_channels(images: Sequence[Path], labels: Sequence[Path]) -> bool:
+    """Whether numbers behind the names of images are those of channels: labels have the names without, or all are 0."""
+    if all(stem(path).endswith(FIRST) for path in images):
+        return True
+    return all(map(has_number, images)) and {LABEL_ENDING.sub("", stem(path)) for path in labels} <= set(
+        map(scan_name, images)
+    )
+
+
+def _label_name(path: Path, images_of: Mapping[str, object], channel: str) -> str:
     name = LABEL_ENDING.sub("", stem(path))
     # The last is for images whose own names end as those of labels may.
     likely = (name, name.removesuffix(channel), stem(path))
-    return next((one for one in likely if unicodedata.normalize("NFC", one) in image_of), likely[1])
+    return next((one for one in likely if unicodedata.normalize("NFC", one) in images_of), likely[1])
 
 
-def _by_name(names: Mapping[Path, str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path, stored_name in names.items():
+def _by_name(names: Mapping[tuple[Path, ...], str]) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, tuple[Path, ...]] = {}
+    for files, stored_name in names.items():
+        path = files[0]
         check_name(stored_name, path)
         # The same name may be composed for an image and decomposed for its label, such as on a Mac.
         name = unicodedata.normalize("NFC", stored_name)
         if name in found:
-            raise ValueError(f"{path} and {found[name].name} are both called {name!r}; expected one of them")
-        found[name] = path
+            raise ValueError(f"{path} and {found[name][0].name} are both called {name!r}; expected one of them")
+        found[name] = files
     return dict(sorted(found.items()))
 
 

@@ -12,11 +12,16 @@ from semiseg.data.files import read_list
 
 @dataclass(frozen=True)
 class Scan:
-    """One image, still in the file it came in."""
+    """One image, still in the files it came in."""
 
     name: str  # of the case, as lists have it
     patient: str  # scans of one patient never end up in different splits
-    image: Path
+    images: tuple[Path, ...]  # its channels in their order
+
+    @property
+    def image(self) -> Path:
+        """The first of them, which stands for all."""
+        return self.images[0]
 
 
 @dataclass(frozen=True)

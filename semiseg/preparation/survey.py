@@ -12,9 +12,10 @@ from semiseg.preparation.checks import LabelPlacement, check_image
 from semiseg.preparation.layout import progress
 from semiseg.preparation.splits import LabelledScan, Scan
 from semiseg.preparation.volume import Volume, on_grid_of, sides
-from semiseg.preparation.volume_files import read_volume
+from semiseg.preparation.volume_files import is_picture, read_channels, read_volume
 
 ORIENTATION = "RAS"  # all scans are turned to it
+PICTURE = "picture"  # the modality that is none
 LARGEST_LABEL = 65535
 WHOLE = 1e-3  # a label's value may differ from a whole number by so much, where its file scales it
 FOREGROUND_SAMPLE = 20_000  # intensities a labelled scan
@@ -32,10 +33,11 @@ class Facts:
     stored_orientation: str
     shape: tuple[int, ...]
     spacing: tuple[float, ...]  # mm
-    lowest: float  # intensity
+    lowest: tuple[float, ...]  # intensity of every channel
+    highest: tuple[float, ...]
     fingerprint: str  # the same for the same image
     voxels: Mapping[int, int]  # by value of the label, 0 included; empty without a label
-    foreground: np.ndarray  # [n] float32, intensities of labelled voxels
+    foreground: np.ndarray  # [M, n] float32, intensities of labelled voxels
 
     @property
     def extent(self) -> tuple[float, ...]:
@@ -47,11 +49,17 @@ class Facts:
         return self.voxels.get(value, 0) * float(np.prod(self.spacing)) / 1000
 
 
-def read_image(scan: Scan) -> tuple[Volume, Volume]:
-    """The image as its file has it, and turned. Raises ValueError for NaN, infinity or one intensity everywhere."""
-    stored = read_volume(scan.image)
-    check_image(stored)
-    return stored, stored.turned(ORIENTATION)
+def read_image(scan: Scan) -> tuple[list[Volume], list[Volume]]:
+    """The channels as their files have them, on one grid, and turned.
+
+    Raises ValueError for NaN, infinity, a channel of one intensity everywhere, of a picture all of them, and as
+    `read_channels` does.
+    """
+    stored = read_channels(scan.images)
+    coloured = [channel for channel in stored if channel.values.min() != channel.values.max()]
+    for channel in coloured if coloured and is_picture(scan.image) else stored:
+        check_image(channel)
+    return stored, [channel.turned(ORIENTATION) for channel in stored]
 
 
 def read_label(
@@ -89,43 +97,46 @@ def survey(
     `LabelPlacement` refuse.
     """
     placement = LabelPlacement(mirror, check_alignment)
-    facts = []
-    for scan in progress(scans, "checking"):
-        facts.append(_facts(scan, mirror, placement))  # no comprehension: an error in one leaves the bar's line open
+    facts: list[Facts] = []
+    for scan in progress(scans, "checking"):  # no comprehension: an error in one leaves the bar's line open
+        facts.append(_facts(scan, mirror, placement))
     placement.finish()
     return facts
 
 
 def _facts(scan: Scan, mirror: tuple[int, ...], placement: LabelPlacement) -> Facts:
     """Read and check a scan and its label, of which nothing stays in memory but a sample."""
-    stored, image = read_image(scan)
+    stored, channels = read_image(scan)
+    image = channels[0]
     voxels: dict[int, int] = {}
-    foreground = np.empty(0, np.float32)
+    foreground = np.empty((len(channels), 0), np.float32)
     if isinstance(scan, LabelledScan):
-        label = read_label(scan, stored, mirror)
+        label = read_label(scan, stored[0], mirror)
         counts = np.bincount(label.ravel())
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-        foreground = image.values[label > 0].astype(np.float32)
-        # A view would keep all of it.
-        foreground = foreground[:: max(1, len(foreground) // FOREGROUND_SAMPLE)].copy()
+        sample = np.flatnonzero(label)
+        sample = sample[:: max(1, len(sample) // FOREGROUND_SAMPLE)]
+        foreground = np.stack([channel.values.flat[sample].astype(np.float32) for channel in channels])
         numbers = np.cumsum(counts > 0) - (counts[0] > 0)  # of the values in order, background 0
         classes = numbers.astype(np.uint8)[label]
-        placement.look_at(scan.name, image, classes, read_volume(scan.label), stored.orientation)
+        placement.look_at(scan.name, image, classes, read_volume(scan.label), stored[0].orientation)
     return Facts(
         scan.name,
-        stored.orientation,
+        stored[0].orientation,
         image.values.shape,
         image.spacing,
-        float(image.values.min()),
-        _fingerprint(image.values),
+        tuple(float(channel.values.min()) for channel in channels),
+        tuple(float(channel.values.max()) for channel in channels),
+        _fingerprint(channels),
         voxels,
         foreground,
     )
 
 
-def guess_modality(facts: Sequence[Facts]) -> str:
-    """`ct` where most scans reach the density of air, else `mr`."""
-    return "ct" if sum(one.lowest < AIR for one in facts) > len(facts) / 2 else "mr"
+def guess_modalities(facts: Sequence[Facts]) -> list[str]:
+    """Of every channel `ct` where most scans reach the density of air, else `mr`."""
+    reaching = (np.array([one.lowest for one in facts]) < AIR).mean(axis=0)
+    return ["ct" if share > 0.5 else "mr" for share in reaching]
 
 
 def duplicates(facts: Sequence[Facts]) -> list[list[str]]:
@@ -139,14 +150,14 @@ def duplicates(facts: Sequence[Facts]) -> list[list[str]]:
 def suspicious(
     facts: Sequence[Facts],
     classes: Mapping[int, str],  # name by the label's value, without background
-    modality: str,
+    modalities: Sequence[str],  # one a channel
 ) -> list[str]:
     """A line for everything that is possible but rarely meant."""
     lines = [f"the same image: {', '.join(names)}" for names in duplicates(facts)]
-    for what, unit, values in (
-        ("spacing", "mm", np.array([one.spacing for one in facts])),
-        ("extent", "mm", np.array([one.extent for one in facts])),
-    ):
+    spacings, extents = np.array([one.spacing for one in facts]), np.array([one.extent for one in facts])
+    are_pictures = PICTURE in modalities
+    measured = [("size", "pixels", extents)] if are_pictures else [("spacing", "mm", spacings), ("extent", "mm", extents)]
+    for what, unit, values in measured:
         median = np.median(values, axis=0)
         far = (np.maximum(values / median, median / values) > FAR).any(axis=1)
         lines += [
@@ -155,19 +166,27 @@ def suspicious(
             if is_far
         ]
     lines += [
-        f"{one.name}: its lowest intensity is {one.lowest:.4g}, which is not what {modality.upper()} looks like"
+        f"{one.name}{f', channel {number}' if len(modalities) > 1 else ''}: its lowest intensity is {lowest:.4g}, which "
+        f"is not what {modality.upper()} looks like"
         for one in facts
-        if (one.lowest < AIR) != (modality == "ct")
+        for number, (lowest, modality) in enumerate(zip(one.lowest, modalities, strict=True))
+        if (lowest < AIR) != (modality == "ct")
     ]
     labelled = [one for one in facts if one.voxels]
     for value, name in classes.items():
         lines += [f"{one.name}: no voxel of {name}" for one in labelled if value not in one.voxels]
         there = [one for one in labelled if value in one.voxels]
         lines += [
-            f"{one.name}: {one.millilitres(value):.3g} ml of {name}, the median is {median:.3g} ml"
+            f"{one.name}: {_amount(one.millilitres(value), are_pictures)} of {name}, the median is "
+            f"{_amount(median, are_pictures)}"
             for one, median in _outliers(there, value)
         ]
     return lines
+
+
+def _amount(millilitres: float, are_pictures: bool) -> str:
+    """Of a class; a pixel of a picture counts as a cubic millimetre."""
+    return f"{1000 * millilitres:.0f} pixels" if are_pictures else f"{millilitres:.3g} ml"
 
 
 def _outliers(facts: Sequence[Facts], value: int) -> Iterable[tuple[Facts, float]]:
@@ -183,32 +202,43 @@ def _outliers(facts: Sequence[Facts], value: int) -> Iterable[tuple[Facts, float
 def findings(
     facts: Sequence[Facts],
     classes: Mapping[int, str],  # name by the label's value, without background
-    modality: str,
+    modalities: Sequence[str],  # one a channel
 ) -> str:
     """Tables of sizes, spacings and classes, and the suspicious cases; Markdown."""
     labelled = [one for one in facts if one.voxels]
     orientations = Counter(one.stored_orientation for one in facts)
-    measures = [["axes to the right, anterior, superior", "smallest", "median", "largest"]]
+    are_pictures = PICTURE in modalities
+    measures = [["" if are_pictures else "axes to the right, anterior, superior", "smallest", "median", "largest"]]
+    shapes = np.array([one.shape for one in facts])
     for what, values in (
-        ("voxels", np.array([one.shape for one in facts])),
-        ("spacing [mm]", np.array([one.spacing for one in facts])),
-        ("extent [mm]", np.array([one.extent for one in facts])),
+        [("columns, rows", shapes[:, :2])]
+        if are_pictures
+        else [
+            ("voxels", shapes),
+            ("spacing [mm]", np.array([one.spacing for one in facts])),
+            ("extent [mm]", np.array([one.extent for one in facts])),
+        ]
     ):
         measures.append([what, *(sides(way(values, axis=0)) for way in (np.min, np.median, np.max))])
     total = sum(sum(one.voxels.values()) for one in labelled)
+    unit = "pixels" if are_pictures else "ml"
     rows = [
-        ["class", "value", "cases", "share of voxels [%]", "smallest [ml]", "median [ml]", "largest [ml]"]
+        ["class", "value", "cases", "share of voxels [%]", *(f"{way} [{unit}]" for way in ("smallest", "median", "largest"))]
     ]
     for value, name in {0: "background", **classes}.items():
-        volumes = [one.millilitres(value) for one in labelled if value in one.voxels]
+        volumes = [
+            one.millilitres(value) * (1000 if are_pictures else 1) for one in labelled if value in one.voxels
+        ]
         share = 100 * sum(one.voxels.get(value, 0) for one in labelled) / total
         statistics = [f"{way(volumes):.4g}" if volumes else "-" for way in (np.min, np.median, np.max)]
         rows.append([name, str(value), str(len(volumes)), f"{share:.3g}", *statistics])
-    odd = suspicious(facts, classes, modality)
+    odd = suspicious(facts, classes, modalities)
+    channels = f" of {len(modalities)} channels" if len(modalities) > 1 else ""
     stored = ", ".join(f"{name} ({count})" for name, count in orientations.most_common())
+    axes = "" if are_pictures else f"; axes as stored lead to {stored}"
     return "\n\n".join(
         [
-            f"{len(facts)} images, {len(labelled)} of them labelled; axes as stored lead to {stored}",
+            f"{len(facts)} images{channels}, {len(labelled)} of them labelled{axes}",
             markdown_table(measures),
             markdown_table(rows),
             "\n".join(["Suspicious, look at them:", *(f"- {line}" for line in odd)])
@@ -218,8 +248,8 @@ def findings(
     )
 
 
-def _fingerprint(values: np.ndarray) -> str:
-    content = np.ascontiguousarray(values, np.float32)
-    digest = hashlib.sha256(str(content.shape).encode())
-    digest.update(content.ravel().data)
+def _fingerprint(channels: Sequence[Volume]) -> str:
+    digest = hashlib.sha256(str((len(channels), *channels[0].values.shape)).encode())
+    for channel in channels:
+        digest.update(np.ascontiguousarray(channel.values, np.float32).ravel().data)
     return digest.hexdigest()

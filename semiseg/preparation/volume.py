@@ -17,7 +17,7 @@ from nibabel.orientations import (
 )
 from scipy import ndimage
 
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.memory import machine_memory
 
 SAME_SPACING = 0.01  # relative
@@ -75,17 +75,21 @@ class Volume:
             affine=self.affine @ inv_ornt_aff(turn, self.values.shape),
         )
 
-    def prepared(self, preprocessing: Preprocessing) -> np.ndarray:  # [*S] float32
-        """The image as a dataset's networks see it: at its spacing, intensities scaled; the axes stay.
+    def prepared(
+        self,
+        spacing: tuple[float, ...],  # mm
+        intensity: Intensity,
+    ) -> np.ndarray:  # [*S] float32
+        """One channel as a dataset's networks see it: at its spacing, intensities scaled; the axes stay.
 
         Raises ValueError, naming the file, where the scan is the same everywhere or too large to be resampled.
         """
-        spacing, image = preprocessing.spacing_of(self.spacing), self
+        image = self
         if not self.has_spacing(spacing):
-            clipped = preprocessing.clipped(self.values.astype(np.float32))
+            clipped = intensity.clipped(self.values.astype(np.float32))
             image = replace(self, values=clipped).resampled(spacing)
         try:
-            return preprocessing.scaled(image.values)
+            return intensity.scaled(image.values)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
@@ -119,6 +123,17 @@ class Volume:
         return np.allclose(self.spacing, spacing, rtol=SAME_SPACING, atol=0)
 
 
+def prepared_channels(
+    channels: Sequence[Volume],  # on one grid
+    preprocessing: Preprocessing,
+) -> np.ndarray:  # [M, *S] float32
+    """A scan as a dataset's networks see it. Raises as `Volume.prepared` does."""
+    spacing = preprocessing.spacing_of(channels[0].spacing)
+    pairs = zip(channels, preprocessing.channels, strict=True)
+    prepared = [channel.prepared(spacing, intensity) for channel, intensity in pairs]
+    return np.stack(prepared) if len(prepared) > 1 else prepared[0][None]  # no copy of one alone
+
+
 def slice_orientation(
     orientation: str,
     spacing: Sequence[float],  # mm along each of its axes
@@ -134,13 +149,17 @@ def sides(numbers: Iterable[float]) -> str:
     return " × ".join(f"{number:.4g}" for number in numbers)
 
 
-def on_grid_of(image: Volume, label: Volume) -> Volume:
-    """Turn a label along the axes of its image, as the two affines say.
+def on_grid_of(
+    image: Volume,
+    other: Volume,
+    kind: str = "label",  # what the other is of the image, in an error
+) -> Volume:
+    """Turn a label along the axes of its image, as the two affines say, or one channel along those of another.
 
     Raises ValueError if the shapes, spacings or directions then differ. Origins may differ: labels are often
     stored without one.
     """
-    turned = label.turned_along(image)
+    turned = other.turned_along(image)
     directions, expected = _directions(turned), _directions(image)
     for what, ours, theirs, same in (
         ("shape", turned.values.shape, image.values.shape, turned.values.shape == image.values.shape),
@@ -151,15 +170,15 @@ def on_grid_of(image: Volume, label: Volume) -> Volume:
     ):  # fmt: skip
         if not same:
             raise ValueError(
-                f"{label.path}: the label has {what} {ours} and its image {image.path} {theirs}; "
+                f"{other.path}: the {kind} has {what} {ours} and its image {image.path} {theirs}; "
                 f"expected the same along the image's axes {image.orientation}"
             )
     return turned
 
 
-def origins_differ(image: Volume, label: Volume) -> bool:
+def origins_differ(image: Volume, other: Volume) -> bool:
     """Whether the affines of two volumes on one grid lie more than half a voxel apart."""
-    distance = np.linalg.norm(image.affine[:3, 3] - label.affine[:3, 3])
+    distance = np.linalg.norm(image.affine[:3, 3] - other.affine[:3, 3])
     return bool(distance > 0.5 * min(image.spacing))
 
 

@@ -1,9 +1,9 @@
-"""Files of scans, NIfTI, NRRD and DICOM, read with their place in space; masks written as NIfTI."""
+"""Files of scans, NIfTI, NRRD, MetaImage, DICOM and pictures, read with their place in space; masks written."""
 
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,20 @@ from pydicom.misc import is_dicom
 
 from semiseg.atomic import replace_atomically
 from semiseg.errors import first_line
-from semiseg.preparation.volume import SAME_DIRECTION, Volume
+from semiseg.preparation.meta_image import (
+    META_IMAGE_ENDINGS,
+    read_meta_image,
+    read_meta_image_header,
+    write_meta_image,
+)
+from semiseg.preparation.pictures import (
+    PICTURE_ENDINGS,
+    read_picture,
+    read_picture_header,
+    read_picture_label,
+    write_picture,
+)
+from semiseg.preparation.volume import SAME_DIRECTION, Volume, on_grid_of, origins_differ
 
 # NRRD's names of the space its directions are given in, and the signs that lead from there to NIfTI's space.
 NRRD_SPACES = {
@@ -27,7 +40,9 @@ NRRD_SPACES = {
 }
 NRRD_SPACES |= {"".join(word[0] for word in name.split("-")): signs for name, signs in NRRD_SPACES.items()}
 NIFTI_ENDINGS = (".nii.gz", ".nii")  # in small or large letters, as all endings
-SCAN_ENDINGS = (*NIFTI_ENDINGS, ".nrrd")
+VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", *META_IMAGE_ENDINGS)
+SCAN_ENDINGS = (*VOLUME_ENDINGS, *PICTURE_ENDINGS)
+MASK_ENDINGS = (*NIFTI_ENDINGS, ".mha", ".png")
 # Elements of a DICOM file and how many numbers each has.
 SAME_IN_A_SERIES = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}
 DICOM_NUMBERS = {**SAME_IN_A_SERIES, "ImagePositionPatient": 3, "RescaleSlope": 1, "RescaleIntercept": 1}
@@ -59,21 +74,27 @@ def _is_dicom(path: Path) -> bool:
     return path.name != DICOM_INDEX and not has_ending(path, SCAN_ENDINGS) and is_dicom(path)
 
 
-def scan_files(folder: Path) -> list[Path]:
-    """A folder's NIfTI and NRRD files."""
-    return [path for path in folder.iterdir() if has_ending(path, SCAN_ENDINGS) and not is_hidden(path)]
+def is_picture(path: Path) -> bool:
+    """Whether a scan is a picture, by its ending."""
+    return has_ending(path, PICTURE_ENDINGS) and not path.is_dir()
+
+
+def volume_files(folder: Path) -> list[Path]:
+    """A folder's files of volumes, by their endings."""
+    return [path for path in folder.iterdir() if has_ending(path, VOLUME_ENDINGS) and not is_hidden(path)]
 
 
 def scans_in(folder: Path) -> list[Path]:
-    """A folder's NIfTI and NRRD files and, each a scan, its folders with DICOM files below, in the order of their names.
+    """A folder's files of volumes and, each a scan, its folders with DICOM files below, in the order of their names.
 
-    Raises ValueError where a DICOM file lies in the folder itself.
+    Where there is none of these, its pictures: beside volumes they only show them. Raises ValueError where a DICOM file lies in the folder itself.
     """
     series = {folder / path.relative_to(folder).parts[0] for path in dicom_files(folder)}
     for path in sorted(series):
         if path.is_file():
             raise ValueError(f"{path}: lies in the folder of all scans; expected a folder for every DICOM series")
-    return sorted([*scan_files(folder), *series])
+    volumes = [*volume_files(folder), *series]
+    return sorted(volumes or [path for path in folder.iterdir() if is_picture(path) and not is_hidden(path)])
 
 
 def stem(path: Path) -> str:
@@ -82,32 +103,81 @@ def stem(path: Path) -> str:
     return next((path.name[: -len(end)] for end in SCAN_ENDINGS if has_ending(path, (end,))), path.name)
 
 
-def read_volume(path: Path) -> Volume:
-    """Read a NIfTI file (.nii, .nii.gz), a NRRD file (.nrrd), or a folder with one DICOM series.
+def read_channels(files: Sequence[Path]) -> list[Volume]:
+    """Read a scan: the channels of its files, one after the other, on the grid of the first.
 
-    Raises FileNotFoundError if it is missing, ValueError if it is none of these or cannot be read.
+    Raises as `read_volumes` does, and ValueError where they lie on different grids or in different places.
+    """
+    return on_one_grid([volume for path in files for volume in read_volumes(path)])
+
+
+def read_channel_headers(files: Sequence[Path]) -> list[Volume]:
+    """Where the channels of a scan lie; all voxels are 0 here, and take no memory.
+
+    Raises as `read_channels` does, as far as headers tell.
+    """
+    return on_one_grid([volume for path in files for volume in _headers(path)])
+
+
+def on_one_grid(channels: Sequence[Volume]) -> list[Volume]:
+    """The channels of a scan, turned along the axes of the first. ValueError where grids or places differ."""
+    first = channels[0]
+    placed = [first]
+    for other in channels[1:]:
+        turned = on_grid_of(first, other, "channel")
+        if origins_differ(first, turned):
+            raise ValueError(
+                f"{other.path}: the channel lies elsewhere than {first.path}; expected channels of one place, resampled "
+                "to one grid"
+            )
+        placed.append(replace(turned, affine=first.affine))  # so that all are turned alike from here on
+    return placed
+
+
+def read_volumes(path: Path) -> list[Volume]:
+    """Read the channels of a NIfTI file (.nii, .nii.gz), NRRD file, MetaImage, picture, or a folder with one DICOM series.
+
+    Several have NIfTI files along a fourth axis, MetaImages as components, pictures as colours. Raises FileNotFoundError
+    if it is missing, ValueError if it is none of these or cannot be read.
     """
     if path.is_dir():
-        return read_dicom_series(path)
-    return read_nifti(path) if has_ending(path, NIFTI_ENDINGS) else read_nrrd(path)
+        return [read_dicom_series(path)]
+    if is_picture(path):
+        return read_picture(path)
+    if has_ending(path, META_IMAGE_ENDINGS):
+        return [_volume(path, volume.values, volume.affine) for volume in read_meta_image(path)]
+    return _nifti_volumes(path) if has_ending(path, NIFTI_ENDINGS) else [read_nrrd(path)]
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a label. Raises as `read_volumes` does, and ValueError for several channels or a picture of other colours
+    than grey."""
+    return read_picture_label(path) if is_picture(path) else _only(path, read_volumes(path))
 
 
 def read_header(path: Path) -> Volume:
-    """Where a NIfTI or NRRD file or a DICOM series places its voxels; all of them are 0 here, and take no memory.
+    """Where a label lies. Raises as `read_volume` does, as far as the header tells."""
+    headers = _headers(path)
+    return headers[0] if is_picture(path) else _only(path, headers)
 
-    Raises as `read_volume` does, as far as the header tells.
-    """
+
+def _headers(path: Path) -> list[Volume]:
+    if is_picture(path):
+        return read_picture_header(path)
+    shape: tuple[int, ...]
     if path.is_dir():
         series = _series(path)
-        values, affine = np.broadcast_to(np.uint8(0), series.shape), series.affine
+        shape, affine = series.shape, series.affine
+    elif has_ending(path, META_IMAGE_ENDINGS):
+        return [_volume(path, volume.values, volume.affine) for volume in read_meta_image_header(path)]
     elif has_ending(path, NIFTI_ENDINGS):
         with _reading(path, "NIfTI"), _nifti(path) as (image, _):
-            values, affine = np.broadcast_to(np.uint8(0), _space(image.shape)), image.affine
+            shape, affine = image.shape, image.affine
     else:
         with _reading(path, "NRRD"):
             header = nrrd.read_header(str(path))
-            values, affine = np.broadcast_to(np.uint8(0), tuple(header["sizes"])), _nrrd_affine(header)
-    return _volume(path, values, affine)
+            shape, affine = tuple(header["sizes"]), _nrrd_affine(header)
+    return _volumes(path, np.broadcast_to(np.uint8(0), shape), affine)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -115,13 +185,39 @@ def read_nifti(path: Path) -> Volume:
 
     Raises FileNotFoundError if it is missing, ValueError if it cannot be read or has other axes.
     """
+    return _only(path, _nifti_volumes(path))
+
+
+def _nifti_volumes(path: Path) -> list[Volume]:
     with _reading(path, "NIfTI"), _nifti(path) as (image, stream):
         values = np.asanyarray(image.dataobj)
         if isinstance(stream, gzip.GzipFile):
             # NiBabel stops behind the voxels; only at its end is the stream compared with its checksum.
             while stream.read(BLOCK):
                 pass
-    return _volume(path, values.reshape(_space(values.shape)), image.affine)
+    return _volumes(path, values, image.affine)
+
+
+def write_mask(
+    path: Path,  # .nii.gz, .nii, .mha, or of one slice .png
+    labels: np.ndarray,  # [x, y, z] uint8 or uint16
+    affine: np.ndarray,  # [4, 4]
+) -> None:
+    """Write a mask; it appears whole or not at all. Raises as `check_mask`."""
+    check_mask(path, labels.shape)
+    if has_ending(path, (".png",)):
+        write_picture(path, labels)
+    elif has_ending(path, (".mha",)):
+        write_meta_image(path, labels, affine)
+    else:
+        write_nifti(path, labels, affine)
+
+
+def check_mask(path: Path, shape: Sequence[int]) -> None:
+    """Raise ValueError for the name of a mask of another ending, or a PNG of several slices."""
+    accepted = MASK_ENDINGS if shape[2] == 1 else MASK_ENDINGS[:-1]
+    if not has_ending(path, accepted):
+        raise ValueError(f"{path}: accepted for a mask of {shape[2]} slices are {', '.join(accepted)}")
 
 
 def write_nifti(
@@ -265,11 +361,6 @@ def _read_slice(path: Path) -> _Slice:
         return _Slice(path, str(dataset.SeriesInstanceUID), numbers)
 
 
-def _space(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the axes of length one that some programs write behind the three of space."""
-    return shape[:3] if all(side == 1 for side in shape[3:]) else shape
-
-
 @contextmanager
 def _nifti(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, BufferedIOBase]]:
     """A NIfTI file with the stream its voxels are still to be read from."""
@@ -293,6 +384,23 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # of damaged files the libraries raise nearly everything there is
         raise ValueError(f"{path}: cannot be read as {what} ({first_line(error)})") from error
+
+
+def _only(path: Path, channels: Sequence[Volume]) -> Volume:
+    if len(channels) > 1:
+        raise ValueError(f"{path}: holds {len(channels)} channels; expected one")
+    return channels[0]
+
+
+def _volumes(
+    path: Path,
+    values: np.ndarray,  # [x, y, z], perhaps with an axis of channels behind, and others of length one
+    affine: np.ndarray,  # [4, 4]
+) -> list[Volume]:
+    channels = values.squeeze(tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1))
+    if channels.ndim != 4:
+        return [_volume(path, channels, affine)]
+    return [_volume(path, channel, affine) for channel in np.moveaxis(channels, -1, 0)]
 
 
 def _volume(path: Path, values: np.ndarray, affine: np.ndarray) -> Volume:

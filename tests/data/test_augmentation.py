@@ -6,27 +6,27 @@ import torch
 from scipy import ndimage
 
 from semiseg.data import Augmentation, resize
-from semiseg.data.augmentation import Rotation, Turn
+from semiseg.data.augmentation import Rotation, Stored, Turn
+from semiseg.data.compact_image import CompactImage, compact
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def numbered(*shape: int) -> torch.Tensor:
+def numbered(*shape: int) -> torch.Tensor:  # [1, *shape]
     """Distinct values from 1."""
-    return torch.arange(1, np.prod(shape) + 1, dtype=torch.float32).reshape(shape)
+    return torch.arange(1, np.prod(shape) + 1, dtype=torch.float32).reshape(1, *shape)
 
 
-def patches(
-    augmentation: Augmentation, case: list[torch.Tensor], draws: torch.Generator
-) -> list[torch.Tensor]:
-    """What a batch gets of a case; voxels that are not written hold NaN or 255."""
+def patches(augmentation: Augmentation, case: list[Stored], draws: torch.Generator) -> list[torch.Tensor]:
+    """What a batch gets of an image, and of a label behind it; voxels that are not written hold NaN or 255."""
+    not_written = (float("nan"), torch.float32), (255, torch.uint8)
     patch = [
-        torch.full(augmentation.patch, float("nan") if values.is_floating_point() else 255).to(values.dtype)
-        for values in case
+        torch.full((values.shape[0], *augmentation.patch), value, dtype=dtype)
+        for values, (value, dtype) in zip(case, not_written, strict=False)
     ]
-    augmentation.draw(case[0].shape, draws)(case, patch)
+    augmentation.draw(case[0].shape[1:], draws)(case, patch)
     return patch
 
 
@@ -86,9 +86,16 @@ def interpolate(array: np.ndarray, places: np.ndarray, mode: str) -> np.ndarray:
     return ndimage.map_coordinates(array, places, order=1, mode=mode)
 
 
-def random_case(*shape: int) -> list[np.ndarray]:
+def random_case(*shape: int) -> list[torch.Tensor]:
+    """An image of three channels and a label."""
     random = np.random.default_rng(0)
-    return [random.standard_normal(shape).astype(np.float32), random.integers(0, 4, shape, dtype=np.uint8)]
+    image = random.standard_normal((3, *shape)).astype(np.float32)
+    return [torch.from_numpy(image), torch.from_numpy(random.integers(0, 4, (1, *shape), dtype=np.uint8))]
+
+
+def channels(case: list[torch.Tensor]) -> list[np.ndarray]:
+    """Those of the image, and the label."""
+    return [channel.numpy() for values in case for channel in values]
 
 
 @pytest.mark.parametrize("name", ["crop", "crop_rotate_flip", "crop_dihedral"])
@@ -103,9 +110,9 @@ def test_crops_are_exactly_numpy_s(name, shape, patch):
     case = random_case(*shape)
     draws, again = generator(), generator()
     for _ in range(40):
-        found = patches(Augmentation(name, patch), [torch.from_numpy(array) for array in case], draws)
-        for array, expected in zip(found, expected_crops(case, name, patch, again), strict=True):
-            np.testing.assert_array_equal(array.numpy(), expected, strict=True)
+        found = channels(patches(Augmentation(name, patch), case, draws))
+        for array, expected in zip(found, expected_crops(channels(case), name, patch, again), strict=True):
+            np.testing.assert_array_equal(array, expected, strict=True)
     assert torch.equal(draws.get_state(), again.get_state())
 
 
@@ -118,19 +125,17 @@ def test_slices_are_scipy_s(shape, patch):
     case = random_case(*shape)
     draws, again = generator(), generator()
     for _ in range(40):
-        found = patches(
-            Augmentation("rotate_flip_resize", patch), [torch.from_numpy(array) for array in case], draws
-        )
-        image, label = expected_slices(case, patch, again)
-        np.testing.assert_allclose(found[0].numpy(), image, atol=2e-5)
+        *found, found_label = channels(patches(Augmentation("rotate_flip_resize", patch), case, draws))
+        *image, label = expected_slices(channels(case), patch, again)
+        np.testing.assert_allclose(found, image, atol=2e-5)
         # A place just between two pixels may be rounded to either.
-        assert found[1].dtype == torch.uint8 and (found[1].numpy() != label).sum() <= 1
+        assert found_label.dtype == np.uint8 and (found_label != label).sum() <= 1
     assert torch.equal(draws.get_state(), again.get_state())
 
 
 def test_crop_reaches_every_corner_equally_often():
     draws, augmentation = generator(), Augmentation("crop", (3, 3))
-    corners = [patches(augmentation, [numbered(5, 4)], draws)[0][0, 0] for _ in range(1200)]
+    corners = [patches(augmentation, [numbered(5, 4)], draws)[0][0, 0, 0] for _ in range(1200)]
     values, counts = np.unique(corners, return_counts=True)
     assert len(values) == 3 * 2
     assert counts.min() > 140  # 200 expected, standard deviation 13
@@ -139,13 +144,13 @@ def test_crop_reaches_every_corner_equally_often():
 @pytest.mark.parametrize("shape", [(6, 6), (6, 5), (6, 5, 3)])
 def test_turns_reach_every_orientation_and_the_label_follows(shape):
     image = numbered(*shape)
-    expected = {rot90_and_flip(image.numpy(), k, axis).tobytes() for k in range(4) for axis in range(2)}
+    expected = {rot90_and_flip(image[0].numpy(), k, axis).tobytes() for k in range(4) for axis in range(2)}
     draws = generator()
     reached = set()
     for _ in range(200):
         turn = Turn.draw(draws)
         turned, turned_label = turn([image, image % 4])
-        assert turned.shape == turn.shape(shape)
+        assert turned.shape == (1, *turn.shape(shape))
         torch.testing.assert_close(turned_label, turned % 4, rtol=0, atol=0)
         reached.add(turned.numpy().tobytes())
     assert reached == expected
@@ -154,7 +159,7 @@ def test_turns_reach_every_orientation_and_the_label_follows(shape):
 def test_a_scan_is_also_trained_on_as_it_is():
     """All eight symmetries of a square equally often; the other crop with turns knows only its four mirror images."""
     image, draws = numbered(6, 6, 3), generator()
-    poses = {np.flip(np.rot90(image.numpy(), k), [0][:flip]).tobytes() for k in range(4) for flip in range(2)}
+    poses = {np.flip(np.rot90(image[0].numpy(), k), [0][:flip]).tobytes() for k in range(4) for flip in range(2)}
     augmentation = Augmentation("crop_dihedral", (6, 6, 3))
     drawn = Counter(patches(augmentation, [image], draws)[0].numpy().tobytes() for _ in range(1600))
     assert drawn.keys() == poses and image.numpy().tobytes() in poses
@@ -167,7 +172,7 @@ def test_rotation_turns_about_the_centre_by_up_to_20_degrees():
     image = torch.from_numpy(np.hypot(row - 15, column) < 6).float()  # a disc straight below the centre
     draws, angles = generator(), []
     for _ in range(200):
-        turned = [values.numpy() for values in Rotation.draw(draws)([image, image.byte()])]
+        turned = channels(Rotation.draw(draws)([image[None], image[None].byte()]))
         for rotated in turned:
             centre = np.array([(rotated * axis).sum() for axis in (row, column)]) / rotated.sum()
             assert np.hypot(*centre) == pytest.approx(15, abs=0.3)
@@ -180,10 +185,11 @@ def test_rotation_turns_about_the_centre_by_up_to_20_degrees():
 
 def test_resize_is_linear_for_images_and_nearest_for_labels():
     row, column = np.mgrid[:20, :30].astype(np.float32)
-    resized = resize(torch.from_numpy(2 * row + column), (40, 45))
-    resized_label = resize(torch.from_numpy((column >= 15).astype(np.uint8) * 3), (40, 45))
+    resized, negative = resize(torch.from_numpy(np.stack([2 * row + column, -2 * row - column])), (40, 45))
+    (resized_label,) = resize(torch.from_numpy((column[np.newaxis] >= 15).astype(np.uint8) * 3), (40, 45))
     expected = 2 * ((np.arange(40) + 0.5) / 2 - 0.5)[:, None] + ((np.arange(45) + 0.5) / 1.5 - 0.5)
     np.testing.assert_allclose(resized[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-4)
+    assert torch.equal(negative, -resized)
     assert resized_label.dtype == torch.uint8 and set(resized_label.unique().tolist()) == {0, 3}
     np.testing.assert_array_equal(resized_label[0], (np.arange(45) + 0.5 >= 22.5) * 3)
 
@@ -193,14 +199,32 @@ def test_resize_to_its_own_shape_changes_nothing():
     assert resize(image, (6, 7)) is image
 
 
-@pytest.mark.parametrize(("name", "shape", "patch"), [
+every_augmentation = pytest.mark.parametrize(("name", "shape", "patch"), [
     ("crop", (9, 8, 7), (4, 9, 5)),
     ("crop_rotate_flip", (9, 8, 7), (4, 9, 5)),
     ("crop_dihedral", (9, 8, 7), (4, 9, 5)),
     ("rotate_flip_resize", (21, 18), (16, 20)),
 ])  # fmt: skip
+
+
+@every_augmentation
+@pytest.mark.parametrize("is_compact", [False, True])
+def test_every_channel_is_transformed_as_it_is_alone(name, shape, patch, is_compact):
+    shape, augmentation = tuple(4 * side for side in shape), Augmentation(name, tuple(4 * side for side in patch))
+    image = random_case(*shape)[0]
+    if is_compact:
+        image = (50 * image.abs()).round().clamp(max=200) / torch.tensor([3, 5, 7]).view(3, *[1] * len(shape))
+    stored = compact(image.numpy())
+    assert isinstance(stored, CompactImage) == is_compact
+    for seed in range(12):
+        (found,) = patches(augmentation, [stored], generator(seed))
+        expected = torch.cat([patches(augmentation, [channel], generator(seed))[0] for channel in image.split(1)])
+        assert torch.equal(found, expected) and not torch.equal(found[0], found[1])
+
+
+@every_augmentation
 def test_a_case_is_left_alone_and_its_image_needs_no_label(name, shape, patch):
-    case = [torch.from_numpy(array) for array in random_case(*shape)]
+    case = random_case(*shape)
     before = [values.clone() for values in case]
     augmentation = Augmentation(name, patch)
     for seed in range(12):
@@ -212,7 +236,7 @@ def test_a_case_is_left_alone_and_its_image_needs_no_label(name, shape, patch):
 def test_slice_policy_frequencies():
     """1/2 rot90 + flip, 1/4 a small rotation, 1/4 nothing."""
     image = numbered(12, 12)
-    orientations = {rot90_and_flip(image.numpy(), k, axis).tobytes() for k in range(4) for axis in range(2)}
+    orientations = {rot90_and_flip(image[0].numpy(), k, axis).tobytes() for k in range(4) for axis in range(2)}
     augmentation, draws = Augmentation("rotate_flip_resize", (12, 12)), generator()
     same = flipped = 0
     for _ in range(800):

@@ -33,7 +33,7 @@ def test_left_atrium_splits_the_list_in_order(left_atrium):
 def test_a_case_is_what_the_file_holds(left_atrium):
     case = open_dataset("la", left_atrium).training_cases(1)[0][0]
     with h5py.File(volume_file(left_atrium, "CASE3")) as file:
-        np.testing.assert_array_equal(case.image, file["image"][()])
+        np.testing.assert_array_equal(case.image, file["image"][()][np.newaxis], strict=True)
         np.testing.assert_array_equal(case.label, file["label"][()])
     assert (case.image.dtype, case.label.dtype, case.spacing) == (np.float32, np.uint8, (0.625, 0.625, 0.625))
 
@@ -52,7 +52,7 @@ def test_acdc_counts_patients_in_the_order_of_the_list(acdc, patients, slices):
     labelled, unlabelled = dataset.training_cases(patients)
     assert [case.name for case in labelled + unlabelled] == (acdc / "train_slices.list").read_text().split()
     assert len(labelled) == slices
-    assert all(case.image.shape == (10, 8) and case.spacing is None for case in labelled)
+    assert all(case.image.shape == (1, 10, 8) and case.spacing is None for case in labelled)
 
 
 def test_acdc_labels_whole_patients_of_an_interleaved_list(acdc):
@@ -69,7 +69,7 @@ def test_acdc_evaluates_volumes(acdc):
     for split, patient in (("validation", "patient005"), ("test", "patient007")):
         cases = list(dataset.evaluation_cases(split))
         assert [case.name for case in cases] == [f"{patient}_frame01", f"{patient}_frame02"]
-        assert all(case.image.shape == case.label.shape == (3, 10, 8) for case in cases)
+        assert all(case.image.shape == (1, *case.label.shape) == (1, 3, 10, 8) for case in cases)
 
 
 @pytest.mark.parametrize("name", ["la", "acdc"])
@@ -308,7 +308,7 @@ def test_real_acdc_has_the_field_s_counts(real_data, patients, slices):
 def test_real_acdc_volumes(real_data):
     dataset = open_dataset("acdc", real_data / "ACDC")
     for split, count in (("validation", 20), ("test", 40)):
-        maxima = [(case.image.ndim, int(case.label.max())) for case in dataset.evaluation_cases(split)]
+        maxima = [(case.label.ndim, int(case.label.max())) for case in dataset.evaluation_cases(split)]
         assert maxima == [(3, 3)] * count
 
 

@@ -7,6 +7,7 @@ import nifti_files as files
 import numpy as np
 import pytest
 import torch
+from h5_files import write_case
 from safetensors.torch import load_file
 
 from semiseg import memory
@@ -15,47 +16,57 @@ from semiseg.data import Augmentation, Case, TrainingSampler, TrainingTensors, U
 from semiseg.data import own as own_data
 from semiseg.data.disk_image import DiskImage
 from semiseg.engine.trainer import train
-from semiseg.preparation.layout import write_case
 from semiseg.prepare import main as prepare
 
 CPU = torch.device("cpu")
 SIZES = [(7, 5, 4), (3, 6, 5), (4, 4, 6)]
 
 
-@pytest.fixture
-def images(tmp_path) -> list[tuple[np.ndarray, Path]]:
+@pytest.fixture(params=[1, 3], ids=["one channel", "three channels"])
+def images(tmp_path, request) -> list[tuple[np.ndarray, Path]]:
     random = np.random.default_rng(0)
-    arrays = [random.standard_normal(size).astype(np.float32) for size in SIZES]
+    arrays = [random.standard_normal((request.param, *size)).astype(np.float32) for size in SIZES]
     paths = [tmp_path / f"{number}.h5" for number in range(len(SIZES))]
     for array, path in zip(arrays, paths, strict=True):
-        write_case(path, array, None)
+        write_case(path, array[0] if request.param == 1 else array, None)
     return list(zip(arrays, paths, strict=True))
 
 
 def test_it_gives_what_an_array_gives(images):
     for array, path in images:
-        image, expected = DiskImage.open(path, 3), torch.from_numpy(array)
+        image, expected = DiskImage.open(path, 3, len(array)), torch.from_numpy(array)
         assert image.shape == expected.shape and image.nbytes == expected.nbytes
-        for turned, tensor in ((image, expected), (image.transpose(0, 1), expected.transpose(0, 1))):
+        for turned, tensor in ((image, expected), (image.transpose(1, 2), expected.transpose(1, 2))):
             assert turned.shape == tensor.shape
-            assert torch.equal(turned.expand(), tensor) and torch.equal(turned.flip((0, 2)), tensor.flip((0, 2)))
-            assert torch.equal(turned[1:3, 0:2, 2:4], tensor[1:3, 0:2, 2:4])
-            assert torch.equal(turned.transpose(2, 0)[1:3, 0:2, 2:3], tensor.transpose(2, 0)[1:3, 0:2, 2:3])
+            assert torch.equal(turned.expand(), tensor) and torch.equal(turned.flip((1, 3)), tensor.flip((1, 3)))
+            assert torch.equal(turned[:, 1:3, 0:2, 2:4], tensor[:, 1:3, 0:2, 2:4])
+            assert torch.equal(turned.transpose(3, 1)[:, 1:3, 0:2, 2:3], tensor.transpose(3, 1)[:, 1:3, 0:2, 2:3])
+
+
+def test_its_planes_are_the_slices_of_a_stack(images):
+    for array, path in images:
+        planes = DiskImage.open(path, 3, len(array)).planes()
+        for plane, slices in zip(planes, array.swapaxes(0, 1), strict=True):
+            expected = torch.from_numpy(slices)
+            assert plane.shape == expected.shape and plane.nbytes == expected.nbytes
+            assert torch.equal(plane.expand(), expected) and torch.equal(plane.flip((2,)), expected.flip((2,)))
+            turned, tensor = plane.transpose(1, 2), expected.transpose(1, 2)
+            assert torch.equal(turned.expand(), tensor) and torch.equal(turned[:, 1:4, 0:2], tensor[:, 1:4, 0:2])
 
 
 def test_only_what_is_asked_for_is_read(tmp_path):
     with h5py.File(tmp_path / "large.h5", "w") as file:
         file.create_dataset("image", (10**5, 10**5, 10**3), np.float32)  # 40 TB that take no place yet
-    image = DiskImage.open(tmp_path / "large.h5", 3).transpose(0, 1)
-    assert torch.equal(image[5:8, 99990:99992, 7:11], torch.zeros(3, 2, 4))
+    image = DiskImage.open(tmp_path / "large.h5", 3).transpose(1, 2)
+    assert torch.equal(image[:, 5:8, 99990:99992, 7:11], torch.zeros(1, 3, 2, 4))
 
 
 @pytest.mark.parametrize("name", ["crop", "crop_dihedral", "crop_rotate_flip"])
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_batches_and_saved_states_are_those_of_images_in_memory(images, name, steps):
-    labelled = [Case("labelled", images[0][0], (images[0][0] > 0).astype(np.uint8), None)]
+    labelled = [Case("labelled", images[0][0], (images[0][0][0] > 0).astype(np.uint8), None)]
     in_memory = [UnlabelledCase("", array) for array, _ in images]
-    on_disk = [UnlabelledCase("", DiskImage.open(path, 3)) for _, path in images]
+    on_disk = [UnlabelledCase("", DiskImage.open(path, 3, len(array))) for array, path in images]
 
     def sampler(unlabelled: list[UnlabelledCase]) -> TrainingSampler:
         tensors = TrainingTensors(labelled, unlabelled, CPU)
@@ -78,18 +89,19 @@ def test_batches_and_saved_states_are_those_of_images_in_memory(images, name, st
 
 def test_what_cannot_be_read_is_named(tmp_path, images):
     (array, path), *_ = images
-    array[1, 1, 1] = np.nan
-    write_case(tmp_path / "nan.h5", array, None)
-    image = DiskImage.open(tmp_path / "nan.h5", 3)
-    assert torch.isfinite(image[2:3, 0:1, 0:1]).all()
-    with pytest.raises(ValueError, match=r"nan.h5: 'image' holds NaN or infinity"):
+    channels = len(array)
+    with h5py.File(path, "a") as file:
+        file["image"][..., 1, 1, 1] = np.nan
+    image = DiskImage.open(path, 3, channels)
+    assert torch.isfinite(image[:, 2:3, 0:1, 0:1]).all()
+    with pytest.raises(ValueError, match=r"0.h5: 'image' holds NaN or infinity"):
         image.expand()
-    image = DiskImage.open(path, 3)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"0.h5: missing"):
         image.expand()
-    with pytest.raises(ValueError, match=r"1.h5: 'image' has shape \(3, 6, 5\); expected 2 axes"):
-        DiskImage.open(images[1][1], 2)
+    form = {1: r"\(3, 6, 5\); expected 2 axes", 3: r"\(3, 3, 6, 5\); expected 3 channels of 2 axes"}[channels]
+    with pytest.raises(ValueError, match=rf"1.h5: 'image' has shape {form}"):
+        DiskImage.open(images[1][1], 2, channels)
 
 
 @pytest.fixture

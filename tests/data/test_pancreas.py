@@ -36,7 +36,7 @@ def test_the_list_decides_what_is_labelled(pancreas):
 def test_a_case_is_what_the_file_holds_at_one_millimetre(pancreas):
     case = open_dataset("pancreas", pancreas).training_cases(1)[0][0]
     with h5py.File(pancreas / "Pancreas_h5" / "image0004_norm.h5") as file:
-        np.testing.assert_array_equal(case.image, file["image"][()])
+        np.testing.assert_array_equal(case.image, file["image"][()][np.newaxis])
         np.testing.assert_array_equal(case.label, file["label"][()])
     assert (case.image.dtype, case.label.dtype, case.spacing) == (np.float32, np.uint8, (1.0, 1.0, 1.0))
 

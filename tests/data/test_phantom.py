@@ -17,7 +17,7 @@ def test_splits_and_sizes():
     assert dataset.class_names == ("background", "chamber", "wall")
     assert (dataset.dimensions, dataset.has_validation) == (3, True)
     for case in labelled + unlabelled:
-        assert case.image.shape == case.label.shape == (64, 64, 48)
+        assert case.image.shape == (1, *case.label.shape) == (1, 64, 64, 48)
         assert (case.image.dtype, case.label.dtype, case.spacing) == (np.float32, np.uint8, (1.0, 1.0, 1.0))
         assert abs(case.image.mean()) < 1e-3 and abs(case.image.std() - 1) < 1e-3
         fractions = np.bincount(case.label.ravel(), minlength=3) / case.label.size
@@ -94,5 +94,5 @@ def test_structures_are_nearly_connected_and_contrast_has_both_signs(seed):
         kept = largest_components(torch.from_numpy(case.label)[None], 3)[0].numpy()
         for value in (1, 2):
             assert (kept == value).sum() > 0.8 * (case.label == value).sum()
-        signs.append(case.image[case.label == 1].mean() > case.image[case.label == 0].mean())
+        signs.append(case.image[0][case.label == 1].mean() > case.image[0][case.label == 0].mean())
     assert 0 < sum(signs) < len(signs)

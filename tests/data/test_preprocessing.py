@@ -9,35 +9,35 @@ import pytest
 from semiseg.data.acdc import ACDC
 from semiseg.data.description import DatasetDescription
 from semiseg.data.pancreas import Pancreas
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 
 
 def test_intensities_are_scaled_over_the_whole_scan():
     image = np.array([[0, 4], [4, 8]], np.int16)
     root = np.sqrt(2)
-    assert Preprocessing(None, None).scaled(image) == pytest.approx(np.array([[-root, 0], [0, root]]))
-    assert np.array_equal(Preprocessing(None, None, "unit_range").scaled(image), [[0, 0.5], [0.5, 1]])
+    assert Intensity().scaled(image) == pytest.approx(np.array([[-root, 0], [0, root]]))
+    assert np.array_equal(Intensity("unit_range").scaled(image), [[0, 0.5], [0.5, 1]])
     assert np.array_equal(
-        Preprocessing(None, None, "fixed", clip=(2, 6), mean=4, deviation=2).scaled(image), [[-1, 0], [0, 1]]
+        Intensity("fixed", clip=(2, 6), mean=4, deviation=2).scaled(image), [[-1, 0], [0, 1]]
     )
-    assert Preprocessing(None, None).scaled(image).dtype == np.float32
+    assert Intensity().scaled(image).dtype == np.float32
 
 
 @pytest.mark.parametrize("intensity", ["standardise", "unit_range"])
 def test_a_scan_without_content_is_refused(intensity):
     with pytest.raises(ValueError, match="3.0 everywhere"):
-        Preprocessing(None, None, intensity).scaled(np.full((4, 4), 3))
+        Intensity(intensity).scaled(np.full((4, 4), 3))
     with pytest.raises(ValueError, match="everywhere"):  # its deviation is 4e-16, from rounding
-        Preprocessing(None, None, intensity).scaled(np.full((9, 7, 5), 3.1))
+        Intensity(intensity).scaled(np.full((9, 7, 5), 3.1))
 
 
 def test_an_intensity_that_does_not_exist_or_lacks_its_numbers_is_refused():
     with pytest.raises(ValueError, match="'z' *, accepted are standardise, unit_range, fixed"):
-        Preprocessing(None, None, "z")
+        Intensity("z")
     with pytest.raises(ValueError, match="fixed with mean None"):
-        Preprocessing(None, None, "fixed", deviation=1.0)
+        Intensity("fixed", deviation=1.0)
     with pytest.raises(ValueError, match="standardise with mean 1.0"):
-        Preprocessing(None, None, mean=1.0, deviation=1.0)
+        Intensity(mean=1.0, deviation=1.0)
 
 
 @pytest.mark.parametrize("dataset", [ACDC, Pancreas])
@@ -105,7 +105,7 @@ def test_values_of_labels_are_kept_and_no_difference_between_datasets(tmp_path):
 )
 def test_a_field_that_was_edited_into_nonsense_is_named(field, value, tmp_path):
     file = tmp_path / "dataset.json"
-    sound = Preprocessing("RAS", (1.0, 1.0, 2.0), "fixed", (-5.0, 5.0), 0.0, 1.0)
+    sound = Preprocessing("RAS", (1.0, 1.0, 2.0), (Intensity("fixed", (-5.0, 5.0), 0.0, 1.0),))
     description = DatasetDescription(("background", "organ"), 3, sound, (0, 4))
     description.save(file)
     assert DatasetDescription.load(file) == description

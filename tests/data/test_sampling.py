@@ -10,11 +10,11 @@ from semiseg.data import Augmentation, Case, TrainingSampler, TrainingTensors
 PATCH = (3, 4, 2)
 
 
-def constant_cases(values: range) -> list[Case]:
+def constant_cases(values: range, channels: int = 1) -> list[Case]:
     """Cases whose image holds their number everywhere."""
     shape = (5, 4, 3)
     return [
-        Case(str(v), np.full(shape, v, np.float32), np.full(shape, v % 2, np.uint8), None) for v in values
+        Case(str(v), np.full((channels, *shape), v, np.float32), np.full(shape, v % 2, np.uint8), None) for v in values
     ]
 
 
@@ -42,11 +42,13 @@ def assert_same(one: tuple, other: tuple) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_shapes_types_and_streams():
-    image, label, unlabelled = sampler().next()
-    assert (image.shape, image.dtype) == ((2, 1, *PATCH), torch.float32)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_types_and_streams(channels):
+    cases = tensors(constant_cases(range(5), channels), constant_cases(range(100, 107), channels))
+    image, label, unlabelled = TrainingSampler(cases, Augmentation("crop_rotate_flip", PATCH), 2, 3, 0).next()
+    assert (image.shape, image.dtype) == ((2, channels, *PATCH), torch.float32)
     assert (label.shape, label.dtype) == ((2, *PATCH), torch.uint8)
-    assert (unlabelled.shape, unlabelled.dtype) == ((3, 1, *PATCH), torch.float32)
+    assert (unlabelled.shape, unlabelled.dtype) == ((3, channels, *PATCH), torch.float32)
     assert max(numbers(image)) < 100 <= min(numbers(unlabelled))
     assert label[:, 0, 0, 0].tolist() == [number % 2 for number in numbers(image)]
 
@@ -54,10 +56,10 @@ def test_shapes_types_and_streams():
 def test_image_and_label_get_the_same_augmentation():
     random = np.random.default_rng(0)
     image = random.integers(0, 200, (9, 9, 9)).astype(np.float32)
-    cases = [Case("one", image, image.astype(np.uint8), None)]
+    cases = [Case("one", np.stack([image, -image]), image.astype(np.uint8), None)]
     augmentation = Augmentation("crop_rotate_flip", (5, 5, 5))
     image, label, _ = TrainingSampler(tensors(cases, []), augmentation, 1, 0, 0).next()
-    torch.testing.assert_close(image[:, 0], label.float(), rtol=0, atol=0)
+    assert_same((image[:, 0], -image[:, 1]), (label.float(), label.float()))
 
 
 def test_the_order_of_the_random_numbers():
@@ -65,7 +67,7 @@ def test_the_order_of_the_random_numbers():
     random = np.random.default_rng(0)
     images = random.standard_normal((4, 6, 5)).astype(np.float32)
     labels = random.integers(0, 4, images.shape, dtype=np.uint8)
-    cases = [Case("", image, label, None) for image, label in zip(images, labels, strict=True)]
+    cases = [Case("", image[np.newaxis], label, None) for image, label in zip(images, labels, strict=True)]
     batches = TrainingSampler(
         tensors(cases[:2], cases[2:]), Augmentation("crop_rotate_flip", (3, 4)), 2, 1, 5
     )
@@ -120,10 +122,11 @@ def test_fewer_cases_than_the_batch_repeat_evenly():
         assert sorted(Counter(numbers(batches.next()[0])).values()) == [2, 2, 3]
 
 
-def test_a_stream_of_no_cases():
-    cases = tensors(constant_cases(range(2)), [])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_stream_of_no_cases(channels):
+    cases = tensors(constant_cases(range(2), channels), [])
     batches = TrainingSampler(cases, Augmentation("crop", PATCH), 2, 0, 0)
-    assert batches.next()[2].shape == (0, 1, *PATCH)
+    assert batches.next()[2].shape == (0, channels, *PATCH)
 
 
 def test_the_seed_decides_everything():

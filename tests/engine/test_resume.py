@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import MPER, SLICES, VOLUMES, assert_same_run, iterations
+from small_runs import MPER, SLICES, TWO_CHANNELS, VOLUMES, assert_same_run, iterations
 
 from semiseg.config import load_config
 from semiseg.data import TrainingSampler
@@ -46,6 +46,7 @@ RUNS = {
     ),
     "vclipseg": ("left_atrium", "la_vclipseg", [*VOLUMES, "method.text=random", "method.iterations=4"]),
     "supervised": (*SUPERVISED[:2], [*SUPERVISED[2], "method.learning_rate_step=2"]),
+    **TWO_CHANNELS,
 }
 
 

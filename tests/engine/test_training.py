@@ -25,7 +25,7 @@ from semiseg import train as train_module
 from semiseg.atomic import write_json
 from semiseg.config import load_config
 from semiseg.data.left_atrium import LeftAtrium
-from semiseg.data.preprocessing import Preprocessing
+from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.engine import trainer
 from semiseg.engine.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from semiseg.engine.distributed import Processes
@@ -109,7 +109,7 @@ def test_evaluate_again_with_another_head(two_runs):
 
 
 CLASSES, PREPROCESSING = LeftAtrium.class_names, LeftAtrium.preprocessing
-CT = Preprocessing(None, PREPROCESSING.spacing, "fixed", (-125.0, 275.0), 80.0, 60.0)
+CT = Preprocessing(None, PREPROCESSING.spacing, (Intensity("fixed", (-125.0, 275.0), 80.0, 60.0),))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ CT = Preprocessing(None, PREPROCESSING.spacing, "fixed", (-125.0, 275.0), 80.0, 
             [],
             "spacing was (1.0, 1.0, 3.0) and is (0.625, 0.625, 0.625) in the one given",
         ),
-        (CLASSES, CT, [], "intensity was 'fixed' and is 'standardise' in the one given"),
+        (CLASSES, CT, [], "channels was ({'kind': 'fixed', "),
         (
             CLASSES,
             PREPROCESSING,

@@ -16,14 +16,14 @@ CPU = torch.device("cpu")
 
 
 class Identity:
-    """A network whose embedding holds the image's values and the size of its input."""
+    """A network whose embedding holds the image's values and the voxels of its input."""
 
     def __init__(self, dimensions: int):
         self.dimensions = dimensions
 
     def __call__(self, image):
         assert image.ndim == self.dimensions + 2 and not torch.is_grad_enabled()
-        return image, torch.cat([image, torch.full_like(image, image[0].numel())], dim=1)
+        return image, torch.cat([image, torch.full_like(image[:, :1], image[0, 0].numel())], dim=1)
 
 
 VOLUMES = ["training.patch_size=[32, 32, 16]"]
@@ -47,13 +47,14 @@ def test_samples_are_of_their_class(config, overrides, shape):
     label = np.zeros(shape, np.uint8)
     label[:, : shape[1] // 2] = 1
     label[:, -3:, -2:] = 2
-    image = label.astype(np.float32) + 1
+    values = label.astype(np.float32) + 1
     method = SimpleNamespace(network=Identity(len(config.training.patch_size)))
-    case = Case("case", image, label, None)
+    case = Case("case", np.stack([values, -values]), label, None)
     embeddings, labels = sample_embeddings(method, case, config, CPU, 12, np.random.default_rng(0))
     counts = np.bincount(labels, minlength=3)
     assert counts[0] == counts[1] == 12 and 0 < counts[2] <= 12
-    assert (embeddings[:, 1] == np.prod(config.training.patch_size)).all()
+    assert (embeddings[:, 2] == np.prod(config.training.patch_size)).all()
+    assert (embeddings[:, 1] == -embeddings[:, 0]).all()
     # The image is resized linearly, so near the border of a class it is a mixture.
     tolerance = 0.6 if config.evaluation.stride is None else 0
     assert (np.abs(embeddings[:, 0] - labels - 1) <= tolerance).all()
@@ -61,8 +62,8 @@ def test_samples_are_of_their_class(config, overrides, shape):
 
 def test_a_voxel_is_drawn_once():
     config = load_config("phantom_supervised", VOLUMES)
-    image = np.arange(32 * 32 * 16, dtype=np.float32).reshape(32, 32, 16)
-    case = Case("case", image, np.zeros(image.shape, np.uint8), None)
+    image = np.arange(32 * 32 * 16, dtype=np.float32).reshape(1, 32, 32, 16)
+    case = Case("case", image, np.zeros(image.shape[1:], np.uint8), None)
     method = SimpleNamespace(network=Identity(3))
     embeddings, _ = sample_embeddings(method, case, config, CPU, 5000, np.random.default_rng(0))
     assert len(np.unique(embeddings[:, 0])) == 5000

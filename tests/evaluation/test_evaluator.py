@@ -1,5 +1,6 @@
 """Evaluation of whole cases: which windows, which class, and a network that is trained on afterwards."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from semiseg.evaluation.evaluator import (
     evaluate_cases,
     evaluation_batch,
     predict_case,
+    probability_slabs,
     split_dice,
     validation_config,
 )
@@ -21,6 +23,7 @@ from semiseg.models.convolution import Convolution3d
 from semiseg.models.folding import fold_batch_norm
 
 CPU = torch.device("cpu")
+SLICES = ["training.patch_size=[32, 32]", "network.filters=[4, 4, 4, 4, 4]"]
 PHANTOM = ["training.patch_size=[32,32,32]", "evaluation.stride=[32,32,16]", "network.filters=[4]"]
 
 
@@ -65,6 +68,32 @@ def test_weights_are_transformed_once(convolution_calls):
     transforms, convolutions = (launches.count(f"convolution_{name}") for name in ("matrices", "forward"))
     assert transforms == sum(isinstance(layer, Convolution3d) for layer in method.modules())
     assert convolutions > transforms and convolutions % transforms == 0
+
+
+@pytest.mark.parametrize(
+    ("configuration", "overrides"),
+    [
+        ("phantom_supervised", PHANTOM),
+        ("acdc_supervised", SLICES),
+        ("acdc_supervised", [*SLICES, "evaluation.stride=[16, 16]"]),
+    ],
+)
+def test_a_network_that_adds_up_channels_sees_their_sum(configuration, overrides):
+    """With the same weights for every channel."""
+    config = load_config(configuration, [*overrides, "training.precision=float32"])
+    torch.manual_seed(0)
+    of_sum = build_method(config, 3, CPU).eval()
+    of_channels = build_method(config, 3, CPU, channels=2).eval()
+    weights = of_sum.state_dict()
+    first = "network.encoder.stages.0.0.weight"
+    of_channels.load_state_dict(weights | {first: weights[first].expand(-1, 2, *[-1] * (weights[first].ndim - 2))})
+    image = np.random.default_rng(0).standard_normal((2, 5, 40, 36)).astype(np.float32)
+    found, expected = (
+        torch.cat([slab.clone() for slab in probability_slabs(method, given, config, CPU)], dim=1)
+        for method, given in ((of_channels, image), (of_sum, image.sum(axis=0, keepdims=True)))
+    )
+    assert found.shape == (3, 5, 40, 36) and expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])

@@ -37,7 +37,7 @@ def case_of(shape: tuple[int, ...], spacing=None) -> Case:
     distance = np.sqrt((((np.indices(shape) - centre) / scale) ** 2).sum(axis=0))
     label = np.where(distance < 0.25, 1, np.where(distance < 0.4, 2, 0)).astype(np.uint8)
     image = np.random.default_rng().standard_normal(shape).astype(np.float32) * 0.2 + label
-    return Case("case", image, label, spacing)
+    return Case("case", image[np.newaxis], label, spacing)
 
 
 @pytest.mark.parametrize("spacing", [None, (0.6, 0.6, 1.2)])
@@ -58,7 +58,7 @@ def test_overlay(tmp_path, shape, spacing):
 @pytest.mark.parametrize(("slices", "shown"), [(1, [0]), (2, [0, 1]), (11, [2, 5, 8])])
 def test_slices_of_a_stack_are_spread_over_the_truth_each_once(slices, shown):
     label = np.ones((slices, 60, 50), np.uint8)
-    planes = figures._planes(Case("case", np.zeros(label.shape, np.float32), label, None))
+    planes = figures._planes(Case("case", np.zeros((1, *label.shape), np.float32), label, None))
     assert [name for name, _, _ in planes] == [f"slice {number}" for number in shown]
 
 
@@ -95,6 +95,20 @@ def test_an_overlay_says_the_dice_it_is_given(tmp_path, monkeypatch):
     assert texts[:2] == ["ball, Dice 0.750", "shell, Dice 0.250"]
 
 
+@pytest.mark.parametrize("orientation", [None, "RAS", "LPS", "SPL", "ASR"])
+@pytest.mark.parametrize("channels", [2, 3])
+def test_the_first_channel_is_shown(tmp_path, monkeypatch, orientation, channels):
+    label = np.random.default_rng(0).integers(0, 3, (20, 24, 28), dtype=np.uint8)
+    image = np.stack([label.astype(np.float32), *np.random.default_rng(1).random((channels - 1, *label.shape), np.float32)])
+    drawn = []
+    monkeypatch.setattr(figures, "_draw_plane", lambda _, image, truth, *__: drawn.append((image, truth)))
+    metrics = case_overlaps(label, label, NAMES)
+    overlay(Case("case", image, label, None), label, metrics, tmp_path / "overlay.png", "", NAMES, orientation)
+    assert len(drawn) == 3
+    for shown, truth in drawn:
+        np.testing.assert_array_equal(shown, truth)
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SPL", "ASR"])
 def test_volumes_are_shown_as_radiologists_look_at_them(orientation, tmp_path, monkeypatch):
     """What is to the right, anterior and superior lies at the upper left of every plane."""
@@ -105,7 +119,7 @@ def test_volumes_are_shown_as_radiologists_look_at_them(orientation, tmp_path, m
     monkeypatch.setattr(
         figures, "_draw_plane", lambda _, __, truth, ___, ____, aspect: drawn.append((truth, aspect))
     )
-    case = Case("case", np.zeros(shape, np.float32), label, spacing)
+    case = Case("case", np.zeros((1, *shape), np.float32), label, spacing)
     metrics = case_overlaps(label, label, NAMES)
     overlay(case, label, metrics, tmp_path / "overlay.png", "turned", NAMES, orientation)
     assert len(drawn) == 3

@@ -75,7 +75,7 @@ def picture_of(
         draw(axis, mesh, distances, scale, rotation)
 
     monkeypatch.setattr(module, "_draw_mesh", noting)
-    case = Case("case", np.zeros(label.shape, np.float32), label, spacing)
+    case = Case("case", np.zeros((1, *label.shape), np.float32), label, spacing)
     metrics = case_metrics(prediction, label, names, spacing)
     surfaces(case, prediction, metrics, tmp_path / "surfaces.png", "title", names, orientation)
     return matplotlib.image.imread(tmp_path / "surfaces.png")[..., :3], drawn

@@ -28,8 +28,13 @@ CASES = {
     "four lines of sums": (2, (210, 170), 16, 16),  # of the weight's gradient, which so many voxels are needed for
     "first layer": (2, (9, 14, 21), 1, 16),  # more voxels than are summed in float32
     "first layer of images": (3, (37, 41), 3, 32),
+    "two channels": (2, (9, 14, 21), 2, 16),
+    "three channels": (2, (8, 9, 11), 3, 16),
+    "four channels": (3, (19, 23), 4, 16),
+    "five channels": (2, (7, 12, 10), 5, 48),
 }
-LARGE = ("3d", "2d", "four lines", "turned", "several sums", "four lines of sums", "first layer", "first layer of images")
+LARGE = ("3d", "2d", "four lines", "turned", "several sums", "four lines of sums", "first layer", "first layer of images",
+         "two channels", "three channels", "four channels", "five channels")  # fmt: skip
 NAMES = ("result", "gradient of x", "gradient of weight", "gradient of bias")
 
 

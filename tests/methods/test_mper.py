@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,7 +291,7 @@ def test_ramp_up_steps_and_weight():
 
 
 def test_teacher_starts_as_the_student_in_the_configured_mode():
-    cases = [Case("a", np.random.default_rng(0).normal(size=PATCH).astype(np.float32),
+    cases = [Case("a", np.random.default_rng(0).normal(size=(1, *PATCH)).astype(np.float32),
                   np.random.default_rng(1).integers(0, CLASSES, PATCH).astype(np.uint8), None)]  # fmt: skip
     for mode in ("train", "eval"):
         method, _, stage = build(teacher_mode=mode)
@@ -330,9 +331,8 @@ def intensity_case(values, label, seed):
     image = np.choose(
         generator.integers(0, 2, label.shape), [np.choose(label, [v[i] for v in values]) for i in (0, 1)]
     )
-    return Case(
-        f"case{seed}", (image + 0.01 * generator.normal(size=label.shape)).astype(np.float32), label, None
-    )
+    image = image + 0.01 * generator.normal(size=label.shape)
+    return Case(f"case{seed}", image.astype(np.float32)[np.newaxis], label, None)
 
 
 def test_clustering_finds_the_groups_of_every_class():
@@ -349,6 +349,21 @@ def test_clustering_finds_the_groups_of_every_class():
     assert torch.allclose(prototypes[..., 0], -prototypes[..., 1])
     again = cluster_embeddings(network, cases, 2, 2, (16, 16, 16), batch=500, seed=0)
     assert torch.equal(prototypes, again)
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((20, 11, 9), (16, 16, 16)), ((20, 24), (32, 32))])
+def test_every_channel_is_clustered(shape, patch):
+    """The second is a function of the first, as so are its means."""
+    label = np.zeros(shape)
+    label[5:] = 1
+    cases = [intensity_case([(-3.0, 5.0), (1.0, 9.0)], label, seed) for seed in range(3)]
+    alone = cluster_embeddings(Identity(), cases, 2, 2, patch, batch=500, seed=0)
+    both = [replace(case, image=np.concatenate([case.image, 3 - 2 * case.image])) for case in cases]
+    prototypes = cluster_embeddings(Identity(), both, 2, 2, patch, batch=500, seed=0)
+    assert prototypes.shape == (2, 2, 4) and torch.equal(prototypes[..., 2:], -prototypes[..., :2])
+    torch.testing.assert_close(prototypes[..., 1], 3 - 2 * prototypes[..., 0], rtol=1e-4, atol=1e-4)
+    if len(shape) == 3:
+        torch.testing.assert_close(prototypes[..., 0].sort().values, alone[..., 0].sort().values, rtol=0, atol=0.05)
 
 
 def test_the_network_is_in_evaluation_mode_while_its_embeddings_are_clustered():
@@ -383,7 +398,7 @@ def test_clustering_finds_groups_that_come_one_after_the_other(apart, batch):
     for number in range(3):
         group = np.arange(24) // 8 if apart == "layers of every case" else np.full(24, number)
         image = np.asarray(values)[group][:, None, None] + 0.05 * rng.standard_normal(label.shape)
-        cases.append(Case(f"case {number}", image.astype(np.float32), label, None))
+        cases.append(Case(f"case {number}", image.astype(np.float32)[np.newaxis], label, None))
     (centres,) = cluster_embeddings(Identity(), cases, 1, 3, (16, 16, 16), batch=batch, seed=0)
     assert centres[:, 0].sort().values.tolist() == pytest.approx(values, abs=0.1)
 
@@ -412,7 +427,7 @@ def test_clustering_duplicates_few_voxels_and_names_a_missing_class():
 
 
 def test_clustering_resizes_slices_to_the_patch():
-    case = Case("slice", np.full((10, 14), 2.0, dtype=np.float32), np.zeros((10, 14), dtype=np.uint8), None)
+    case = Case("slice", np.full((1, 10, 14), 2.0, np.float32), np.zeros((10, 14), np.uint8), None)
     prototypes = cluster_embeddings(Identity(), [case], 1, 1, (8, 8), batch=16, seed=0)
     assert prototypes.flatten().tolist() == pytest.approx([2.0, -2.0])
 

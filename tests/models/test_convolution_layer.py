@@ -54,6 +54,26 @@ def test_a_single_image_of_one_channel_comes_in_the_format_of_the_weight(axes, c
     assert y.is_contiguous(**laid_out(axes, channels_last))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("axes", PLAIN)
+def test_a_batch_of_images_has_the_kernel_of_few_channels(axes, channels, convolution_calls):
+    """It is contiguous, whatever the format of the weight."""
+    convolution, layer, shape = PLAIN[axes]
+    x = torch.randn(shape[0], channels, *shape[2:])
+    plain = convolution(channels, 16, kernel_size=3, padding=1)
+    own = layer(channels, 16)
+    own.load_state_dict(plain.state_dict())
+    own.to(**laid_out(axes, channels_last=True))
+    results = []
+    for convolve in (plain, own):
+        y = convolve(x)
+        results.append((y, *torch.autograd.grad(y.square().mean(), [*convolve.parameters()])))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert results[1][0].is_contiguous(**laid_out(axes, channels_last=True))
+    names = [name for name, _ in convolution_calls if name != "convolution_matrices"]
+    assert names == ["convolution_forward", "convolution_weight"]
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("layer", [Convolution3d, StridedConvolution3d, TransposedConvolution3d])
 def test_a_single_small_image_stays_in_the_format_of_the_weight(layer, channels_last):

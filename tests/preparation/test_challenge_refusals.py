@@ -129,7 +129,7 @@ DAMAGES = {
     "label of four axes": (
         "pancreas",
         rewrite_label(lambda v, a: (v[..., None].repeat(2, 3), a)),
-        "expected three axes",
+        "holds 2 channels; expected one",
     ),
     "label truncated": (
         "pancreas",

@@ -27,7 +27,7 @@ from untrained_runs import untrained_run
 from semiseg import Predictor
 from semiseg.data import open_dataset
 from semiseg.preparation import CHALLENGES
-from semiseg.preparation.volume import Volume
+from semiseg.preparation.volume import Volume, prepared_channels
 from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd, read_volume
 
 REAL_DATA = Path(os.environ.get("SEMISEG_DATA", ""))
@@ -147,7 +147,7 @@ def test_pancreas_intensities_of_a_whole_scan_are_those_of_the_training_crops(pa
     organ = read_nifti(pancreas / "labels" / f"label{number}.nii.gz").values > 0
     on_its_grid = replace(dataset.preprocessing, spacing=None)
     image, label = stored(dataset.path(name))
-    assert np.median(whole.prepared(on_its_grid)[organ]) == pytest.approx(
+    assert np.median(prepared_channels([whole], on_its_grid)[0][organ]) == pytest.approx(
         np.median(image[label > 0]), abs=0.1
     )
 
@@ -170,7 +170,7 @@ def test_pancreas_intensities_are_scaled_by_the_training_crops_alone(pancreas):
 def test_pancreas_folders_of_others_say_nothing_of_whole_scans(pancreas):
     dest = prepare("pancreas", pancreas)
     (dest / "dataset.json").unlink()
-    assert open_dataset("pancreas", dest).preprocessing.intensity == "standardise"
+    assert open_dataset("pancreas", dest).preprocessing.channels[0].kind == "standardise"
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAI", "SRP"])
@@ -236,7 +236,7 @@ def test_real_left_atrium_rebuilt_from_a_raw_scan(tmp_path):
     cases = list(itertools.islice(open_dataset("la", REAL_DATA / "LA").evaluation_cases("test"), 2))
     expected = {}
     for case in cases:
-        image, label = (array[::2, ::2, ::2] for array in (case.image, case.label))
+        image, label = (array[::2, ::2, ::2] for array in (case.image[0], case.label))
         shape = (200, 190, image.shape[2])
         inside = (slice(60, 60 + image.shape[0]), slice(70, 70 + image.shape[1]))
         outside = np.ones(shape, bool)
@@ -276,7 +276,7 @@ def test_real_acdc_rebuilt_from_nifti(tmp_path):
         patient = diastole.name.split("_")[0]
         for frame, case in ((1, diastole), (9, systole)):
             path = tmp_path / "source" / patient / f"{patient}_frame{frame:02d}.nii.gz"
-            raw = np.rint(case.image.astype(np.float64) * 3000 + 17).astype(np.int16)
+            raw = np.rint(case.image[0].astype(np.float64) * 3000 + 17).astype(np.int16)
             files.write_nifti(path, raw.transpose(2, 1, 0), affine)
             files.write_nifti(
                 path.with_name(f"{patient}_frame{frame:02d}_gt.nii.gz"), case.label.transpose(2, 1, 0), affine
@@ -290,14 +290,14 @@ def test_real_acdc_rebuilt_from_nifti(tmp_path):
     dest = prepare("acdc", tmp_path / "source", "--lists", str(lists))
     for case in cases[2:]:
         image, label = stored(dest / "data" / f"{case.name}.h5")
-        np.testing.assert_allclose(image, case.image, atol=0.5 / 3000 + 1e-6)
+        np.testing.assert_allclose(image, case.image[0], atol=0.5 / 3000 + 1e-6)
         np.testing.assert_array_equal(label, case.label)
     labelled, _ = open_dataset("acdc", dest).training_cases(1)
     slices = [
-        (image, label) for case in cases[:2] for image, label in zip(case.image, case.label, strict=True)
+        (image, label) for case in cases[:2] for image, label in zip(case.image[0], case.label, strict=True)
     ]
     for case, (image, label) in zip(labelled, slices, strict=True):
-        np.testing.assert_allclose(case.image, image, atol=0.5 / 3000 + 1e-6)
+        np.testing.assert_allclose(case.image[0], image, atol=0.5 / 3000 + 1e-6)
         np.testing.assert_array_equal(case.label, label)
 
 
@@ -318,7 +318,7 @@ def fed(run: Path, scan: Volume, monkeypatch) -> np.ndarray:
 
     def noted(method, image, *_):
         seen.append(image)
-        yield torch.zeros(method.num_classes, *image.shape)
+        yield torch.zeros(method.num_classes, *image.shape[1:])
 
     monkeypatch.setattr("semiseg.prediction.probability_slabs", noted)
     Predictor(run).predict(scan, spacing=(0.625,) * 3 if scan.path.suffix == ".nrrd" else None)

@@ -102,8 +102,8 @@ def test_layout_and_description(source, capsys):
     assert description["class_names"] == ["background", "liver", "left kidney", "spleen"]
     assert description["label_values"] == files.VALUES.tolist()
     assert description["preprocessing"] == {
-        "orientation": "RAS", "spacing": [1.2, 1.0, 2.5], "intensity": "standardise",
-        "clip": None, "mean": None, "deviation": None,
+        "orientation": "RAS", "spacing": [1.2, 1.0, 2.5],
+        "channels": [{"kind": "standardise", "clip": None, "mean": None, "deviation": None}],
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "8 images, 6 of them labelled" in printed and "modality: mr (guessed" in printed
@@ -209,8 +209,8 @@ def test_computed_tomography_is_scaled_by_the_labelled_voxels(source, capsys):
     )
     low, high = np.percentile(foreground, (0.5, 99.5))
     clipped = foreground.clip(low, high)
-    preprocessing = open_dataset("own", dest).preprocessing
-    assert preprocessing.clip == pytest.approx((low, high), rel=1e-5)
+    (intensity,) = open_dataset("own", dest).preprocessing.channels
+    assert intensity.clip == pytest.approx((low, high), rel=1e-5)
     for name, values in raw.items():
         expected = (values.clip(low, high) - clipped.mean()) / clipped.std()
         np.testing.assert_allclose(stored(dest, name)[0], expected, atol=1e-3)
@@ -632,7 +632,7 @@ DAMAGES = {
     "no images": (lambda images, labels: shutil.rmtree(images), "images: no such folder"),
     "images empty": (
         lambda images, labels: [path.unlink() for path in images.iterdir()],
-        "images: holds no images; expected files that end in .nii.gz, .nii, .nrrd, or a folder for every",
+        "images: holds no images; expected files that end in .nii.gz, .nii, .nrrd, .mha, .mhd, ",
     ),
     "slices among the images": (
         lambda images, labels: challenges.write_dicom_series(images, np.zeros((4, 4, 4)), (1, 1, 1)),
@@ -689,7 +689,7 @@ DAMAGES = {
         lambda images, labels: nibabel.save(
             nibabel.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)), images / "scan_6.nii.gz"
         ),
-        "has shape (4, 4, 4, 2); expected three axes",
+        "the number of channels is 2, accepted is that of",
     ),
 }  # fmt: skip
 

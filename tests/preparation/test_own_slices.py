@@ -46,8 +46,8 @@ def test_layout_description_and_configurations(source):
     description = json.loads((dest / "dataset.json").read_text())
     assert description["dimensions"] == 2
     assert description["preprocessing"] == {
-        "orientation": "SPL", "spacing": [None, 1.0, 1.2], "intensity": "standardise",
-        "clip": None, "mean": None, "deviation": None,
+        "orientation": "SPL", "spacing": [None, 1.0, 1.2],
+        "channels": [{"kind": "standardise", "clip": None, "mean": None, "deviation": None}],
     }  # fmt: skip
     for number in range(8):
         image, label = stored(dest, f"scan_{number}")
@@ -74,11 +74,11 @@ def test_slices_are_trained_on_and_volumes_evaluated(source):
     assert [case.name for case in labelled] == [f"{name}#{n}" for name in listed[:2] for n in range(1, 17)]
     assert [case.name for case in unlabelled] == [f"{name}#{n}" for name in listed[2:] for n in range(1, 17)]
     for cases, first in ((labelled, listed[0]), (unlabelled, listed[2])):
-        np.testing.assert_array_equal([case.image for case in cases[:16]], stored(dataset.root, first)[0])
+        np.testing.assert_array_equal([case.image[0] for case in cases[:16]], stored(dataset.root, first)[0])
     np.testing.assert_array_equal([case.label for case in labelled[16:]], stored(dataset.root, listed[1])[1])
     assert {dataset.patient(case.name) for case in (*labelled, *unlabelled)} == set(listed)
     (case,) = dataset.evaluation_cases("test")
-    assert case.image.shape == (16, 36, 40) and case.spacing == pytest.approx((2.5, 1.0, 1.2))
+    assert case.image.shape == (1, 16, 36, 40) and case.spacing == pytest.approx((2.5, 1.0, 1.2))
 
 
 @pytest.mark.parametrize("spacing", [2.5, [1.0, 1.0], [1.0, 0.0, 2.0], [1.0, np.nan, 2.0], "thick"])
@@ -100,8 +100,8 @@ def test_every_scan_keeps_its_slices_but_not_its_pixels(source, tmp_path):
     dest = prepare(source, "--slices", "--test", str(tmp_path / "test.txt"))
     thick, fine = open_dataset("own", dest).evaluation_cases("test")
     assert thick.spacing == pytest.approx((9.0, 1.0, 1.2)) and fine.spacing == pytest.approx((2.5, 1.0, 1.2))
-    np.testing.assert_allclose(thick.image, as_slices(standardised(source[0] / "scan_2.nii.gz")), atol=1e-5)
-    assert fine.image.shape == (16, 36, 40)
+    np.testing.assert_allclose(thick.image[0], as_slices(standardised(source[0] / "scan_2.nii.gz")), atol=1e-5)
+    assert fine.image.shape == (1, 16, 36, 40)
     truth = as_slices(np.asarray(read_nifti(source[1] / "scan_3.nii.gz").values)[::2, ::2])
     np.testing.assert_array_equal(files.VALUES[fine.label], truth)
 
@@ -114,9 +114,9 @@ def test_slices_may_lie_across_any_axis(source, tmp_path):
         place(path, read_nifti(path).values.transpose(0, 2, 1), (1.2, 6.0, 1.0))
     dest = prepare(source, "--slices", "--test", str(tmp_path / "test.txt"), "--skip-flip-check")
     (case,) = open_dataset("own", dest).evaluation_cases("test")
-    assert case.spacing == pytest.approx((6.0, 1.0, 1.2)) and case.image.shape == (16, 36, 40)
+    assert case.spacing == pytest.approx((6.0, 1.0, 1.2)) and case.image.shape == (1, 16, 36, 40)
     values = standardised(source[0] / "scan_4.nii.gz")
-    np.testing.assert_allclose(case.image, values.transpose(1, 2, 0)[::-1, ::-1, ::-1], atol=1e-5)
+    np.testing.assert_allclose(case.image[0], values.transpose(1, 2, 0)[::-1, ::-1, ::-1], atol=1e-5)
     assert open_dataset("own", dest).preprocessing.orientation == "SPL"  # of most
 
 
@@ -151,7 +151,8 @@ def test_images_may_stay_in_their_files(source, monkeypatch):
         assert isinstance(case.image, DiskImage) and case.name == in_memory.name
         plane = torch.from_numpy(in_memory.image)
         assert case.image.shape == plane.shape and torch.equal(case.image.expand(), plane)
-        assert torch.equal(case.image.transpose(0, 1)[3:9, 2:4], plane.T[3:9, 2:4])
+        turned, box = case.image.transpose(1, 2), (slice(0, 1), slice(3, 9), slice(2, 4))
+        assert torch.equal(turned[box], plane.transpose(1, 2)[box])
 
 
 def test_training_from_files_is_training_from_memory(source, tmp_path, monkeypatch, capsys):

@@ -23,11 +23,11 @@ def test_a_patch_is_the_scan_s_shape_cut_along_its_longest_side_in_mm(shape, spa
 
 
 def facts(spacing: tuple[float, ...]) -> Facts:
-    return Facts("scan", "RAS", (40, 40, 40), spacing, 0.0, "", {0: 9, 1: 1}, np.ones(1, np.float32))
+    return Facts("scan", "RAS", (40, 40, 40), spacing, (0.0,), (1.0,), "", {0: 9, 1: 1}, np.ones((1, 1), np.float32))
 
 
 def test_the_median_spacing_decides_whether_axes_are_exchanged():
     for width, expected in ((1.15, "crop_dihedral"), (1.25, "crop")):
         scans = [facts((size, 1.0, 2.0)) for size in (width, width, 3 * width)]
-        chosen = plan(scans, scans, ("background", "organ"), "mr")
+        chosen = plan(scans, scans, ("background", "organ"), ["mr"])
         assert chosen.preprocessing.spacing == (width, 1.0, 2.0) and chosen.augmentation == expected

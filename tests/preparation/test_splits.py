@@ -8,7 +8,7 @@ from semiseg.preparation.splits import LabelledScan, split
 
 def test_the_split_depends_on_names_only_and_has_the_usual_numbers():
     def scans(names: range) -> list[LabelledScan]:
-        return [LabelledScan(f"p{k}_{frame}", f"p{k}", Path(), Path()) for k in names for frame in "ab"]
+        return [LabelledScan(f"p{k}_{frame}", f"p{k}", (Path(),), Path()) for k in names for frame in "ab"]
 
     sizes = {"train.list": 70, "val.list": 10, "test.list": 20}
     one = split(scans(range(100)), sizes)
@@ -27,7 +27,7 @@ def test_the_split_depends_on_names_only_and_has_the_usual_numbers():
 
 def test_other_scans_of_a_patient_whose_label_is_used_are_trained_on(tmp_path):
     """One in five of all patients is for the test, and none of them is trained on."""
-    scans = [LabelledScan(f"p{k}_{frame}", f"p{k}", Path(), Path()) for k in range(8) for frame in "ab"]
+    scans = [LabelledScan(f"p{k}_{frame}", f"p{k}", (Path(),), Path()) for k in range(8) for frame in "ab"]
     for listed in (f"p{k}_b" for k in range(8)):
         (tmp_path / "labelled.txt").write_text(listed)
         splits, labelled = divide(scans, labelled=tmp_path / "labelled.txt")

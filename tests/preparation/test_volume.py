@@ -15,8 +15,8 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
-from semiseg.data.preprocessing import Preprocessing
-from semiseg.preparation.volume import Volume, on_grid_of, resample, resample_label
+from semiseg.data.preprocessing import Intensity, Preprocessing
+from semiseg.preparation.volume import Volume, on_grid_of, prepared_channels, resample, resample_label
 from semiseg.preparation.volume_files import (
     read_dicom_series,
     read_header,
@@ -293,8 +293,8 @@ def test_resampling_keeps_what_lies_at_a_point_of_the_world(tmp_path):
 
 def test_intensities_are_cut_off_before_they_are_interpolated():
     image = Volume(Path("scan"), np.array([0.0, 1000]).reshape(2, 1, 1), np.diag([2.0, 1, 1, 1]))
-    preprocessing = Preprocessing("RAS", (1.0, 1, 1), "fixed", clip=(0, 100), mean=0.0, deviation=1.0)
-    np.testing.assert_allclose(image.prepared(preprocessing).ravel(), [0, 25, 75, 100])
+    preprocessing = Preprocessing("RAS", (1.0, 1, 1), (Intensity("fixed", clip=(0, 100), mean=0.0, deviation=1.0),))
+    np.testing.assert_allclose(prepared_channels([image], preprocessing).ravel(), [0, 25, 75, 100])
 
 
 def test_a_label_becomes_the_class_that_has_most_of_a_voxel():
