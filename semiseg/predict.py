@@ -18,18 +18,9 @@ from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import choose_device
 from semiseg.prediction import Predictor, check_channels, check_spacing
 from semiseg.preparation.channel_files import FIRST, grouped, has_number, scan_name
-from semiseg.preparation.volume_files import (
-    MASK_ENDINGS,
-    SCAN_ENDINGS,
-    check_mask,
-    dicom_files,
-    has_ending,
-    is_picture,
-    read_channel_headers,
-    scans_in,
-    stem,
-    volume_files,
-)
+from semiseg.preparation.dicom import dicom_files
+from semiseg.preparation.file_names import MASK_ENDINGS, SCAN_ENDINGS, has_ending, is_picture, stem
+from semiseg.preparation.volume_files import check_mask, read_channel_headers, scans_in, volume_files
 
 Scan = tuple[Path, ...]  # the files of its channels
 

@@ -1,14 +1,22 @@
 """Small made-up scans in the files that challenges hand out."""
 
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import nibabel
 import nrrd
 import numpy as np
 import pydicom
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # array axes to the left, posterior and superior
+FUNCTIONAL_GROUPS = {
+    "PlanePositionSequence": ["ImagePositionPatient"],
+    "PlaneOrientationSequence": ["ImageOrientationPatient"],
+    "PixelMeasuresSequence": ["PixelSpacing"],
+    "PixelValueTransformationSequence": ["RescaleSlope", "RescaleIntercept"],
+}
 
 
 def anatomy(
@@ -74,6 +82,41 @@ def write_dicom_series(
         slice.RescaleSlope, slice.RescaleIntercept = 1, intercept
         slice.PixelData = (np.rint(values[:, :, number].T) - intercept).astype(np.int16).tobytes()
         slice.save_as(folder / f"{number * 619 % 997:03d}.dcm", enforce_file_format=True)
+
+
+def read_slices(folder: Path) -> list[pydicom.Dataset]:
+    """The files of a series, in the order of their names."""
+    return [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+
+
+def enhanced_image(
+    slices: Sequence[pydicom.Dataset],
+    shared: Collection[str] = ("PlaneOrientationSequence", "PixelMeasuresSequence"),
+) -> pydicom.Dataset:
+    """The slices of a series as frames of one image, in their order; some functional groups are shared by all."""
+    image = deepcopy(slices[0])
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    image.NumberOfFrames = len(slices)
+    image.PixelData = b"".join(slice.PixelData for slice in slices)
+    image.SharedFunctionalGroupsSequence = [functional_groups(slices[0], shared)]
+    image.PerFrameFunctionalGroupsSequence = [
+        functional_groups(slice, FUNCTIONAL_GROUPS.keys() - set(shared)) for slice in slices
+    ]
+    for names in FUNCTIONAL_GROUPS.values():
+        for name in names:
+            delattr(image, name)
+    return image
+
+
+def functional_groups(slice: pydicom.Dataset, groups: Collection[str]) -> pydicom.Dataset:
+    """Some of them, with what the file of a slice says."""
+    items = pydicom.Dataset()
+    for group in groups:
+        item = pydicom.Dataset()
+        for name in FUNCTIONAL_GROUPS[group]:
+            item[name] = deepcopy(slice[name])
+        setattr(items, group, [item])
+    return items
 
 
 def left_atrium_source(root: Path, count: int = 5) -> Path:

@@ -14,7 +14,15 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from challenge_files import LPS, anatomy, write_dicom_series, write_nifti, write_nrrd
+from challenge_files import (
+    LPS,
+    anatomy,
+    enhanced_image,
+    read_slices,
+    write_dicom_series,
+    write_nifti,
+    write_nrrd,
+)
 from nibabel.affines import from_matvec
 from nibabel.orientations import io_orientation
 from scipy import ndimage
@@ -161,11 +169,13 @@ def test_nrrd_and_dicom_scans(thresholding, tmp_path):
     write_nrrd(tmp_path / "scans" / "one.nrrd", image, 0.625)
     for folder in ("series", "scans/two", "scans/three"):
         write_dicom_series(tmp_path / folder / "study", image, (0.5, 0.7, 2.0))
-    for source in ("scans", "series", "series/study"):
+    (tmp_path / "enhanced").mkdir()
+    enhanced_image(read_slices(tmp_path / "series" / "study")).save_as(tmp_path / "enhanced" / "a.dcm")
+    for source in ("scans", "series", "series/study", "enhanced"):
         predict(["--run", run, "--input", str(tmp_path / source), "--output", str(tmp_path / "masks")])
     series = LPS @ np.array([[0.5, 0, 0, -100], [0, 0.7, 0, -80], [0, 0, 2, 30], [0, 0, 0, 1]])
     affines = {"one": LPS @ np.diag([0.625, 0.625, 0.625, 1])}
-    for name, affine in (affines | dict.fromkeys(("two", "three", "series", "study"), series)).items():
+    for name, affine in (affines | dict.fromkeys(("two", "three", "series", "study", "enhanced"), series)).items():
         mask = read_nifti(tmp_path / "masks" / f"{name}.nii.gz")
         np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
         assert np.array_equal(mask.values, image > THRESHOLD)

@@ -79,6 +79,8 @@ class Challenge(ABC):
         self.check_spacing(image)
         check_image(image)
         classes = as_classes(on_grid_of(image, stored), self.stored_labels)
+        if not classes.any():
+            raise ValueError(f"{stored.path}: labels no voxel; expected some foreground")
         return image, np.flip(classes, mirror), stored, stored_image.orientation
 
 

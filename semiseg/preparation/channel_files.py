@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from semiseg.preparation.volume_files import stem
+from semiseg.preparation.file_names import stem
 
 NUMBER = re.compile(r"_(\d{4})$")  # of the channel, behind a scan's name
 FIRST = "_0000"

@@ -24,7 +24,7 @@ def as_classes(
     label: Volume,
     stored_labels: Mapping[int, int],  # value in the label files -> class
 ) -> np.ndarray:  # [x, y, z] uint8
-    """A label's values as classes. Raises ValueError if a value is unknown or nothing is labelled."""
+    """A label's values as classes. Raises ValueError if a value is unknown."""
     unknown = ~np.isin(label.values, list(stored_labels))
     if unknown.any():
         raise ValueError(
@@ -34,8 +34,6 @@ def as_classes(
     classes = np.zeros(label.values.shape, np.uint8)
     for value, number in stored_labels.items():
         classes[label.values == value] = number
-    if not classes.any():
-        raise ValueError(f"{label.path}: labels no voxel; expected some foreground")
     return classes
 
 
@@ -46,8 +44,9 @@ class LabelPlacement:
         self,
         mirror: tuple[int, ...],  # axes all labels were mirrored along already
         check_alignment: bool,  # whether labels are compared with their images' content
+        by_chance: float = 0.0,  # share of the labels that may look mirrored
     ) -> None:
-        self._mirror, self._check_alignment = mirror, check_alignment
+        self._mirror, self._check_alignment, self._by_chance = mirror, check_alignment, by_chance
         self._count = 0
         self._mirrored: dict[str, tuple[tuple[int, ...], float]] = {}  # axes and how much better it then fits
         self._turned: list[str] = []
@@ -84,11 +83,14 @@ class LabelPlacement:
             self._displaced,
             "headers place the label elsewhere than its image; voxels are matched by their index",
         )
+        is_wrong = len(self._mirrored) > self._by_chance * self._count
+        if not is_wrong:
+            self._doubtful += [f"{name} ({_axes(axes)})" for name, (axes, _) in self._mirrored.items()]
         note(
             self._doubtful,
             "labels fit their images a little better mirrored along the axes in brackets; look at them",
         )
-        if self._mirrored:
+        if is_wrong:
             raise ValueError(self._mirrored_labels())
 
     def _mirrored_labels(self) -> str:

@@ -5,8 +5,7 @@ Without SimpleITK: where compressed voxels are damaged it returns whatever the m
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +13,10 @@ from typing import BinaryIO
 import numpy as np
 
 from semiseg.atomic import replace_atomically
-from semiseg.errors import first_line
-from semiseg.preparation.volume import Volume
+from semiseg.errors import reading
+from semiseg.preparation.file_names import has_ending
+from semiseg.preparation.volume import Volume, checked_volume
 
-META_IMAGE_ENDINGS = (".mha", ".mhd")
 ELEMENT_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2",
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_INT": "i4", "MET_UINT": "u4",
@@ -50,15 +49,15 @@ LPS = np.diag([-1, -1, 1, 1])  # the space of a header to that of an affine, and
 def read_meta_image(path: Path) -> list[Volume]:
     """Read a MetaImage of three axes, a volume for each component of its pixels.
 
-    Raises FileNotFoundError if it is missing, ValueError if it cannot be read, has other axes, or its voxels are text
-    or lie in several files.
+    Raises FileNotFoundError if it is missing, ValueError if it cannot be read, has other axes or one without a direction,
+    or its voxels are text or lie in several files.
     """
-    with _reading(path), path.open("rb") as stream:
+    with reading(path, "MetaImage"), path.open("rb") as stream:
         fields = _read_fields(stream)
         name = fields["ElementDataFile"]
         data = stream.read() if name == LOCAL else (path.parent / name).read_bytes()
         values, affine = _voxels(fields, data), _affine(fields)
-    return [Volume(path, component, affine) for component in values]
+    return [checked_volume(path, component, affine) for component in values]
 
 
 def read_meta_image_header(path: Path) -> list[Volume]:
@@ -66,10 +65,10 @@ def read_meta_image_header(path: Path) -> list[Volume]:
 
     Raises as `read_meta_image` does, as far as the header tells.
     """
-    with _reading(path), path.open("rb") as stream:
+    with reading(path, "MetaImage"), path.open("rb") as stream:
         fields = _read_fields(stream)
         values, affine = np.broadcast_to(np.uint8(0), _shape(fields)), _affine(fields)
-    return [Volume(path, component, affine) for component in values]
+    return [checked_volume(path, component, affine) for component in values]
 
 
 def write_meta_image(
@@ -78,7 +77,7 @@ def write_meta_image(
     affine: np.ndarray,  # [4, 4]
 ) -> None:
     """Write a compressed MetaImage; it appears whole or not at all. ValueError for another ending."""
-    if not path.name.lower().endswith(".mha"):
+    if not has_ending(path, (".mha",)):
         raise ValueError(f"{path}: accepted are names that end in .mha")
     components = np.moveaxis(values.reshape(*values.shape[:3], -1), -1, 0)
     data = zlib.compress(components.astype(values.dtype.newbyteorder("<")).tobytes(order="F"))
@@ -166,13 +165,3 @@ def _numbers(fields: Mapping[str, str], name: str, count: int) -> np.ndarray:  #
 
 def _text(numbers: Iterable[float]) -> str:
     return " ".join(map(str, numbers))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; expected a MetaImage file")
-    try:
-        yield
-    except (OSError, ValueError, MemoryError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read as MetaImage ({first_line(error)})") from error

@@ -17,6 +17,7 @@ from semiseg.data.own import DESCRIPTION, OwnData
 from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.checks import as_classes
+from semiseg.preparation.file_names import is_picture
 from semiseg.preparation.layout import (
     check_new,
     is_listable,
@@ -40,7 +41,7 @@ from semiseg.preparation.survey import (
     survey,
 )
 from semiseg.preparation.volume import Volume, on_grid_of, prepared_channels, resample_label, sides
-from semiseg.preparation.volume_files import is_picture, read_channel_headers, read_header
+from semiseg.preparation.volume_files import read_channel_headers, read_header
 
 FINDINGS = "findings.md"
 LIST_NAMES = {VALIDATION_LIST: "for validation", TEST_LIST: "for the test"}
@@ -327,9 +328,8 @@ def _write_case(
         elif not image.has_spacing(spacing):
             label = resample_label(label, image.spacing, spacing)
         lost = np.setdiff1d(shown, label).tolist()
-        if not label.any():
-            size = f"{sides(plan.patch)} pixels" if plan.is_resized else f"{sides(spacing)} mm"
-            raise ValueError(f"{scan.label}: nothing labelled is left at {size}")
+        if not (label.any() or plan.is_resized):
+            raise ValueError(f"{scan.label}: nothing labelled is left at {sides(spacing)} mm")
     own_spacing = spacing if plan.dimensions == 2 and not plan.is_resized else None
     prepared = prepared_channels(channels, plan.preprocessing)
     if plan.is_resized:

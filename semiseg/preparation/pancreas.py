@@ -12,10 +12,11 @@ from semiseg.data.own import DESCRIPTION
 from semiseg.data.pancreas import Pancreas
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST
 from semiseg.preparation.challenge import Challenge, box_around
+from semiseg.preparation.dicom import read_dicom_series
 from semiseg.preparation.layout import write_case
 from semiseg.preparation.splits import LabelledScan, Splits
 from semiseg.preparation.volume import Volume, resample_label
-from semiseg.preparation.volume_files import read_dicom_series, read_nifti
+from semiseg.preparation.volume_files import read_nifti
 
 PREPROCESSING = Pancreas.preprocessing
 INTENSITY = PREPROCESSING.channels[0]

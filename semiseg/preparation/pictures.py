@@ -13,9 +13,9 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 
 from semiseg.atomic import replace_atomically
 from semiseg.errors import first_line
+from semiseg.preparation.file_names import has_ending
 from semiseg.preparation.volume import Volume
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 LOSSY = ("JPEG", "MPO")  # the other is JPEG of some cameras, with further pictures behind the first
 # Colours of each of Pillow's modes that is accepted, without alpha.
@@ -85,7 +85,7 @@ def write_picture(
     labels: np.ndarray,  # [columns, rows, 1] uint8 or uint16
 ) -> None:
     """Write a mask as PNG of grey values; it appears whole or not at all. ValueError for another ending."""
-    if not path.name.lower().endswith(".png"):
+    if not has_ending(path, (".png",)):
         raise ValueError(f"{path}: accepted are names that end in .png")
     with replace_atomically(path) as temporary:
         Image.fromarray(np.ascontiguousarray(labels[:, :, 0].T)).save(temporary, "PNG")

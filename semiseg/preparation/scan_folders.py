@@ -7,9 +7,10 @@ from pathlib import Path
 
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
 from semiseg.preparation.channel_files import FIRST, grouped, has_number, scan_name
+from semiseg.preparation.file_names import SCAN_ENDINGS, stem
 from semiseg.preparation.layout import check_name
 from semiseg.preparation.splits import LabelledScan, Scan, Splits, listed, split
-from semiseg.preparation.volume_files import SCAN_ENDINGS, scans_in, stem
+from semiseg.preparation.volume_files import scans_in
 
 LABEL_ENDING = re.compile(r"[_.-](gt|seg|label)$")  # behind the name of a label
 TEST_SHARE = 0.2  # of the labelled patients

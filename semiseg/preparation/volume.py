@@ -25,6 +25,7 @@ SAME_DIRECTION = 0.02  # cosines
 SLICE_SPACING = 1.2  # times that of the other axes: from there on an axis counts as that of the slices
 # By where the axis of the slices leads: from slice to slice, then down and to the right as radiology shows that plane.
 PLANES = {"S": "SPL", "I": "SPL", "A": "PIL", "P": "PIL", "L": "LIP", "R": "LIP"}
+FLAT = 1e-6  # determinant of unit directions; below, they are not three
 BYTES_PER_VOXEL = 8  # of a resampled image: interpolated and scaled, float32 each
 
 
@@ -121,6 +122,25 @@ class Volume:
     def has_spacing(self, spacing: tuple[float, ...]) -> bool:
         """Whether voxels have this size in mm, to one per cent."""
         return np.allclose(self.spacing, spacing, rtol=SAME_SPACING, atol=0)
+
+
+def checked_volume(
+    path: Path,
+    values: np.ndarray,
+    affine: np.ndarray,  # [4, 4]
+) -> Volume:
+    """A volume as its file holds it.
+
+    Raises ValueError for other axes than three, empty or without a direction, and voxels of more than one number.
+    """
+    if values.ndim != 3 or 0 in values.shape:
+        raise ValueError(f"{path}: has shape {values.shape}; expected three axes, none of them empty")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and spacing.all() and abs(np.linalg.det(affine[:3, :3] / spacing)) > FLAT):
+        raise ValueError(f"{path}: its header gives no direction for some axis; expected a spacing for each")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: holds values of type {values.dtype}; expected one number a voxel")
+    return Volume(path, values, affine)
 
 
 def prepared_channels(

@@ -27,8 +27,9 @@ from untrained_runs import untrained_run
 from semiseg import Predictor
 from semiseg.data import open_dataset
 from semiseg.preparation import CHALLENGES
+from semiseg.preparation.dicom import read_dicom_series
 from semiseg.preparation.volume import Volume, prepared_channels
-from semiseg.preparation.volume_files import read_dicom_series, read_nifti, read_nrrd, read_volume
+from semiseg.preparation.volume_files import read_nifti, read_nrrd, read_volume
 
 REAL_DATA = Path(os.environ.get("SEMISEG_DATA", ""))
 VOLUMES = "2018LA_Seg_Training Set"

@@ -30,7 +30,7 @@ def painted(random: np.random.Generator, rows: int, columns: int) -> tuple[np.nd
     """A picture of a reddish disc on bluish ground, and its mask, 255 in the disc."""
     y, x = np.mgrid[:rows, :columns]
     radius = min(rows, columns) / 4
-    centre = random.uniform(radius, rows - radius), random.uniform(radius, columns - radius)
+    centre = random.uniform(radius, 1.4 * radius, 2)  # not in the middle, so that mirrored it is elsewhere
     disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
     colours = np.where(disc[..., None], (200, 60, 50), (40, 70, 150)) + random.normal(0, 8, (rows, columns, 3))
     return colours.clip(0, 255).astype(np.uint8), disc * np.uint8(255)
@@ -140,6 +140,15 @@ def test_a_network_learns_what_is_red(source, tmp_path):
         np.testing.assert_array_equal(volume.turned("LPS").values[:, :, 0].T == 255, shown)
 
 
+def test_pictures_may_show_nothing(source):
+    path = source[1] / "p3.png"
+    Image.fromarray(0 * np.asarray(Image.open(path))).save(path)
+    dest = prepare(source, "--labelled", "4")
+    with h5py.File(dest / "cases" / "p3.h5") as file:
+        assert not file["label"][()].any()
+    assert "p3" not in (dest / "findings.md").read_text()
+
+
 def test_grey_pictures_of_sixteen_bits_are_standardised(tmp_path):
     random = np.random.default_rng()
     for number in range(4):
@@ -187,6 +196,22 @@ def test_masks_of_other_sizes_or_colours_are_refused(source):
     Image.fromarray(np.stack([mask, 0 * mask, mask], -1)).save(path)
     with pytest.raises(ValueError, match="p2.png: .*it has 2 colours; expected a number for each class"):
         prepare(source)
+
+
+def test_masks_that_lie_mirrored_are_found_where_most_do(source):
+    """One alone, of a picture, may look so by chance."""
+    def mirror(name):
+        path = source[1] / name
+        Image.fromarray(np.asarray(Image.open(path))[::-1, ::-1]).save(path)
+
+    mirror("p0.png")
+    prepare(source)
+    (source[0].parent.parent / "dest").rename(source[0].parent.parent / "earlier")
+    for number in range(1, 6):
+        mirror(f"p{number}.png")
+    with pytest.raises(ValueError, match="labels lie mirrored against their images"):
+        prepare(source)
+    prepare(source, "--flip-labels", "xy")
 
 
 def test_pictures_beside_volumes_are_no_scans(source, tmp_path):

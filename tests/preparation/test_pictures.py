@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg.preparation.pictures import (
-    PICTURE_ENDINGS,
-    read_picture,
-    read_picture_header,
-    read_picture_label,
-    write_picture,
-)
+from semiseg.preparation.file_names import PICTURE_ENDINGS
+from semiseg.preparation.pictures import read_picture, read_picture_header, read_picture_label, write_picture
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (4, 6)).astype(np.uint8)  # rows, columns

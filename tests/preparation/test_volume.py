@@ -1,29 +1,18 @@
 """Scans and their place in space: reading, turning, resampling."""
 
-import gc
-import re
-import shutil
-import weakref
 from pathlib import Path
 
 import challenge_files as files
 import nibabel
 import nrrd
 import numpy as np
-import pydicom
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
 from semiseg.data.preprocessing import Intensity, Preprocessing
 from semiseg.preparation.volume import Volume, on_grid_of, prepared_channels, resample, resample_label
-from semiseg.preparation.volume_files import (
-    read_dicom_series,
-    read_header,
-    read_nifti,
-    read_nrrd,
-    read_volume,
-)
+from semiseg.preparation.volume_files import read_header, read_nifti, read_nrrd, read_volume
 
 NO_SPACE = dict.fromkeys(("space", "space directions", "space origin"))
 
@@ -42,141 +31,6 @@ def test_resampling_is_exact_for_a_linear_image():
     np.testing.assert_allclose(
         resampled[inner], (expected[0] + 10 * expected[1] + 100 * expected[2])[inner], rtol=1e-5
     )
-
-
-def test_slices_are_ordered_by_position_and_rescaled(tmp_path):
-    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5) - 20
-    files.write_dicom_series(tmp_path / "series", values, (0.7, 0.9, 2.5), origin=(-10, 20, -30))
-    volume = read_dicom_series(tmp_path)
-    np.testing.assert_array_equal(volume.values, values)
-    assert volume.spacing == pytest.approx((0.7, 0.9, 2.5)) and volume.orientation == "LPS"
-    np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [10 - 0.7, -20 - 1.8, -30 + 7.5, 1])
-
-
-def test_a_sagittal_series_is_ordered_along_its_normal(tmp_path):
-    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
-    files.write_dicom_series(tmp_path, values, (0.7, 0.9, 2.5))
-    for path in tmp_path.iterdir():
-        slice = pydicom.dcmread(path)
-        number = (slice.ImagePositionPatient[2] - 30) / 2.5
-        slice.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]  # columns to posterior, rows to inferior
-        slice.ImagePositionPatient = [-50 - 2.5 * number, -80, 60]  # from left to right
-        slice.save_as(path)
-    volume = read_dicom_series(tmp_path)
-    np.testing.assert_array_equal(volume.values, values)
-    assert volume.spacing == pytest.approx((0.7, 0.9, 2.5)) and volume.orientation == "PIR"
-    np.testing.assert_allclose(volume.affine @ [1, 2, 3, 1], [50 + 7.5, 80 - 0.7, 60 - 1.8, 1])
-    (tmp_path / "241.dcm").unlink()  # the third of five
-    with pytest.raises(ValueError, match="slices lie 2.50 to 5.00 mm apart"):
-        read_dicom_series(tmp_path)
-
-
-def test_hidden_files_beside_the_slices_are_none(tmp_path):
-    """Such as those that macOS puts beside each file on a stick."""
-    files.write_dicom_series(tmp_path / "series", np.arange(60.0).reshape(4, 3, 5), (1.0, 1.0, 2.0))
-    for path in list((tmp_path / "series").iterdir()):
-        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
-    assert read_dicom_series(tmp_path).values.shape == (4, 3, 5)
-
-
-def test_dicom_files_are_known_without_an_ending(tmp_path):
-    """As archives hand them out, with an index beside them."""
-    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
-    files.write_dicom_series(tmp_path / "images" / "series", values, (1.0, 1.0, 2.0))
-    expected = read_dicom_series(tmp_path)
-    first, *_ = paths = sorted((tmp_path / "images" / "series").iterdir())
-    shutil.copy(first, tmp_path / "DICOMDIR")
-    for number, path in enumerate(paths):
-        path.rename(path.with_name(f"1.2.840.{number}" if number else "IM0"))
-    (tmp_path / "LICENSE").write_text("As you like.")
-    series, header = read_dicom_series(tmp_path), read_header(tmp_path)
-    np.testing.assert_array_equal(series.values, values)
-    assert header.values.shape == values.shape
-    for volume in (series, header):
-        np.testing.assert_array_equal(volume.affine, expected.affine)
-
-
-def test_pixels_are_read_of_one_series_only_slice_by_slice(tmp_path, monkeypatch):
-    values = np.arange(4 * 3 * 5, dtype=float).reshape(4, 3, 5)
-    for name in ("one", "two"):
-        files.write_dicom_series(tmp_path / name, values, (1.0, 1.0, 2.0))
-    read, with_pixels = pydicom.dcmread, []
-
-    def recorded(*arguments, **options):
-        gc.collect()
-        assert not any(slice() for slice in with_pixels)
-        slice = read(*arguments, **options)
-        if "PixelData" in slice:
-            with_pixels.append(weakref.ref(slice))
-        return slice
-
-    monkeypatch.setattr(pydicom, "dcmread", recorded)
-    with pytest.raises(ValueError, match=r"holds 2 DICOM series, one/\d+.dcm and two/\d+.dcm are of two of them"):
-        read_dicom_series(tmp_path)
-    assert not with_pixels
-    np.testing.assert_array_equal(read_dicom_series(tmp_path / "one").values, values)
-    assert len(with_pixels) == 5
-
-
-def colours(slice: pydicom.Dataset) -> None:
-    slice.SamplesPerPixel, slice.PhotometricInterpretation, slice.PlanarConfiguration = 3, "RGB", 0
-    slice.BitsAllocated, slice.BitsStored, slice.HighBit, slice.PixelRepresentation = 8, 8, 7, 0
-    slice.PixelData = bytes(4 * 3 * 3)
-
-
-def frames(slice: pydicom.Dataset) -> None:
-    slice.NumberOfFrames = 2
-    slice.PixelData = 2 * slice.PixelData
-
-
-def without_pixels(slice: pydicom.Dataset) -> None:
-    del slice.PixelData
-
-
-def undecodable(slice: pydicom.Dataset) -> None:
-    del slice.SOPInstanceUID
-    slice.PixelData = slice.PixelData[:10]
-
-
-def element(name: str, value: object):
-    return lambda slice: setattr(slice, name, value)
-
-
-@pytest.mark.parametrize(("damage", "message"), [
-    (element("PixelSpacing", None), "its PixelSpacing is None; expected 2 finite numbers"),
-    (element("PixelSpacing", [1.0]), "its PixelSpacing is 1.0; expected 2 finite numbers"),
-    (element("ImageOrientationPatient", None), "its ImageOrientationPatient is None; expected 6 finite numbers"),
-    (element("ImagePositionPatient", None), "its ImagePositionPatient is None; expected 3 finite numbers"),
-    (element("RescaleSlope", None), "its RescaleSlope is None; expected 1 finite numbers"),
-    (element("Rows", None), "its Rows is None; expected 1 finite numbers"),
-    (element("BitsAllocated", 12), ""),
-    (element("BitsAllocated", None), ""),
-    (element("PhotometricInterpretation", "MONOCHROME1"),
-     "its PhotometricInterpretation is MONOCHROME1; expected MONOCHROME2"),
-    (colours, "its SamplesPerPixel is 3; expected 1"),
-    (frames, "its NumberOfFrames is 2; expected 1"),
-    (without_pixels, "it has no PixelData; expected an image"),
-    (undecodable, ""),
-])  # fmt: skip
-def test_a_damaged_slice_is_named(tmp_path, damage, message):
-    files.write_dicom_series(tmp_path, np.zeros((4, 3, 5)), (1.0, 1.0, 2.0))
-    path = sorted(tmp_path.iterdir())[2]
-    slice = pydicom.dcmread(path)
-    damage(slice)
-    slice.save_as(path)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: cannot be read as DICOM ({message}")) as raised:
-        read_dicom_series(tmp_path)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_value_that_pydicom_reads_when_it_is_asked_for_is_named(tmp_path):
-    files.write_dicom_series(tmp_path, np.zeros((4, 3, 5)), (1.0, 1.0, 2.0))
-    path = min(tmp_path.iterdir())
-    content = path.read_bytes()
-    assert content.count(b"1.0\\1.0") == 1
-    path.write_bytes(content.replace(b"1.0\\1.0", b"1.0\\a.b"))
-    with pytest.raises(ValueError, match=f"{path}: cannot be read as DICOM"):
-        read_dicom_series(tmp_path)
 
 
 @pytest.mark.parametrize("line", [b"space origin: ", b"space directions: "])
