@@ -45,7 +45,8 @@ class DatasetDescription:
     def _fields(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         del fields["label_values"]  # cases hold the classes' numbers
-        return fields | fields.pop("preprocessing")
+        preprocessing = fields.pop("preprocessing")
+        return {**fields, "number of channels": len(preprocessing["channels"]), **preprocessing}
 
     def save(self, path: Path) -> None:
         """Write JSON."""
