@@ -152,7 +152,8 @@ def configurations(
     """What `python -m semiseg.train --config` takes, by method; without unlabelled cases only the baseline."""
     methods: dict[str, dict[str, Any]] = {"supervised": {}}
     if unlabelled:
-        methods["mper"] = {"zero_box": [side * 2 // 3 for side in plan.patch]}
+        # Not the paper's rule but that of its code, by which prototypes keep to their classes.
+        methods["mper"] = {"zero_box": [side * 2 // 3 for side in plan.patch], "update_requires_agreement": True}
         # Random embeddings of the class names need no download; text: clip learns from CLIP's.
         methods["vclipseg"] = {"text": "random"}
     return {

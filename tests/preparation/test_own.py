@@ -123,7 +123,8 @@ def test_configurations_follow_the_data(source):
         assert (config.dataset.name, config.dataset.labelled) == ("own", 2)
         assert config.dataset.augmentation == "crop_dihedral"
         assert Path(config.dataset.root) == dest.resolve()
-    assert load_config(str(dest / "mper.yaml")).method.zero_box == (32, 21, 10)
+    method = load_config(str(dest / "mper.yaml")).method
+    assert method.zero_box == (32, 21, 10) and method.update_requires_agreement
 
 
 def test_the_files_say_which_axes_are_which(source, capsys):
