@@ -152,8 +152,8 @@ def group_channels(
     for path in paths or [source]:
         if not (paths and has_number(path)):
             raise ValueError(
-                f"{path}: accepted are files that hold all {num_channels} channels of a scan, or one each and are called "
-                f"NAME{FIRST} and so on"
+                f"{path}: the number of channels is {len(read_channel_headers([path]))}, accepted are files that "
+                f"all hold {num_channels}, or one each and are called NAME{FIRST} and so on"
             )
     return grouped(paths)
 

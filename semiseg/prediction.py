@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from semiseg.config import overridden
 from semiseg.data.description import DatasetDescription
+from semiseg.data.preprocessing import BRIGHTEST, EIGHT_BITS
 from semiseg.engine.checkpoint import load_checkpoint
 from semiseg.engine.run_directory import RunDirectory
 from semiseg.engine.trainer import build_method, choose_device
@@ -103,8 +104,8 @@ class Predictor:
 
         Warns where the scan is resampled from a spacing far from the training's, or smaller than the patch.
         Raises FileNotFoundError where there is no scan, ValueError where it cannot be read, has another number of channels
-        than the training's, holds NaN or takes more memory than there is, and for a spacing that is not three positive
-        numbers.
+        than the training's, holds NaN, is brighter than a picture of 8 bits where the training's were such, or takes more
+        memory than there is, and for a spacing that is not three positive numbers.
         """
         files = [scan] if isinstance(scan, str | Path | Volume) else list(scan)
         try:
@@ -169,9 +170,14 @@ class Predictor:
         """The image [M, *S] float32 as the network sees it, and its voxels per voxel of the scan along each axis."""
         preprocessing, volume = self.description.preprocessing, channels[0]
         wanted, given = preprocessing.spacing_of(volume.spacing), volume.spacing
-        for channel in channels:
+        for channel, intensity in zip(channels, preprocessing.channels, strict=True):
             if not np.isfinite(channel.values).all():
                 raise ValueError(f"{channel.path}: holds NaN or infinity; expected finite intensities")
+            if intensity == EIGHT_BITS and (channel.values.min() < 0 or channel.values.max() > BRIGHTEST):
+                raise ValueError(
+                    f"{channel.path}: its values go from {channel.values.min():g} to {channel.values.max():g}; expected "
+                    f"0 to {BRIGHTEST:g}, as of the pictures of 8 bits that were trained on"
+                )
         steps = [1.0] * 3
         shape = volume.values.shape
         if not volume.has_spacing(wanted):

@@ -56,7 +56,7 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "labels", type=Path,
         help="folder of labels for some of them, files of the same names; an image may end in _0000 (further channels in "
-        "_0001 and so on), a label in _gt, _seg or _label",
+        "_0001 and so on), a label in _gt, _seg, _label or _mask",
     )  # fmt: skip
     parser.add_argument("dest", type=Path, help="a new folder")
     count_or_list = "NUMBER|FILE"

@@ -117,7 +117,7 @@ def test_scans_that_lack_a_channel_are_refused_before_the_network_is_read(run, s
     refused("b_0000.nii.gz: the channels of b are _0000; expected _0000, _0001 of every scan")
     refused("b_0000.nii.gz: the number of channels is 1, accepted is that of the training, 2", folder / "b_0000.nii.gz")
     (folder / "b_0000.nii.gz").rename(folder / "b.nii.gz")
-    message = "b.nii.gz: accepted are files that hold all 2 channels of a scan, or one each and are called NAME_0000"
+    message = "b.nii.gz: the number of channels is 1, accepted are files that all hold 2, or one each and are called NAME_0000"
     refused(message)
     refused(message, folder / "b.nii.gz")
 

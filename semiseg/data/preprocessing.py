@@ -61,6 +61,10 @@ class Intensity:
         return scaled
 
 
+BRIGHTEST = 255.0  # of pictures of 8 bits
+EIGHT_BITS = Intensity("fixed", None, 0.0, BRIGHTEST)  # of which a network knows nothing brighter
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """From a scanner's files to what the network sees: turn the axes, resample, bring intensities to one scale."""

@@ -186,10 +186,20 @@ def _write_cases(
     DatasetDescription(class_names, plan.dimensions, plan.preprocessing, tuple(numbers)).save(folder / DESCRIPTION)
     dataset = OwnData(folder)
     vanished = []
+    used = {scan.name for scan in division.splits[TRAINING_LIST][: division.labelled]}
+    learnt: set[int] = set()
     for scan in progress(division.scans, "writing"):
-        lost = _write_case(dataset.path(scan.name), scan, plan, numbers, mirror)
+        lost, left = _write_case(dataset.path(scan.name), scan, plan, numbers, mirror)
         vanished += [f"{scan.name} ({class_names[number]})" for number in lost]
-    note(vanished, "structures have no voxel left at the spacing chosen")
+        if scan.name in used:
+            learnt.update(left)
+    chosen, better = ("size", "larger") if plan.is_resized else ("spacing", "finer")
+    note(vanished, f"structures have no voxel left at the {chosen} chosen")
+    for number, name in enumerate(classes.values(), start=1):
+        if number not in learnt:
+            raise ValueError(
+                f"--{chosen} leaves no voxel of {name} in the {len(used)} cases to learn from, accepted is a {better} one"
+            )
     for list_name, members in division.splits.items():
         others = division.without_label if list_name == TRAINING_LIST else []
         write_list(folder / list_name, (scan.name for scan in (*members, *others)))
@@ -269,10 +279,12 @@ def check_class_names(names: Sequence[str]) -> None:
 def name_classes(labelled: Sequence[Facts], names: Sequence[str] | None) -> dict[int, str]:
     """Name of every value of the labels in order, without background.
 
-    Raises ValueError where there are more values than a label can have classes, or another number of names than of
+    Raises ValueError where there are no values, more than a label can have classes, or another number of names than of
     values.
     """
     values = sorted({value for one in labelled for value in one.voxels} - {0})
+    if not values:
+        raise ValueError(f"the {len(labelled)} labels hold no value besides 0; expected some foreground")
     if len(values) > MOST_CLASSES:
         raise ValueError(
             f"the labels hold {len(values)} values besides 0; expected up to {MOST_CLASSES} classes: {SWAPPED}"
@@ -309,8 +321,8 @@ def _write_case(
     plan: Plan,
     numbers: Mapping[int, int],  # value in the label files -> class
     mirror: tuple[int, ...],  # turned axes to mirror the label along
-) -> Sequence[int]:
-    """Write image and label as they are trained on, and return the classes that resampling leaves no voxel of.
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Write image and label as they are trained on; return the classes that resampling leaves no voxel of, and the others.
 
     Raises ValueError where it leaves nothing labelled.
     """
@@ -318,7 +330,7 @@ def _write_case(
     channels = [as_trained(channel, plan.dimensions) for channel in turned]
     image = channels[0]
     spacing = plan.preprocessing.spacing_of(image.spacing)
-    label, lost = None, []
+    label, lost, left = None, [], []
     if isinstance(scan, LabelledScan):
         values = replace(turned[0], path=scan.label, values=read_label(scan, stored[0], mirror))
         label = as_classes(as_trained(values, plan.dimensions), numbers)
@@ -327,7 +339,7 @@ def _write_case(
             label = resize(torch.from_numpy(label), plan.patch).numpy()
         elif not image.has_spacing(spacing):
             label = resample_label(label, image.spacing, spacing)
-        lost = np.setdiff1d(shown, label).tolist()
+        lost, left = np.setdiff1d(shown, label).tolist(), np.unique(label).tolist()
         if not (label.any() or plan.is_resized):
             raise ValueError(f"{scan.label}: nothing labelled is left at {sides(spacing)} mm")
     own_spacing = spacing if plan.dimensions == 2 and not plan.is_resized else None
@@ -335,7 +347,7 @@ def _write_case(
     if plan.is_resized:
         prepared = resize(torch.from_numpy(prepared[:, 0]), plan.patch).numpy()[:, None]
     write_case(path, prepared if len(prepared) > 1 else prepared[0], label, own_spacing)
-    return lost
+    return lost, left
 
 
 def _decisions(

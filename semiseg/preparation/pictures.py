@@ -25,7 +25,7 @@ WITH_ALPHA = ("LA", "RGBA")
 TURNED = range(5, 9)  # orientations of EXIF that swap columns and rows
 # Pixels of 1 mm; columns lead to the left and rows to posterior, as radiology shows axial slices.
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
-MOST_VALUES = 64  # of a lossy mask: where there are more, compression made them up
+MOST_VALUES = 2  # of a lossy mask: where there are more, compression may have made them up, at 0 and 255 by few
 
 
 def read_picture(path: Path) -> list[Volume]:
@@ -58,7 +58,7 @@ def read_picture_header(path: Path) -> list[Volume]:
 def read_picture_label(path: Path) -> Volume:
     """Read a mask [columns, rows, 1]: grey values, indices of a palette, 0 and 1 of one bit, or colours that are grey.
 
-    Raises as `read_picture` does, and ValueError for other colours, for a JPEG with more values than classes have, and
+    Raises as `read_picture` does, and ValueError for other colours, for a JPEG of more than two values, and
     for a TIFF whose 0 is white: Pillow inverts its values, other programs do not.
     """
     with _checked(path) as image:

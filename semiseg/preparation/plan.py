@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import axcodes2ornt
 
-from semiseg.data.preprocessing import Intensity, Preprocessing
+from semiseg.data.preprocessing import BRIGHTEST, EIGHT_BITS, Intensity, Preprocessing
 from semiseg.models.vnet import SIDE_MULTIPLE
 from semiseg.preparation.survey import ORIENTATION, PICTURE, Facts
 from semiseg.preparation.volume import slice_orientation
@@ -23,7 +23,6 @@ OTHER_SIDE = {"left": "right", "l": "r", "lt": "rt"}  # of the body
 OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
 # In a name of small letters; what is short counts only where it stands alone.
 SIDE = re.compile("left|right|(?<![a-z0-9])(?:l|r|lt|rt)(?![a-z0-9])")
-BRIGHTEST = 255  # of pictures of 8 bits
 VALIDATION_INTERVAL = 200  # iterations, as with ACDC
 NETWORKS = {
     2: {"name": "unet", "filters": [16, 32, 64, 128, 256], "dropout": [0.05, 0.1, 0.2, 0.3, 0.5]},
@@ -101,14 +100,14 @@ def plan(
     shape = tuple(np.median(extents / spacing, axis=0))
     if PICTURE in modalities:
         return Plan(
-            Preprocessing(orientation, None, _intensities(labelled, modalities)),
+            Preprocessing(orientation, None, _intensities(facts, labelled, modalities)),
             size or patch_size(shape, spacing),
             "crop" if has_sides else "rotate_flip_resize",
             is_resized=True,
         )
     turned = spacing[:2]  # of the axes that a rotation exchanges
     return Plan(
-        Preprocessing(orientation, array_spacing(spacing), _intensities(labelled, modalities)),
+        Preprocessing(orientation, array_spacing(spacing), _intensities(facts, labelled, modalities)),
         patch_size(shape, spacing),
         "crop" if has_sides or max(turned) / min(turned) > SAME_SIDES else "crop_dihedral",
     )
@@ -185,11 +184,16 @@ def _configuration(
     }
 
 
-def _intensities(labelled: Sequence[Facts], modalities: Sequence[str]) -> tuple[Intensity, ...]:
+def _intensities(
+    facts: Sequence[Facts],  # of all scans that are kept
+    labelled: Sequence[Facts],
+    modalities: Sequence[str],
+) -> tuple[Intensity, ...]:
     foreground = np.concatenate([one.foreground for one in labelled], axis=1)
-    highest = max(max(one.highest) for one in labelled)
-    if PICTURE in modalities and highest <= BRIGHTEST:
-        return (Intensity("fixed", None, 0.0, float(BRIGHTEST)),) * len(modalities)
+    lowest, highest = min(min(one.lowest) for one in facts), max(max(one.highest) for one in facts)
+    # TIFFs of floating point that end at 1 are scaled already: divided again they would be all but black.
+    if PICTURE in modalities and lowest >= 0 and 1 < highest <= BRIGHTEST:
+        return (EIGHT_BITS,) * len(modalities)
     return tuple(
         _ct_intensity(channel) if modality == "ct" else Intensity()
         for channel, modality in zip(foreground, modalities, strict=True)

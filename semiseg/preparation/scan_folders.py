@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semiseg.data.volumes import TEST_LIST, TRAINING_LIST, VALIDATION_LIST
-from semiseg.preparation.channel_files import FIRST, grouped, has_number, scan_name
+from semiseg.preparation.channel_files import FIRST, NUMBER, grouped, has_number, scan_name
 from semiseg.preparation.file_names import SCAN_ENDINGS, stem
-from semiseg.preparation.layout import check_name
+from semiseg.preparation.layout import check_name, note
 from semiseg.preparation.splits import LabelledScan, Scan, Splits, listed, split
 from semiseg.preparation.volume_files import scans_in
 
-LABEL_ENDING = re.compile(r"[_.-](gt|seg|label)$")  # behind the name of a label
+LABEL_ENDING = re.compile(r"[_.-](gt|seg|label|mask)$")  # behind the name of a label
 TEST_SHARE = 0.2  # of the labelled patients
 
 
@@ -23,10 +23,10 @@ def find_scans(
 ) -> tuple[list[LabelledScan], list[Scan]]:
     """Labelled and unlabelled scans, ordered by name, each a patient of its own unless `patient` says otherwise.
 
-    Scans are NIfTI and NRRD files, and folders with a DICOM series each. A case is called as its file without the ending
-    or as its folder, a label also without `_gt`, `_seg` or `_label` (`.seg`, `-label`). Where all images end in `_0000`,
-    or in `_0000`, `_0001` and so on and labels are called as they are without, these are the channels of a case called
-    without the number; labels may end in `_0000` too. Names are in Unicode's composed form.
+    Scans are what `scans_in` finds. A case is called as its file without the ending or as its folder, a label also without
+    `_gt`, `_seg`, `_label` or `_mask` (`.seg`, `-label`). Where all images end in `_0000`, or in `_0000`, `_0001` and so on
+    and labels are called as they are without, these are the channels of a case called without the number; labels of one
+    channel may end in `_0000` too. Names are in Unicode's composed form.
     Raises FileNotFoundError where there are no images or no labels, ValueError where two files have one name or one
     that lists cannot hold, a case lacks a channel that others have, a label has no image, or `patient` matches nothing.
     """
@@ -39,13 +39,15 @@ def find_scans(
     label_of = _by_name({(path,): _label_name(path, images_of, channel) for path in label_files})
     for kind, folder, found in (("images", images, images_of), ("labels", labels, label_of)):
         if not found:
+            called = ", called NAME_gt, NAME_seg, NAME_label or NAME_mask" if together and kind == "labels" else ""
             raise FileNotFoundError(
                 f"{folder}: holds no {kind}; expected files that end in {', '.join(SCAN_ENDINGS)}, or a folder for every "
-                "DICOM series"
+                f"DICOM series{called}"
             )
     for name, (path,) in label_of.items():
         if name not in images_of:
-            swapped = "" if images_of.keys() - label_of.keys() else "; are the folders swapped?"
+            known = label_of.keys() | set(map(scan_name, label_files))
+            swapped = "; are the folders swapped?" if images_of.keys() <= known else ""
             raise ValueError(f"{path}: there is no image called {name} in {images} for this label{swapped}")
     labelled, unlabelled = [], []
     for name, files in images_of.items():
@@ -53,6 +55,11 @@ def find_scans(
             labelled.append(LabelledScan(name, _patient(name, patient), files, *label_of[name]))
         else:
             unlabelled.append(Scan(name, _patient(name, patient), files))
+    if all(name.endswith(FIRST) for name in label_of):
+        note(
+            [scan.name for scan in unlabelled if NUMBER.sub(FIRST, scan.name) in label_of],
+            "images count as scans without a label; of channels the label is called without their numbers",
+        )
     return labelled, unlabelled
 
 

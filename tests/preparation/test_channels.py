@@ -186,6 +186,19 @@ def test_numbers_that_labels_have_too_are_those_of_scans(source):
     assert [scan.name for scan in (*labelled, *unlabelled)] == [f"scan_000{number}" for number in range(8)]
 
 
+def test_swapped_folders_are_guessed(source):
+    with pytest.raises(ValueError, match="for this label; are the folders swapped"):
+        find_scans(source[1], source[0])
+
+
+def test_labels_numbered_as_the_first_channel_are_told_of(source, capsys):
+    for path in source[1].iterdir():
+        path.rename(source[1] / path.name.replace(".nii", "_0000.nii"))
+    _, unlabelled = find_scans(*source)
+    assert "scan_0_0001" in [scan.name for scan in unlabelled]
+    assert "note: 6 images count as scans without a label; of channels the label is called" in capsys.readouterr().err
+
+
 def test_two_files_of_one_channel_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a_0000.nrrd and a_0000.nii are both channel _0000"):
         grouped([tmp_path / "a_0000.nii", tmp_path / "a_0000.nrrd", tmp_path / "a_0001.nii"])

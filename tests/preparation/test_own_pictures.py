@@ -14,7 +14,7 @@ from untrained_runs import untrained_run
 
 from semiseg.config import load_config
 from semiseg.data import open_dataset
-from semiseg.data.preprocessing import Intensity
+from semiseg.data.preprocessing import EIGHT_BITS, Intensity, Preprocessing
 from semiseg.engine.trainer import train
 from semiseg.evaluate import evaluate
 from semiseg.predict import main as predict_command
@@ -160,6 +160,59 @@ def test_grey_pictures_of_sixteen_bits_are_standardised(tmp_path):
     assert open_dataset("own", dest).preprocessing.channels == (Intensity(),)
     with h5py.File(dest / "cases" / "p0.h5") as file:
         assert file["image"].shape == (1, 64, 64) and file["image"][()].mean() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("deep", ["floating point up to 1", "one of 16 bits without a mask"])
+def test_only_pictures_of_eight_bits_are_divided_by_255(deep, source):
+    for folder in source:
+        for path in folder.iterdir():
+            grey = np.asarray(Image.open(path).convert("L"))
+            path.unlink()
+            if folder == source[0] and deep.startswith("floating"):
+                grey = grey.astype(np.float32) / 255
+            elif path.stem == "p7":
+                grey = grey.astype(np.uint16) * 200
+            Image.fromarray(grey).save(path.with_suffix(".tif"))
+    assert open_dataset("own", prepare(source)).preprocessing.channels == (Intensity(),)
+
+
+@pytest.mark.parametrize("names", [[], ["--classes", "disc"]])
+def test_masks_that_all_show_nothing_are_refused(names, source):
+    for path in source[1].iterdir():
+        Image.fromarray(0 * np.asarray(Image.open(path))).save(path)
+    with pytest.raises(ValueError, match="the 6 labels hold no value besides 0; expected some foreground"):
+        prepare(source, *names)
+
+
+def test_a_size_that_leaves_nothing_of_a_class_is_refused(source, tmp_path):
+    for path in source[1].iterdir():
+        mask = np.array(Image.open(path))
+        mask[0, 0] = 7
+        Image.fromarray(mask).save(path)
+    with pytest.raises(ValueError, match="--size leaves no voxel of dot in the 5 cases to learn from, accepted is a larger"):
+        prepare(source, "--size", "16", "16", "--skip-flip-check", "--classes", "dot", "disc")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_masks_beside_their_pictures_have_an_ending(source):
+    for path in source[1].iterdir():
+        path.rename(source[0] / f"{path.stem}_truth.png")
+    with pytest.raises(FileNotFoundError, match="holds no labels; .*called NAME_gt, NAME_seg, NAME_label or NAME_mask"):
+        prepare((source[0], source[0]))
+    for path in source[0].glob("*_truth.png"):
+        path.rename(source[0] / path.name.replace("_truth", "_mask"))
+    assert len(list((prepare((source[0], source[0])) / "cases").iterdir())) == 8
+
+
+def test_a_network_of_eight_bits_refuses_brighter_scans(tmp_path):
+    """Such as pictures of 16 bits, or a CT: it knows nothing like them."""
+    run = untrained_run(tmp_path / "run", "acdc_supervised", Preprocessing("SPL", None, (EIGHT_BITS,)))
+    grey = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "eight.png")
+    predict(["--run", str(run), "--input", str(tmp_path / "eight.png"), "--output", str(tmp_path / "mask.png")])
+    Image.fromarray(grey).save(tmp_path / "sixteen.png")
+    with pytest.raises(ValueError, match="sixteen.png: its values go from 0 to 1023; expected 0 to 255"):
+        predict(["--run", str(run), "--input", str(tmp_path / "sixteen.png"), "--output", str(tmp_path / "other.png")])
 
 
 def test_a_colour_that_is_nowhere_is_no_error_but_no_colour_at_all_is(source):
