@@ -219,7 +219,8 @@ def test_every_channel_is_transformed_as_it_is_alone(name, shape, patch, is_comp
     for seed in range(12):
         (found,) = patches(augmentation, [stored], generator(seed))
         expected = torch.cat([patches(augmentation, [channel], generator(seed))[0] for channel in image.split(1)])
-        assert torch.equal(found, expected) and not torch.equal(found[0], found[1])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # of several, a rotation rounds otherwise
+        assert not torch.equal(found[0], found[1])
 
 
 @every_augmentation
