@@ -215,9 +215,10 @@ def check_headers(
     has, a label on another grid than its image, or an image that takes more memory at the spacing that is asked for than
     the machine has.
     """
-    num_channels = len(read_channel_headers(scans[0].images))
+    num_channels = 0
     for scan in scans:
         channels = read_channel_headers(scan.images)
+        num_channels = num_channels or len(channels)
         if len(channels) != num_channels:
             raise ValueError(
                 f"{scan.image}: the number of channels is {len(channels)}, accepted is that of {scans[0].image}, "

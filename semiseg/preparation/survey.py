@@ -225,12 +225,12 @@ def findings(
         ["class", "value", "cases", "share of voxels [%]", *(f"{way} [{unit}]" for way in ("smallest", "median", "largest"))]
     ]
     for value, name in {0: "background", **classes}.items():
-        volumes = [
-            one.millilitres(value) * (1000 if are_pictures else 1) for one in labelled if value in one.voxels
+        amounts = [
+            one.voxels[value] if are_pictures else one.millilitres(value) for one in labelled if value in one.voxels
         ]
         share = 100 * sum(one.voxels.get(value, 0) for one in labelled) / total
-        statistics = [f"{way(volumes):.4g}" if volumes else "-" for way in (np.min, np.median, np.max)]
-        rows.append([name, str(value), str(len(volumes)), f"{share:.3g}", *statistics])
+        statistics = [f"{way(amounts):.4g}" if amounts else "-" for way in (np.min, np.median, np.max)]
+        rows.append([name, str(value), str(len(amounts)), f"{share:.3g}", *statistics])
     odd = suspicious(facts, classes, modalities)
     channels = f" of {len(modalities)} channels" if len(modalities) > 1 else ""
     stored = ", ".join(f"{name} ({count})" for name, count in orientations.most_common())

@@ -47,7 +47,8 @@ def volume_files(folder: Path) -> list[Path]:
 def scans_in(folder: Path) -> list[Path]:
     """A folder's files of volumes and, each a scan, its folders with DICOM files below, in the order of their names.
 
-    Where there is none of these, its pictures: beside volumes they only show them. Raises ValueError where a DICOM file lies in the folder itself.
+    Where there is none of these, its pictures: beside volumes they only show them. Raises ValueError where a DICOM file lies
+    in the folder itself.
     """
     series = {folder / path.relative_to(folder).parts[0] for path in dicom_files(folder)}
     for path in sorted(series):
@@ -134,9 +135,9 @@ def _headers(path: Path) -> list[Volume]:
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read a NIfTI file of three axes; further ones of length one are dropped.
+    """Read a NIfTI file of one channel; further axes of length one are dropped.
 
-    Raises FileNotFoundError if it is missing, ValueError if it cannot be read or has other axes.
+    Raises FileNotFoundError if it is missing, ValueError if it cannot be read, has several channels or other axes.
     """
     return _only(path, _nifti_volumes(path))
 
